@@ -1,0 +1,26 @@
+"""The port that the rest of apollofs holds: a blob store whose bytes are verified, and that reads parts of blocks."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from .port import BlobStore
+
+
+class BlockStore(BlobStore, Protocol):
+    """A blob store of sealed objects; names, sizes and bytes are those of the data, without the seal.
+
+    All methods raise `CorruptBlob` where the object isn't what was put under this name.
+    """
+
+    async def read_block(self, name: str, data_length: int, offset: int = 0, length: int | None = None) -> memoryview:
+        """Bytes `[offset, offset + length)` of a block known to hold `data_length` bytes; `length` None: to the end.
+
+        Knowing the length saves requests: one if the range reaches the last chunk (of `footer.CHUNK_BYTES`), is near
+        the end, or the block's checksums are remembered; else two. The result is read-only and may share memory with
+        bytes around it.
+
+        Raises `NoSuchBlob`; `CorruptBlob` (also when the block has another length); `RangeUnavailable` when the range
+        leaves `data_length`.
+        """
+        ...

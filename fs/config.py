@@ -1,0 +1,63 @@
+"""The configuration of one mount: frozen, with units and bounds, checked once when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MIB = 1 << 20
+
+
+class ConfigError(ValueError):
+    """A value is out of its bounds; the message names the option, the bound and the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class BodyConfig:
+    """How file bodies are read, cached, staged and uploaded."""
+
+    cache_dir: Path
+    cache_bytes_max: int = 10 << 30
+    """Bound of the block cache; the least recently used blocks leave first."""
+    disk_free_bytes_min: int = 256 * MIB
+    """The cache stops growing, and staging answers ENOSPC, when the disk has less than this left."""
+    uploads_max: int = 8
+    downloads_max: int = 8
+    read_ahead_blocks_max: int = 4
+    commit_interval_s: float = 5.0
+    """An open file that was written is committed at least this often."""
+    commit_deadline_s: float = 120.0
+    """fsync and close answer EIO when the bodies could not be stored in this time."""
+    read_deadline_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        check_bounds("cache-size", self.cache_bytes_max, 16 * MIB, 1 << 50)
+        check_bounds("uploads", self.uploads_max, 1, 256)
+        check_bounds("downloads", self.downloads_max, 1, 256)
+        check_bounds("read-ahead", self.read_ahead_blocks_max, 0, 256)
+        check_bounds("commit-interval", self.commit_interval_s, 0.1, 3600)
+        check_bounds("commit-deadline", self.commit_deadline_s, 1, 3600)
+        check_bounds("read-deadline", self.read_deadline_s, 1, 3600)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """How long a mount may be silent, and how long an operation may take."""
+
+    lease_ttl_s: int = 15
+    """A mount that was not heard of for this long has lost its session, its locks and its right to write."""
+    operation_deadline_s: float = 30.0
+    """A metadata operation that could not be done in this time fails with EIO."""
+    slots: int = 32
+    """Transactions of this mount that may be in flight at once."""
+
+    def __post_init__(self) -> None:
+        check_bounds("lease-ttl", self.lease_ttl_s, 2, 600)
+        check_bounds("operation-deadline", self.operation_deadline_s, 1, 600)
+        check_bounds("slots", self.slots, 1, 64)
+
+
+def check_bounds(option: str, value: float, least: float, most: float) -> None:
+    """Raises ConfigError unless least <= value <= most."""
+    if not least <= value <= most:
+        raise ConfigError(f"{option} must be between {least:g} and {most:g}, not {value:g}")

@@ -1,0 +1,209 @@
+"""Running in the background: the command returns when the mount answers, or says in one line why it does not.
+
+    result = start_detached(serve, log_path=..., deadline_s=...)     # in the command; no thread may be running
+
+forks. The child leaves the terminal and the session of its parent and calls `serve(readiness)`, which calls
+`readiness.ready({...})` once and goes on. What the child tells the parent travels as one JSON line through a pipe:
+
+    {"ready": {...}}   or   {"error": "the one line"}
+
+The end of the pipe without either means that the child died; the parent then says so and names the log.
+
+A fork, not a new interpreter: nothing secret has to travel, and the start is quick. That is why no library that
+starts threads (grpc above all) may be imported by the command before it forks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, Protocol
+
+from apollofs.fs.user_error import UserError
+
+log = logging.getLogger(__name__)
+
+MESSAGE_BYTES_MAX = 65_536
+END_GRACE_S = 10.0
+"""How long a child that was told to end before it was ready has for it."""
+
+
+class StartFailed(UserError):
+    """The child could not do its work; the message is its one line."""
+
+
+class Readiness(Protocol):
+    """How a long-running service tells whoever started it that it serves."""
+
+    def ready(self, facts: Mapping[str, Any]) -> None:
+        """Say once that everything works; a second call, or one after the parent has gone, changes nothing."""
+        ...
+
+
+class ForegroundReadiness:
+    """For `--foreground`: there is no parent to tell; the log has it."""
+
+    def ready(self, facts: Mapping[str, Any]) -> None:
+        log.info("ready: %s", ", ".join(f"{name}={value}" for name, value in facts.items()))
+
+
+class PipeReadiness:
+    """The child's end of the pipe."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def ready(self, facts: Mapping[str, Any]) -> None:
+        self._tell({"ready": dict(facts)})
+
+    def failed(self, line: str) -> None:
+        """Say in one line why it will not come to `ready`."""
+        self._tell({"error": line})
+
+    def _tell(self, message: Mapping[str, Any]) -> None:
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        # The parent may have given up waiting: then nobody needs to know.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(fd, json.dumps(message).encode()[:MESSAGE_BYTES_MAX])
+        os.close(fd)
+
+
+def start_detached(
+    serve: Callable[[PipeReadiness], int], *, log_path: str, deadline_s: float, describe: Callable[[BaseException], str]
+) -> dict[str, Any]:
+    """Fork, run `serve` in the child, and return what it reports as ready.
+
+    `serve` returns the child's exit status; what it raises is put in one line by `describe`. Standard input is closed
+    in the child; its output and errors go to `log_path`, which is created. Raises StartFailed: the child's own line, or
+    that it died, or that it did not answer in `deadline_s` (it is then ended). KeyboardInterrupt ends the child too.
+    """
+    try:
+        os.makedirs(os.path.dirname(log_path) or ".", exist_ok=True)
+        log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+    except OSError as exc:
+        raise UserError(f"the log file {log_path} can't be written: {exc.strerror}") from exc
+    read_fd, write_fd = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read_fd)
+        _become_daemon(log_fd)
+        _run_child(serve, PipeReadiness(write_fd), describe)
+    os.close(write_fd)
+    os.close(log_fd)
+    try:
+        return _await_readiness(pid, read_fd, log_path, deadline_s)
+    except BaseException:
+        _end_child(pid)
+        raise
+    finally:
+        os.close(read_fd)
+
+
+def _become_daemon(log_fd: int) -> None:
+    """Leave the parent's session and terminal; only the log and the pipe stay open besides what serve() opens."""
+    os.setsid()
+    os.chdir("/")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    null_fd = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null_fd, 0)
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    os.close(null_fd)
+    os.close(log_fd)
+
+
+def _run_child(
+    serve: Callable[[PipeReadiness], int], readiness: PipeReadiness, describe: Callable[[BaseException], str]
+) -> NoReturn:
+    """Never returns into the parent's code, whatever happens."""
+    status = 1
+    try:
+        status = serve(readiness)
+    except BaseException as exc:
+        # Whoever reads the log needs the traceback; whoever typed the command needs the line.
+        log.log(logging.DEBUG if isinstance(exc, UserError) else logging.ERROR, "the start failed", exc_info=exc)
+        readiness.failed(describe(exc))
+    finally:
+        logging.shutdown()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def _await_readiness(pid: int, fd: int, log_path: str, deadline_s: float) -> dict[str, Any]:
+    text = _read_all(fd, time.monotonic() + deadline_s)
+    if text is None:
+        raise StartFailed(f"it did not answer within {deadline_s:g} s and was ended; its log is {log_path}")
+    try:
+        message: dict[str, Any] = json.loads(text)
+    except ValueError:
+        how = _how_it_ended(pid)
+        raise StartFailed(f"it {how} before it answered; its log is {log_path}") from None
+    if "error" in message:
+        raise StartFailed(str(message["error"]))
+    ready: dict[str, Any] = message["ready"]
+    return ready
+
+
+def _read_all(fd: int, deadline: float) -> bytes | None:
+    """What the child wrote until it closed its end; None when the deadline came first."""
+    parts = b""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    while len(parts) < MESSAGE_BYTES_MAX:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not poller.poll(left_s * 1000):
+            return None
+        part = os.read(fd, MESSAGE_BYTES_MAX)
+        if not part:
+            break
+        parts += part
+    return parts
+
+
+def _how_it_ended(pid: int) -> str:
+    status = _wait_for_end(pid, time.monotonic() + END_GRACE_S)
+    if status is None:
+        return "closed its pipe"
+    code = os.waitstatus_to_exitcode(status)
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+
+
+def _end_child(pid: int) -> None:
+    """SIGTERM, so that it can unmount; SIGKILL if that does not help."""
+    for number, grace_s in ((signal.SIGTERM, END_GRACE_S), (signal.SIGKILL, END_GRACE_S)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        if _wait_for_end(pid, time.monotonic() + grace_s) is not None:
+            return
+
+
+def _wait_for_end(pid: int, deadline: float) -> int | None:
+    """The wait status of a child; 0 if it was collected before; None if it lives on at the deadline."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return 0
+    try:
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            return None
+    finally:
+        os.close(pidfd)
+    try:
+        return os.waitpid(pid, 0)[1]
+    except ChildProcessError:
+        return 0

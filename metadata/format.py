@@ -1,0 +1,223 @@
+"""Making and ending a volume, its sites, and who has it mounted: what an administrator does, without a mount."""
+
+from __future__ import annotations
+
+import stat
+import time
+import uuid
+from collections.abc import AsyncIterator
+
+from apollofs.metadata import codec
+from apollofs.metadata.errors import (
+    AlreadyFormatted,
+    InvalidArgument,
+    NotFormatted,
+    OutcomeUnknown,
+    QuotaExceeded,
+    SiteInUse,
+    UnknownSite,
+)
+from apollofs.metadata.keys import Keys
+from apollofs.metadata.records import ROOT_INO, Inode, MountRecord, SiteRecord, Superblock
+from apollofs.metadata.store import Compare, Delete, KeyValue, Put, Range, Relation, Store, Target, prefix_end
+
+SITE_ID_MAX = 255
+PAGE_KEYS = 1000
+DELETE_KEYS = 10_000
+BLOCK_BYTES_DEFAULT = 4 << 20
+INLINE_BYTES_DEFAULT = 8192
+INLINE_BYTES_MAX = 1 << 20
+
+
+async def format_volume(
+    store: Store,
+    volume: str,
+    *,
+    site_name: str,
+    site_store: tuple[tuple[str, str], ...],
+    block_bytes: int = BLOCK_BYTES_DEFAULT,
+    inline_bytes_max: int = INLINE_BYTES_DEFAULT,
+    uid: int = 0,
+    gid: int = 0,
+    mode: int = 0o755,
+) -> Superblock:
+    """Make a volume with an empty root directory and one site. One transaction.
+
+    Raises AlreadyFormatted, InvalidArgument, StoreError.
+    """
+    keys = Keys(volume)
+    _check_sizes(block_bytes, inline_bytes_max)
+    _check_site_name(site_name)
+    now_ns = time.time_ns()
+    superblock = Superblock(str(uuid.uuid4()), volume, block_bytes, inline_bytes_max, (), now_ns)
+    root = Inode(
+        ROOT_INO, stat.S_IFDIR | stat.S_IMODE(mode), 2, uid, gid, 0, now_ns, now_ns, now_ns, now_ns, parent=ROOT_INO
+    )
+    puts = (
+        Put(keys.superblock, codec.encode_superblock(superblock)),
+        Put(keys.site(site_name), codec.encode_site(SiteRecord(1, site_name, site_store))),
+        Put(keys.inode(ROOT_INO), codec.encode_inode(root)),
+        Put(keys.times(ROOT_INO), codec.encode_times(codec.Times(now_ns, now_ns))),
+    )
+    compare = Compare(keys.superblock, Target.VERSION, Relation.EQUAL, 0)
+    try:
+        made = (await store.txn((compare,), puts)).succeeded
+    except OutcomeUnknown:
+        # the uuid tells whether it was this request that made it
+        found = await store.range(Range(keys.superblock))
+        made = bool(found.kvs) and codec.decode_superblock(found.kvs[0].value).uuid == superblock.uuid
+    if not made:
+        raise AlreadyFormatted(f"volume {volume!r} exists already; `apollofs destroy` removes it")
+    return superblock
+
+
+def _check_sizes(block_bytes: int, inline_bytes_max: int) -> None:
+    if block_bytes < 1 << 16 or block_bytes > 1 << 28 or block_bytes & (block_bytes - 1):
+        raise InvalidArgument(f"block size must be a power of two from 64 KiB to 256 MiB, not {block_bytes}")
+    if not 0 <= inline_bytes_max <= min(INLINE_BYTES_MAX, block_bytes):
+        raise InvalidArgument(f"inline limit must be from 0 to 1 MiB and at most a block, not {inline_bytes_max}")
+
+
+def _check_site_name(name: str) -> None:
+    if not name.isascii() or not 1 <= len(name) <= 64 or not all(c.isalnum() or c in "._-" for c in name):
+        raise InvalidArgument(f"bad site name {name!r}: use 1 to 64 letters, digits, '.', '_' or '-'")
+
+
+# -- sites ------------------------------------------------------------------------------------------------------------
+
+
+async def read_superblock(store: Store, volume: str) -> Superblock:
+    """Raises NotFormatted."""
+    found = await store.range(Range(Keys(volume).superblock))
+    if not found.kvs:
+        raise NotFormatted(f"there is no volume {volume!r}: make it with `apollofs format`")
+    return codec.decode_superblock(found.kvs[0].value)
+
+
+async def list_sites(store: Store, volume: str) -> list[SiteRecord]:
+    await read_superblock(store, volume)
+    keys = Keys(volume)
+    found = await store.range(Range(keys.sites, prefix_end(keys.sites)))
+    return sorted((codec.decode_site(kv.value) for kv in found.kvs), key=lambda site: site.id)
+
+
+async def add_site(store: Store, volume: str, name: str, site_store: tuple[tuple[str, str], ...]) -> SiteRecord:
+    """Give the volume one more site. Raises AlreadyFormatted if it has one of this name, QuotaExceeded after 255."""
+    keys = Keys(volume)
+    _check_site_name(name)
+    while True:
+        sites = await list_sites(store, volume)
+        if any(site.name == name for site in sites):
+            raise AlreadyFormatted(f"volume {volume!r} has a site {name!r} already")
+        used = {site.id for site in sites}
+        free = next((number for number in range(1, SITE_ID_MAX + 1) if number not in used), None)
+        if free is None:
+            raise QuotaExceeded(f"a volume has at most {SITE_ID_MAX} sites")
+        site = SiteRecord(free, name, site_store)
+        # sites are few and change rarely: the whole range must be as it was read
+        newest = max((kv.mod_revision for kv in await _site_keys(store, keys)), default=0)
+        compares = (
+            Compare(keys.sites, Target.MOD, Relation.LESS, newest + 1, prefix_end(keys.sites)),
+            Compare(keys.site(name), Target.VERSION, Relation.EQUAL, 0),
+        )
+        if (await store.txn(compares, (Put(keys.site(name), codec.encode_site(site)),))).succeeded:
+            return site
+
+
+async def _site_keys(store: Store, keys: Keys) -> tuple[KeyValue, ...]:
+    return (await store.range(Range(keys.sites, prefix_end(keys.sites)))).kvs
+
+
+async def remove_site(store: Store, volume: str, name: str) -> None:
+    """Take a site away. Raises UnknownSite; SiteInUse while it is mounted, holds any body, or is the last one."""
+    keys = Keys(volume)
+    sites = await list_sites(store, volume)
+    site = next((site for site in sites if site.name == name), None)
+    if site is None:
+        raise UnknownSite(f"volume {volume!r} has no site {name!r}")
+    if len(sites) == 1:
+        raise SiteInUse(f"{name!r} is the only site of volume {volume!r}")
+    for mount in await list_mounts(store, volume):
+        if mount.site == name:
+            raise SiteInUse(f"site {name!r} is mounted on {mount.host} at {mount.mountpoint}: unmount it first")
+    holder = await _first_body_at(store, keys, site.id)
+    if holder is not None:
+        raise SiteInUse(f"site {name!r} holds bodies of {holder}")
+    await store.txn((), (Delete(keys.site(name)),))
+
+
+async def _first_body_at(store: Store, keys: Keys, site_id: int) -> str | None:
+    """Which table names a blob in this site's store, or None. Reads the whole namespace, in pages."""
+    for prefix, blobs_of in (
+        (keys.dentries, _dentry_blobs),
+        (keys.inodes, _inode_blobs),
+        (keys.table(b"e"), _page_blobs),
+        (keys.tombstones, _tombstone_blobs),
+    ):
+        async for kv in pages(store, prefix):
+            if any(blob >> 56 == site_id for blob in blobs_of(kv.value)):
+                return "removed files" if prefix == keys.tombstones else "files"
+    return None
+
+
+def _dentry_blobs(value: bytes) -> list[int]:
+    inode = codec.decode_dentry(value, 0).inode
+    return [extent.blob for extent in inode.extents] if inode else []
+
+
+def _inode_blobs(value: bytes) -> list[int]:
+    return [extent.blob for extent in codec.decode_inode(value, 0).extents]
+
+
+def _page_blobs(value: bytes) -> list[int]:
+    return [extent.blob for extent in codec.decode_extents(value)]
+
+
+def _tombstone_blobs(value: bytes) -> list[int]:
+    stone = codec.decode_tombstone(value, 0)
+    return [blob for blob, _ in stone.blobs] + [extent.blob for extent in (stone.inode.extents if stone.inode else ())]
+
+
+async def pages(store: Store, prefix: bytes, *, revision: int = 0, keys_only: bool = False) -> AsyncIterator[KeyValue]:
+    """Every key with the prefix, in order, read in pages."""
+    start, end = prefix, prefix_end(prefix)
+    while True:
+        found = await store.range(Range(start, end, limit=PAGE_KEYS, revision=revision, keys_only=keys_only))
+        for kv in found.kvs:
+            yield kv
+        if not found.more:
+            return
+        start = found.kvs[-1].key + b"\0"
+
+
+# -- mounts and the end -----------------------------------------------------------------------------------------------
+
+
+async def list_mounts(store: Store, volume: str) -> list[MountRecord]:
+    """Every mount whose lease lives."""
+    await read_superblock(store, volume)
+    keys = Keys(volume)
+    found = await store.range(Range(keys.mounts, prefix_end(keys.mounts)))
+    return [codec.decode_mount(kv.value) for kv in found.kvs]
+
+
+async def destroy_volume(store: Store, volume: str) -> int:
+    """Remove every key of the volume; how many there were. Raises SiteInUse while it is mounted, NotFormatted.
+
+    The superblock goes first, in a transaction that no mount exists: nobody can mount what is half gone. Begun again
+    after an interruption it goes on.
+    """
+    keys = Keys(volume)
+    no_mount = Compare(keys.mounts, Target.VERSION, Relation.EQUAL, 0, prefix_end(keys.mounts))
+    if not (await store.range(Range(keys.prefix, keys.end, limit=1, keys_only=True))).kvs:
+        raise NotFormatted(f"there is no volume {volume!r}")
+    if not (await store.txn((no_mount,), (Delete(keys.superblock),))).succeeded:
+        mounts = ", ".join(f"{mount.host}:{mount.mountpoint}" for mount in await list_mounts(store, volume))
+        raise SiteInUse(f"volume {volume!r} is mounted: {mounts}")
+    removed = 0
+    while True:
+        found = await store.range(Range(keys.prefix, keys.end, limit=DELETE_KEYS, keys_only=True))
+        if not found.kvs:
+            return removed
+        await store.txn((), (Delete(found.kvs[0].key, found.kvs[-1].key + b"\0"),))
+        removed += len(found.kvs)

@@ -1,0 +1,161 @@
+"""The names of everything in the store. Only this module knows how a key is spelled.
+
+Every key of a volume is `apollofs/<volume>/<table>/...`; integers are 8 bytes, big-endian, so that key order is
+numeric order. See docs/ARCHITECTURE.md for what each table holds.
+"""
+
+from __future__ import annotations
+
+import re
+from struct import Struct
+
+from apollofs.metadata.errors import InvalidArgument
+from apollofs.metadata.store import prefix_end
+
+_U64 = Struct(">Q")
+_VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ROOT = b"apollofs/"
+
+
+def u64(number: int) -> bytes:
+    return _U64.pack(number)
+
+
+class Keys:
+    """Key spelling for one volume."""
+
+    def __init__(self, volume: str) -> None:
+        """Raises InvalidArgument for a volume name that is not 1 to 64 of `A-Za-z0-9._-`, letter or digit first."""
+        if not _VOLUME_NAME.fullmatch(volume):
+            raise InvalidArgument(
+                f"bad volume name {volume!r}: use 1 to 64 letters, digits, '.', '_' and '-', no sign first"
+            )
+        self.volume = volume
+        self.prefix = _ROOT + volume.encode() + b"/"
+        self.end = prefix_end(self.prefix)
+        self.superblock = self.prefix + b"S"
+        self.session_counter = self.prefix + b"N"
+        self.dirmove = self.prefix + b"D"
+        self.sites = self.prefix + b"P/"
+        self.mounts = self.prefix + b"m/"
+        self.slots = self.prefix + b"s/"
+        self.usages = self.prefix + b"u/"
+        self.tombstones = self.prefix + b"g/"
+        self._dentry = self.prefix + b"d/"
+        self._inode = self.prefix + b"i/"
+        self._moved = self.prefix + b"w/"
+        self._times = self.prefix + b"t/"
+        self._child = self.prefix + b"c/"
+        self._inline = self.prefix + b"v/"
+        self._xattr = self.prefix + b"x/"
+        self._extents = self.prefix + b"e/"
+        self._locks = self.prefix + b"k/"
+
+    # -- volume-wide -------------------------------------------------------------------------------------------------
+
+    def site(self, name: str) -> bytes:
+        return self.sites + name.encode()
+
+    def mount(self, session: int) -> bytes:
+        return self.mounts + _U64.pack(session)
+
+    def slot(self, session: int, slot: int) -> bytes:
+        return b"%s%s/%s" % (self.slots, _U64.pack(session), _U64.pack(slot))
+
+    def usage(self, session: int) -> bytes:
+        return self.usages + _U64.pack(session)
+
+    def tombstone(self, time_ns: int, ino: int, body_version: int) -> bytes:
+        """Unique: an inode dies once, and each change of a body has its own version."""
+        return b"%s%s/%s/%s" % (self.tombstones, _U64.pack(max(time_ns, 0)), _U64.pack(ino), _U64.pack(body_version))
+
+    # -- namespace ---------------------------------------------------------------------------------------------------
+
+    @property
+    def dentries(self) -> bytes:
+        """Prefix of all dentries of the volume (the checker's walk)."""
+        return self._dentry
+
+    @property
+    def inodes(self) -> bytes:
+        return self._inode
+
+    def table(self, letter: bytes) -> bytes:
+        """Prefix of a whole table, for the checker."""
+        return self.prefix + letter + b"/"
+
+    def dentry(self, parent: int, name: bytes) -> bytes:
+        return b"%s%s/%s" % (self._dentry, _U64.pack(parent), name)
+
+    def dentries_of(self, parent: int) -> bytes:
+        return b"%s%s/" % (self._dentry, _U64.pack(parent))
+
+    def inode(self, ino: int) -> bytes:
+        return self._inode + _U64.pack(ino)
+
+    def moved(self, ino: int) -> bytes:
+        return self._moved + _U64.pack(ino)
+
+    def times(self, directory: int) -> bytes:
+        return self._times + _U64.pack(directory)
+
+    def child(self, parent: int, directory: int) -> bytes:
+        return b"%s%s/%s" % (self._child, _U64.pack(parent), _U64.pack(directory))
+
+    def children_of(self, parent: int) -> bytes:
+        return b"%s%s/" % (self._child, _U64.pack(parent))
+
+    def inline(self, ino: int) -> bytes:
+        return self._inline + _U64.pack(ino)
+
+    def xattr(self, ino: int, name: bytes) -> bytes:
+        return b"%s%s/%s" % (self._xattr, _U64.pack(ino), name)
+
+    def xattrs_of(self, ino: int) -> bytes:
+        return b"%s%s/" % (self._xattr, _U64.pack(ino))
+
+    def extents(self, ino: int, page: int) -> bytes:
+        return b"%s%s/%s" % (self._extents, _U64.pack(ino), _U64.pack(page))
+
+    def extents_of(self, ino: int) -> bytes:
+        return b"%s%s/" % (self._extents, _U64.pack(ino))
+
+    # -- locks -------------------------------------------------------------------------------------------------------
+
+    def locks_of(self, ino: int, kind: int) -> bytes:
+        return b"%s%s/%c/" % (self._locks, _U64.pack(ino), 0x30 + kind)
+
+    def locks(self, ino: int, kind: int, session: int) -> bytes:
+        """What one session holds on an inode."""
+        return b"%sh/%s" % (self.locks_of(ino, kind), _U64.pack(session))
+
+    def lock_waiter(self, ino: int, kind: int, session: int, ticket: int) -> bytes:
+        """One request that waits; their order is that of create_revision."""
+        return b"%sw/%s/%s" % (self.locks_of(ino, kind), _U64.pack(session), _U64.pack(ticket))
+
+    # -- parsing -----------------------------------------------------------------------------------------------------
+
+    def parse_dentry(self, key: bytes) -> tuple[int, bytes]:
+        """(parent, name) of a dentry's key."""
+        at = len(self._dentry)
+        return _U64.unpack_from(key, at)[0], key[at + 9 :]
+
+    def parse_numbers(self, key: bytes) -> tuple[int, ...]:
+        """The integers of a key `<table>/<u64>[/<u64>...]`."""
+        rest = key[len(self.prefix) + 2 :]
+        return tuple(_U64.unpack_from(rest, at)[0] for at in range(0, len(rest), 9))
+
+    def parse_xattr(self, key: bytes) -> tuple[int, bytes]:
+        """(ino, attribute name) of an xattr's key."""
+        at = len(self._xattr)
+        return _U64.unpack_from(key, at)[0], key[at + 9 :]
+
+    def parse_session(self, key: bytes) -> int:
+        """The session of a mount's key."""
+        session: int = _U64.unpack_from(key, len(self.mounts))[0]
+        return session
+
+
+def volumes_prefix() -> bytes:
+    """Prefix of all volumes in a store."""
+    return _ROOT

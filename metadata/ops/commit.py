@@ -1,0 +1,74 @@
+"""Commit: make what was uploaded, or is small, the body of a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from apollofs.metadata import extents
+from apollofs.metadata.errors import BodyConflict, FileTooLarge, OperationNotPermitted, StaleInode
+from apollofs.metadata.journal import Change, Kind
+from apollofs.metadata.ops.body import BodyKeys
+from apollofs.metadata.ops.common import Location, Scope
+from apollofs.metadata.records import FILE_BYTES_MAX, BodyChange, Inode, InodeFlag, Usage
+from apollofs.metadata.transact import Decision
+from apollofs.metadata.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class CommitBody:
+    """Lays a BodyChange over the newest body. Replies the inode with all its extents.
+
+    Raises BodyConflict where the two can't be merged, TooManyExtents, StaleInode if the file has no name any more.
+    """
+
+    scope: Scope
+    ino: int
+    location: Location | None
+    change: BodyChange
+
+    def decide(self, view: View) -> Decision[Inode]:
+        home = self.scope.find(view, self.ino, self.location)
+        if not home.inode.is_file:
+            raise StaleInode("not a regular file")
+        if home.inode.flags & InodeFlag.IMMUTABLE:
+            raise OperationNotPermitted("the inode is immutable")
+        body = BodyKeys(self.scope)
+        before = body.load(view, home.inode)
+        self._check_mergeable(before)
+        mtime_ns = self.change.mtime_ns or self.scope.now_ns
+        after = replace(before, mtime_ns=mtime_ns, ctime_ns=self.scope.now_ns, body_version=before.body_version + 1)
+        if self.change.inline is not None:
+            after = replace(after, size_bytes=max(before.size_bytes, self.change.size_at_least))
+            stored, writes = body.store_inline(before, after, self.change.inline)
+        else:
+            after = self._overlay(before, after)
+            stored, writes = body.store(before, after)
+        writes.append(self.scope.store(home, stored))
+        record = Change(Kind.COMMIT, stored.ino, size_bytes=stored.size_bytes, mode=stored.mode, nlink=stored.nlink)
+        usage = Usage(stored.allocated_bytes - before.allocated_bytes, 0)
+        whole = replace(stored, extents=after.extents if self.change.inline is None else ())
+        return Decision(lambda revision, _: replace(whole, revision=revision), writes, record, usage=usage)
+
+    def _check_mergeable(self, before: Inode) -> None:
+        change = self.change
+        if before.body_version == change.base_version:
+            return
+        if change.inline is not None or change.rewrites_all or change.lifts_inline or before.is_inline:
+            raise BodyConflict("another mount has changed this body since it was read")
+
+    def _overlay(self, before: Inode, after: Inode) -> Inode:
+        change = self.change
+        if before.is_inline and not change.lifts_inline:
+            raise BodyConflict("the inline body must be taken along")
+        laid, size = change.extents, change.size_at_least
+        if change.append_from is not None and before.size_bytes > change.append_from:
+            distance = before.size_bytes - change.append_from
+            laid = extents.shift(laid, change.append_from, distance)
+            size += distance
+        size = max(size, before.size_bytes)
+        if size > FILE_BYTES_MAX:
+            raise FileTooLarge(f"a file has at most {FILE_BYTES_MAX} bytes")
+        kept = () if change.rewrites_all else before.extents
+        for offset, length in change.holes:
+            kept = extents.punch(kept, offset, length)
+        return replace(after, size_bytes=size, extents=extents.overlay(kept, laid))

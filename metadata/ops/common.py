@@ -1,0 +1,179 @@
+"""What several operations share: finding inodes in a view, checks, and the writes that belong together.
+
+Where an inode is: a file with one name is embedded in its dentry; a directory, and a file that has or had several
+names, is in `i/<ino>`. A `Home` says which, so that an operation can write the record back where it came from.
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass, replace
+
+from apollofs.metadata import codec
+from apollofs.metadata.codec import Dentry, Times, Tombstone
+from apollofs.metadata.errors import (
+    CorruptRecord,
+    InvalidArgument,
+    NameTooLong,
+    NoSuchEntry,
+    NotADirectory,
+    OperationNotPermitted,
+    StaleInode,
+)
+from apollofs.metadata.keys import Keys
+from apollofs.metadata.records import NAME_BYTES_MAX, Inode, InodeFlag
+from apollofs.metadata.store import Delete, Put
+from apollofs.metadata.transact import Moment
+from apollofs.metadata.view import View
+
+Location = tuple[int, bytes]
+"""(parent, name) where a file was last seen."""
+MOVES_MAX = 64
+"""How many renames of a file one lookup by number follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """An inode and the key that holds it; `location` is the dentry's if it is embedded there, else None."""
+
+    inode: Inode
+    location: Location | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What every operation has: the volume's keys and the moment."""
+
+    keys: Keys
+    moment: Moment
+
+    @property
+    def now_ns(self) -> int:
+        return self.moment.now_ns
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def directory(self, view: View, ino: int) -> Inode:
+        """A parent directory. NoSuchEntry if it has been removed: nothing can be in it any more."""
+        kv = view.get(self.keys.inode(ino))
+        if kv is None:
+            raise NoSuchEntry("the directory has been removed")
+        inode = codec.decode_inode(kv.value, kv.mod_revision)
+        if not inode.is_dir:
+            raise NotADirectory("the parent is not a directory")
+        return inode
+
+    def dentry(self, view: View, parent: int, name: bytes, *, likely_absent: bool = False) -> Dentry | None:
+        kv = view.get(self.keys.dentry(parent, name), likely_absent=likely_absent)
+        return codec.decode_dentry(kv.value, kv.mod_revision) if kv is not None else None
+
+    def home_of(self, view: View, location: Location, dentry: Dentry) -> Home:
+        """The inode that a dentry names."""
+        if dentry.inode is not None:
+            return Home(dentry.inode, location)
+        kv = view.get(self.keys.inode(dentry.ino))
+        if kv is None:
+            raise CorruptRecord(f"dentry without inode {dentry.ino:#x}")
+        return Home(codec.decode_inode(kv.value, kv.mod_revision), None)
+
+    def find(self, view: View, ino: int, location: Location | None) -> Home:
+        """An inode by number: where it was last seen, where it has moved to, or in its own key. StaleInode if gone."""
+        for _ in range(MOVES_MAX):
+            if location is not None:
+                dentry = self.dentry(view, *location)
+                if dentry is not None and dentry.ino == ino and dentry.inode is not None:
+                    return Home(dentry.inode, location)
+            own = view.get(self.keys.inode(ino))
+            if own is not None:
+                return Home(codec.decode_inode(own.value, own.mod_revision), None)
+            moved = view.get(self.keys.moved(ino))
+            target = codec.decode_location(moved.value) if moved is not None else None
+            if target is None or target == location:
+                break
+            location = target
+        raise StaleInode(f"inode {ino:#x} has no name any more")
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def store(self, home: Home, inode: Inode) -> Put:
+        """Write the inode back where it was found."""
+        if home.location is None:
+            return Put(self.keys.inode(inode.ino), codec.encode_inode(inode))
+        return Put(self.keys.dentry(*home.location), codec.encode_embedded(inode))
+
+    def touch(self, directory: int) -> Put:
+        """A name in the directory has changed: its mtime and ctime, written blindly."""
+        return Put(self.keys.times(directory), codec.encode_times(Times(self.now_ns, self.now_ns)))
+
+    def bury(self, inode: Inode, parent: int, name: bytes) -> Put:
+        """What has lost its last name: all that is needed to find its bodies, or to bring it back."""
+        stone = Tombstone(inode.ino, self.moment.session, parent, name, inode, ())
+        return Put(self.keys.tombstone(self.now_ns, inode.ino, inode.body_version + 1), codec.encode_tombstone(stone))
+
+    def discard(self, before: Inode, after: Inode) -> list[Put]:
+        """Blobs that `before` refers to and `after` does not; `after` has the next body_version."""
+        kept = {extent.blob for extent in after.extents}
+        gone = {extent.blob: extent.blob_length for extent in before.extents if extent.blob not in kept}
+        if not gone:
+            return []
+        stone = Tombstone(before.ino, self.moment.session, 0, b"", None, tuple(sorted(gone.items())))
+        key = self.keys.tombstone(self.now_ns, before.ino, after.body_version)
+        return [Put(key, codec.encode_tombstone(stone))]
+
+    def drop_name(self, home: Home, location: Location) -> tuple[Inode, list[Put | Delete]]:
+        """Take away one name of a file; what becomes of the inode. The dentry itself is the caller's to write."""
+        inode = replace(home.inode, nlink=home.inode.nlink - 1, ctime_ns=self.now_ns)
+        writes: list[Put | Delete] = []
+        if inode.nlink > 0:
+            writes.append(self.store(home, inode))
+        else:
+            writes.append(self.bury(inode, *location))
+            if home.location is None:
+                writes.append(Delete(self.keys.inode(inode.ino)))
+            else:
+                writes.append(Delete(self.keys.moved(inode.ino)))
+        return inode, writes
+
+    def drop_directory(self, inode: Inode) -> list[Put | Delete]:
+        """Remove an empty directory's own keys; the dentry is the caller's to write."""
+        writes: list[Put | Delete] = [
+            Delete(self.keys.inode(inode.ino)),
+            Delete(self.keys.times(inode.ino)),
+            Delete(self.keys.child(inode.parent, inode.ino)),
+        ]
+        if inode.xattrs:
+            prefix = self.keys.xattrs_of(inode.ino)
+            writes.append(Delete(prefix, prefix[:-1] + b"0"))
+        return writes
+
+
+# -- checks -----------------------------------------------------------------------------------------------------------
+
+
+def check_name(name: bytes) -> None:
+    """A component of a path: NameTooLong over 255 bytes, InvalidArgument for what can't be a name."""
+    if len(name) > NAME_BYTES_MAX:
+        raise NameTooLong(f"a name of {len(name)} bytes; at most {NAME_BYTES_MAX}")
+    if not name or b"/" in name or b"\0" in name or name in (b".", b".."):
+        raise InvalidArgument("not a file name")
+
+
+def check_may_add(directory: Inode) -> None:
+    if directory.flags & InodeFlag.IMMUTABLE:
+        raise OperationNotPermitted("the directory is immutable")
+
+
+def check_may_remove(directory: Inode, inode: Inode) -> None:
+    """Removing or renaming a name: neither the directory nor the inode may be immutable or append-only."""
+    if (directory.flags | inode.flags) & (InodeFlag.IMMUTABLE | InodeFlag.APPEND_ONLY):
+        raise OperationNotPermitted("the inode or its directory is immutable or append-only")
+
+
+def inherited_gid(directory: Inode, gid: int) -> int:
+    """In a setgid directory new entries get the directory's group."""
+    return directory.gid if directory.mode & stat.S_ISGID else gid
+
+
+def revised(inode: Inode, revision: int) -> Inode:
+    """The inode as of the transaction that wrote it."""
+    return replace(inode, revision=revision)

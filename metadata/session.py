@@ -1,0 +1,323 @@
+"""A session: one mount's life in the store, bound to a lease, and the journal slots that fence its transactions.
+
+Rules
+1. Every transaction of a session compares one of its slots' mod_revision with what the session knows of it, and puts
+   its journal record there. A slot carries one transaction at a time.
+2. If the lease has ended the slot is gone, the compare fails, and nothing was changed: `SessionLost` (fencing).
+3. A transaction whose outcome isn't known is sent again, as it is. Either copy may be applied, never both: the first
+   one changes the slot. If the compare then fails and the slot holds this transaction's sequence number, it had been
+   applied (exactly once).
+4. A slot that was given up while in doubt (deadline, interrupt) is settled before its next use: a record of kind
+   NOTHING is put under the same compare. Whichever arrives first wins, so a copy that is still on its way dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import trio
+
+from apollofs.metadata import codec, journal
+from apollofs.metadata.errors import (
+    DeadlineExceeded,
+    LeaseNotFound,
+    NotFormatted,
+    OutcomeUnknown,
+    SessionLost,
+    StoreError,
+    StoreUnavailable,
+    UnsupportedFormat,
+)
+from apollofs.metadata.journal import Change, Kind, SlotRecord
+from apollofs.metadata.keys import Keys
+from apollofs.metadata.records import MountRecord
+from apollofs.metadata.store import (
+    Compare,
+    KeyValue,
+    Op,
+    Put,
+    Range,
+    RangeResult,
+    Relation,
+    Store,
+    Target,
+)
+
+T = TypeVar("T")
+SESSION_MAX = (1 << 24) - 1
+"""Session numbers are 24 bits of a blob's number."""
+BACKOFF_FIRST_S = 0.02
+BACKOFF_MAX_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    lease_ttl_s: int = 15
+    operation_deadline_s: float = 30.0
+    slots: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The transaction was applied at `revision`. `ranges` are its reads, or None if its reply was lost."""
+
+    revision: int
+    ranges: tuple[RangeResult | None, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A precondition did not hold. `ranges` are the reads of the other branch, as of `revision`."""
+
+    revision: int
+    ranges: tuple[RangeResult | None, ...]
+
+
+@dataclass(slots=True)
+class _Slot:
+    key: bytes
+    mod_revision: int
+    doubtful: bool = False
+
+
+class Session:
+    """Made by `open_session`. All methods raise SessionLost once the lease is known to have ended."""
+
+    def __init__(self, store: Store, keys: Keys, options: SessionOptions, record: MountRecord, site_id: int) -> None:
+        self._store = store
+        self._keys = keys
+        self._options = options
+        self.record = record
+        self.number = record.session
+        self.site_id = site_id
+        self.lease_id = 0
+        self._slots: list[_Slot] = []
+        self._free = trio.Semaphore(0, max_value=options.slots)
+        self._sequence = 0
+        self._inos = 0
+        self._blobs = 0
+        self.lost = trio.Event()
+        """Set once, when the lease is known to have ended."""
+
+    def begin(self, slots: list[_Slot]) -> None:
+        """Take the slots that `open_session` made."""
+        self._slots = slots
+        for _ in slots:
+            self._free.release()
+
+    # -- numbers -----------------------------------------------------------------------------------------------------
+
+    def new_ino(self) -> int:
+        """A number that was never used and never will be. No request."""
+        self._inos += 1
+        assert self._inos < 1 << 32
+        return self.number << 32 | self._inos
+
+    def new_blob(self) -> int:
+        """Likewise for a blob; the top byte says which site's store holds it."""
+        self._blobs += 1
+        assert self._blobs < 1 << 32
+        return self.site_id << 56 | self.number << 32 | self._blobs
+
+    @property
+    def alive(self) -> bool:
+        return not self.lost.is_set()
+
+    # -- transactions ------------------------------------------------------------------------------------------------
+
+    async def commit(
+        self,
+        compares: Sequence[Compare],
+        writes: Sequence[Op],
+        changes: tuple[Change, ...],
+        *,
+        time_ns: int,
+        orelse: Sequence[Op] = (),
+    ) -> Committed | Conflict:
+        """Apply `writes` (puts, deletes, and reads whose results are wanted) if all `compares` hold; exactly once.
+
+        One transaction, more only while replies are lost. Raises SessionLost (nothing was changed), DeadlineExceeded
+        (the message says whether it may have been applied), StoreError. Cancellation is taken between attempts only.
+        """
+        async with self._slot() as slot:
+            self._sequence += 1
+            record = SlotRecord(self._sequence, self.site_id, time_ns, changes)
+            return await self._transact(slot, record, compares, writes, orelse)
+
+    @contextlib.asynccontextmanager
+    async def _slot(self) -> AsyncIterator[_Slot]:
+        await self._free.acquire()
+        slot = self._slots.pop()
+        try:
+            if slot.doubtful:
+                await self._settle(slot)
+            yield slot
+        finally:
+            # settled slots are taken first, so that a doubtful one disturbs nobody while others are free
+            if slot.doubtful:
+                self._slots.insert(0, slot)
+            else:
+                self._slots.append(slot)
+            self._free.release()
+
+    async def _settle(self, slot: _Slot) -> None:
+        self._sequence += 1
+        record = SlotRecord(self._sequence, self.site_id, 0, (Change(Kind.NOTHING),))
+        compare = Compare(slot.key, Target.MOD, Relation.EQUAL, slot.mod_revision)
+        put = Put(slot.key, journal.encode(record), self.lease_id)
+        result = await retry(
+            lambda: self._store.txn((compare,), (put,), (Range(slot.key),)), self._options.operation_deadline_s
+        )
+        if result.succeeded:
+            slot.mod_revision = result.revision
+        else:
+            slot.mod_revision = self._slot_value(result.ranges[0]).mod_revision
+        slot.doubtful = False
+
+    async def _transact(
+        self, slot: _Slot, record: SlotRecord, compares: Sequence[Compare], writes: Sequence[Op], orelse: Sequence[Op]
+    ) -> Committed | Conflict:
+        fence = Compare(slot.key, Target.MOD, Relation.EQUAL, slot.mod_revision)
+        then = (Put(slot.key, journal.encode(record), self.lease_id), *writes)
+        otherwise = (Range(slot.key), *orelse)
+        deadline = trio.current_time() + self._options.operation_deadline_s
+        backoff_s = BACKOFF_FIRST_S
+        while True:
+            self._check_alive()
+            try:
+                with trio.CancelScope(shield=True):
+                    result = await self._store.txn((fence, *compares), then, otherwise)
+                break
+            except LeaseNotFound as exc:
+                self._lose()
+                raise SessionLost("the session's lease has ended") from exc
+            except (OutcomeUnknown, StoreUnavailable) as exc:
+                slot.doubtful = slot.doubtful or isinstance(exc, OutcomeUnknown)
+                if trio.current_time() > deadline:
+                    outcome = "may have been applied" if slot.doubtful else "was not applied"
+                    raise DeadlineExceeded(f"metadata store: {exc} (the operation {outcome})") from exc
+            await trio.sleep(backoff_s * (0.5 + random.random()))
+            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+        return self._outcome(slot, record, result.succeeded, result.revision, result.ranges)
+
+    def _outcome(
+        self,
+        slot: _Slot,
+        record: SlotRecord,
+        succeeded: bool,
+        revision: int,
+        ranges: tuple[RangeResult | None, ...],
+    ) -> Committed | Conflict:
+        doubted, slot.doubtful = slot.doubtful, False
+        if succeeded:
+            slot.mod_revision = revision
+            return Committed(revision, ranges[1:])
+        held = self._slot_value(ranges[0])
+        if held.mod_revision == slot.mod_revision:
+            return Conflict(revision, ranges[1:])
+        assert doubted, "a slot of ours was written by somebody else"
+        assert journal.decode(held.value).sequence == record.sequence, "a settled slot was written by an old request"
+        slot.mod_revision = held.mod_revision
+        return Committed(held.mod_revision, None)
+
+    def _slot_value(self, found: RangeResult | None) -> KeyValue:
+        assert found is not None
+        if not found.kvs:
+            self._lose()
+            raise SessionLost("the session's lease has ended; nothing was changed")
+        return found.kvs[0]
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def keep_alive(self) -> None:
+        """Renew the lease until it is lost or this is cancelled. A mount that can't renew in time has lost it."""
+        ttl_s = self._options.lease_ttl_s
+        valid_until = trio.current_time() + ttl_s
+        while self.alive:
+            await trio.sleep(ttl_s / 3)
+            sent = trio.current_time()
+            try:
+                left_s = await self._store.lease_keepalive(self.lease_id)
+            except StoreError:
+                # fencing does not depend on this: a transaction after the lease's end changes nothing
+                if trio.current_time() > valid_until + ttl_s:
+                    self._lose()
+                continue
+            if left_s <= 0:
+                self._lose()
+            valid_until = sent + ttl_s
+
+    async def close(self) -> None:
+        """Give the lease back: slots, locks and the mount's record go at once. Best effort, bounded."""
+        with trio.move_on_after(5, shield=True), contextlib.suppress(StoreError):
+            await self._store.lease_revoke(self.lease_id)
+        self._lose()
+
+    def _check_alive(self) -> None:
+        if not self.alive:
+            raise SessionLost("the session has ended")
+
+    def _lose(self) -> None:
+        self.lost.set()
+
+
+async def retry(call: Callable[[], Awaitable[T]], deadline_s: float) -> T:
+    """Repeat an idempotent call on OutcomeUnknown and StoreUnavailable; DeadlineExceeded after `deadline_s`."""
+    deadline = trio.current_time() + deadline_s
+    backoff_s = BACKOFF_FIRST_S
+    while True:
+        try:
+            return await call()
+        except (OutcomeUnknown, StoreUnavailable) as exc:
+            if trio.current_time() > deadline:
+                raise DeadlineExceeded(f"metadata store: {exc}") from exc
+        await trio.sleep(backoff_s * (0.5 + random.random()))
+        backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+
+
+async def open_session(store: Store, keys: Keys, options: SessionOptions, record: MountRecord, site_id: int) -> Session:
+    """Take a number and a lease, and make the slots: three requests. `record.session` is filled in here."""
+    number = await _next_number(store, keys, options)
+    session = Session(store, keys, options, replace(record, session=number, started_ns=time.time_ns()), site_id)
+    lease = await retry(lambda: store.lease_grant(options.lease_ttl_s), options.operation_deadline_s)
+    session.lease_id = lease.id
+    opened = journal.encode(SlotRecord(0, site_id, session.record.started_ns, (Change(Kind.OPEN),)))
+    slots = [keys.slot(number, index) for index in range(options.slots)]
+    puts = [Put(keys.mount(number), codec.encode_mount(session.record), lease.id)]
+    puts += [Put(key, opened, lease.id) for key in slots]
+    compares = (
+        Compare(keys.superblock, Target.VERSION, Relation.GREATER, 0),
+        Compare(slots[0], Target.VERSION, Relation.EQUAL, 0),
+    )
+    result = await retry(lambda: store.txn(compares, puts, (Range(slots[0]),)), options.operation_deadline_s)
+    revision = result.revision
+    if not result.succeeded:
+        found = result.ranges[0]
+        assert found is not None
+        if not found.kvs:
+            raise NotFormatted(f"volume {keys.volume} has been destroyed")
+        revision = found.kvs[0].mod_revision  # an earlier copy of this transaction, whose reply was lost, made them
+    session.begin([_Slot(key, revision) for key in slots])
+    return session
+
+
+async def _next_number(store: Store, keys: Keys, options: SessionOptions) -> int:
+    """Count the volume's sessions up. If a reply is lost a number is skipped, never used twice."""
+    while True:
+        found = await retry(lambda: store.range(Range(keys.session_counter)), options.operation_deadline_s)
+        held = found.kvs[0] if found.kvs else None
+        number = (codec.decode_counter(held.value) if held else 0) + 1
+        if number > SESSION_MAX:
+            raise UnsupportedFormat(f"volume {keys.volume} has used all its {SESSION_MAX} session numbers")
+        compare = Compare(keys.session_counter, Target.MOD, Relation.EQUAL, held.mod_revision if held else 0)
+        try:
+            put = Put(keys.session_counter, codec.encode_counter(number))
+            if (await store.txn((compare,), (put,))).succeeded:
+                return number
+        except (OutcomeUnknown, StoreUnavailable):
+            await trio.sleep(BACKOFF_FIRST_S)

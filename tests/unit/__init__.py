@@ -1,0 +1,1 @@
+"""Tests of one module each: no server, no mount, no thread that outlives its test."""

@@ -1,0 +1,119 @@
+"""How many requests each operation costs: not one more than DESIGN says."""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+from collections.abc import AsyncIterator
+
+import pytest
+from apollofs.metadata.counting import CountingStore
+from apollofs.metadata.memory import MemoryStore
+from apollofs.metadata.records import ROOT_INO, BodyChange, Extent, RenameFlag, SetAttr
+from apollofs.metadata.volume import Volume
+
+from tests.support.volumes import ME, assert_sound, make_volume, mounted
+
+
+@pytest.fixture
+async def counted() -> AsyncIterator[tuple[Volume, CountingStore]]:
+    store = CountingStore(MemoryStore())
+    await make_volume(store)
+    async with mounted(store) as volume:
+        yield volume, store
+    await assert_sound(store)
+
+
+@contextlib.contextmanager
+def requests(store: CountingStore, expected: int):  # type: ignore[no-untyped-def]
+    store.reset()
+    yield
+    assert store.requests == expected
+
+
+async def test_names(counted: tuple[Volume, CountingStore]) -> None:
+    volume, store = counted
+    with requests(store, 1):
+        directory = await volume.mkdir(ROOT_INO, b"d", 0o755, ME)
+    with requests(store, 1):
+        file = await volume.mknod(directory.ino, b"f", stat.S_IFREG | 0o644, 0, ME)
+    with requests(store, 1):
+        await volume.symlink(directory.ino, b"s", b"target", ME)
+    with requests(store, 1):
+        await volume.lookup(directory.ino, b"f")
+    with requests(store, 1):
+        await volume.getattr(file.ino)
+    with requests(store, 1):
+        await volume.getattr(directory.ino)
+    with requests(store, 1):
+        await volume.setattr(file.ino, SetAttr(mode=0o600))
+    with requests(store, 1):
+        await volume.setattr(directory.ino, SetAttr(mode=0o700))
+    with requests(store, 1):
+        await volume.link(file.ino, ROOT_INO, b"hard")
+    with requests(store, 1):
+        await volume.rename(directory.ino, b"f", ROOT_INO, b"g")
+    with requests(store, 1):
+        await volume.unlink(ROOT_INO, b"g")
+    with requests(store, 1):
+        await volume.unlink(ROOT_INO, b"hard")
+    with requests(store, 1):
+        await volume.unlink(directory.ino, b"s")
+    with requests(store, 1):
+        await volume.rmdir(ROOT_INO, b"d")
+
+
+async def test_renames(counted: tuple[Volume, CountingStore]) -> None:
+    volume, store = counted
+    a = await volume.mkdir(ROOT_INO, b"a", 0o755, ME)
+    b = await volume.mkdir(ROOT_INO, b"b", 0o755, ME)
+    await volume.mkdir(a.ino, b"sub", 0o755, ME)
+    for name in (b"x", b"y"):
+        await volume.mknod(a.ino, name, stat.S_IFREG | 0o644, 0, ME)
+    with requests(store, 1):
+        await volume.rename(a.ino, b"x", b.ino, b"new")
+    with requests(store, 1):
+        await volume.rename(a.ino, b"y", b.ino, b"new")
+    with requests(store, 1):
+        await volume.rename(a.ino, b"sub", a.ino, b"other")
+    with requests(store, 1):
+        await volume.rename(b.ino, b"new", a.ino, b"other", RenameFlag.EXCHANGE)
+
+
+async def test_lookup_from_cold(counted: tuple[Volume, CountingStore]) -> None:
+    volume, store = counted
+    await volume.mkdir(ROOT_INO, b"d", 0o755, ME)
+    async with mounted(store) as other:
+        with requests(store, 2):
+            await other.lookup(ROOT_INO, b"d")
+        with requests(store, 1):
+            await other.lookup(ROOT_INO, b"d")
+
+
+async def test_commit(counted: tuple[Volume, CountingStore]) -> None:
+    volume, store = counted
+    file = await volume.mknod(ROOT_INO, b"f", stat.S_IFREG | 0o644, 0, ME)
+    with requests(store, 1):
+        file = await volume.commit_body(file.ino, BodyChange(file.body_version, 5, inline=b"hello"))
+    extent = Extent(0, 1 << 20, volume.new_blob(), 0, 1 << 20)
+    with requests(store, 1):
+        await volume.commit_body(
+            file.ino, BodyChange(file.body_version, 1 << 20, extents=(extent,), lifts_inline=True)
+        )
+    with requests(store, 1):
+        assert (await volume.read_body(file.ino)).inode.extents == (extent,)
+
+
+async def test_readdir(counted: tuple[Volume, CountingStore]) -> None:
+    volume, store = counted
+    names = [b"%04d" % number for number in range(250)]
+    for name in names:
+        await volume.mknod(ROOT_INO, name, stat.S_IFREG | 0o644, 0, ME)
+    with requests(store, 3):
+        page = await volume.readdir(ROOT_INO, b"", 100)
+        found = list(page.entries)
+        while page.more:
+            page = await volume.readdir(ROOT_INO, found[-1].name, 100, page.revision)
+            found += page.entries
+    assert [entry.name for entry in found] == names
+    assert all(entry.inode is not None for entry in found)
