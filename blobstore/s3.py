@@ -321,6 +321,9 @@ def _translated(call: Callable[[], T], what: str) -> T:
         code = str(exc.response.get("Error", {}).get("Code", ""))
         # For a HEAD, which has no body, botocore makes the status its code.
         raise error_of_status(status, "" if code.isdigit() else code, what) from exc
+    except RecursionError:
+        # botocore follows a redirect to another region by a request that may be redirected in turn, without end.
+        raise BlobStoreRefused(f"{what}: redirected for ever; check the endpoint and the region") from None
     except (boto_errors.BotoCoreError, ResponseParserError) as exc:
         raise _error_without_answer(exc, what) from exc
 

@@ -170,6 +170,8 @@ def _error_of_text(text: str, what: str) -> BlobStoreError:
     if status is not None:
         code = _CODE.search(text)
         return error_of_status(int(status[1]), code[1] if code else "", what)
+    if "Received redirect" in text:
+        return BlobStoreRefused(f"{what}: redirected; check the endpoint and the region")
     if "invalid peer certificate" in text:
         return BlobStoreRefused(f"{what}: the server's certificate isn't trusted; name its authority")
     return connection_error(what, timed_out="kind: Timeout" in text or "TimedOut" in text)

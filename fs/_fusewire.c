@@ -161,6 +161,7 @@ static PyObject *detach(PyObject *module, PyObject *unused)
 {
     fw.session = NULL;
     fw.fd = -1;
+    fw.open_replies_len = 0;
     memset(fw.settings.intercept, 0, sizeof(fw.settings.intercept));
     replace_callable(&fw.settings.dispatch, NULL);
     replace_callable(&fw.settings.interrupt, NULL);

@@ -363,6 +363,7 @@ int fuse_session_mount(struct fuse_session *session, const char *mountpoint)
     fw.dry = fw.hot = fw.init_patched = 0;
     fw.in_flight = fw.init_unique = 0;
     fw.open_replies_len = 0;
+    memset(fw.counts, 0, sizeof(fw.counts));
     memset(&fw.current, 0, sizeof(fw.current));
     fw.current_body_len = 0;
     return 0;

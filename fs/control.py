@@ -59,8 +59,9 @@ class ControlServer:
         self._handlers = handlers
         self._limit = trio.CapacityLimiter(CLIENTS_MAX)
         self._listener: trio.SocketListener | None = None
-        self.busy = 0
-        """Requests that are being answered now."""
+        self._busy = 0
+        self._idle = trio.Event()
+        self._idle.set()
 
     async def bind(self) -> None:
         """Take the socket; one that a dead mount left is replaced. Raises UserError."""
@@ -89,12 +90,13 @@ class ControlServer:
     async def drained(self, deadline_s: float) -> None:
         """Wait until every request has been answered, but no longer than `deadline_s`."""
         with trio.move_on_after(deadline_s):
-            while self.busy:
-                await trio.sleep(0.02)
+            await self._idle.wait()
 
     async def _serve_client(self, stream: trio.SocketStream) -> None:
         async with stream:
-            self.busy += 1
+            self._busy += 1
+            if self._idle.is_set():
+                self._idle = trio.Event()
             try:
                 async with self._limit:
                     reply = await self._reply_to(stream)
@@ -103,7 +105,9 @@ class ControlServer:
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 log.debug("a client of the control socket went away")
             finally:
-                self.busy -= 1
+                self._busy -= 1
+                if not self._busy:
+                    self._idle.set()
 
     async def _reply_to(self, stream: trio.SocketStream) -> Mapping[str, Any]:
         try:
@@ -153,11 +157,15 @@ ANSWER_BYTES_MAX = 64 << 20
 
 
 class MountSilent(UserError):
-    """The mount's daemon is dead, frozen, or was never there."""
+    """The mount's daemon does not answer in time: it is frozen, or very busy."""
+
+
+class MountDead(MountSilent):
+    """Nobody listens: the mount's daemon is dead, or keeps its socket elsewhere."""
 
 
 def ask(path: str, what: str, arguments: Mapping[str, Any] | None = None, *, deadline_s: float) -> dict[str, Any]:
-    """Ask the mount at `path`. Raises MountSilent where nobody answers in time, UserError with the mount's own line."""
+    """Ask the mount at `path`. Raises MountDead, MountSilent, or UserError with the mount's line."""
     request = json.dumps({**(arguments or {}), "ask": what}).encode() + b"\n"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(deadline_s)
@@ -172,11 +180,11 @@ def ask(path: str, what: str, arguments: Mapping[str, Any] | None = None, *, dea
         except OSError as exc:
             if exc.errno not in (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE):
                 raise UserError(f"the control socket {path} can't be used: {exc.strerror}") from exc
-            raise MountSilent("the mount's daemon does not run") from exc
+            raise MountDead("the mount's daemon does not run") from exc
     try:
         reply = json.loads(text)
     except ValueError as exc:
-        raise MountSilent("the mount's daemon ended while it was asked") from exc
+        raise MountDead("the mount's daemon ended while it was asked") from exc
     if not reply["ok"]:
         raise UserError(reply["error"])
     answer: dict[str, Any] = reply["answer"]

@@ -21,7 +21,9 @@ import logging
 import os
 import select
 import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Protocol
@@ -52,6 +54,22 @@ class ForegroundReadiness:
 
     def ready(self, facts: Mapping[str, Any]) -> None:
         log.info("ready: %s", ", ".join(f"{name}={value}" for name, value in facts.items()))
+
+
+class NotifyReadiness:
+    """For systemd's Type=notify: one datagram to the socket that it names (sd_notify(3))."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def ready(self, facts: Mapping[str, Any]) -> None:
+        name = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifying:
+                notifying.settimeout(5)
+                notifying.sendto(b"READY=1", name)
+        except OSError as exc:
+            log.warning("systemd could not be told that the mount is ready: %s", exc)
 
 
 class PipeReadiness:
@@ -86,6 +104,7 @@ def start_detached(
     in the child; its output and errors go to `log_path`, which is created. Raises StartFailed: the child's own line, or
     that it died, or that it did not answer in `deadline_s` (it is then ended). KeyboardInterrupt ends the child too.
     """
+    assert threading.active_count() == 1, "a fork takes only one thread along, and the locks of all"
     try:
         os.makedirs(os.path.dirname(log_path) or ".", exist_ok=True)
         log_fd = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
@@ -96,8 +115,7 @@ def start_detached(
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        os.close(read_fd)
-        _become_daemon(log_fd)
+        _become_daemon(log_fd, write_fd)
         _run_child(serve, PipeReadiness(write_fd), describe)
     os.close(write_fd)
     os.close(log_fd)
@@ -110,8 +128,8 @@ def start_detached(
         os.close(read_fd)
 
 
-def _become_daemon(log_fd: int) -> None:
-    """Leave the parent's session and terminal; only the log and the pipe stay open besides what serve() opens."""
+def _become_daemon(log_fd: int, pipe_fd: int) -> None:
+    """Leave the parent's session and terminal; of all descriptors only the log and the pipe stay open."""
     os.setsid()
     os.chdir("/")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -119,8 +137,11 @@ def _become_daemon(log_fd: int) -> None:
     os.dup2(null_fd, 0)
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)
-    os.close(null_fd)
-    os.close(log_fd)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) != pipe_fd:
+            # the descriptor of this listing is among them, and closed already
+            with contextlib.suppress(OSError):
+                os.close(int(name))
 
 
 def _run_child(

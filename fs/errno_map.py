@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from apollofs.blobstore import errors as blob
+from apollofs.fs import errors as body
 from apollofs.fs.user_error import leaves
 from apollofs.metadata import errors as meta
 
@@ -59,6 +60,16 @@ ERRNO: Final[Mapping[type[BaseException], int]] = MappingProxyType(
         # bodies
         meta.BodyConflict: errno.EIO,
         meta.TooManyExtents: errno.EFBIG,
+        body.BodyUnavailable: errno.EIO,
+        body.CorruptBody: errno.EIO,
+        body.MissingBlob: errno.EIO,
+        body.StagingFull: errno.ENOSPC,
+        body.StagingFailed: errno.EIO,
+        body.BodyLost: errno.EIO,
+        body.NoDataThere: errno.ENXIO,
+        body.BadHandle: errno.EBADF,
+        body.CacheDirectoryUnusable: errno.EIO,
+        # the blob store
         blob.NoSuchBlob: errno.EIO,
         blob.RangeUnavailable: errno.EIO,
         blob.CorruptBlob: errno.EIO,

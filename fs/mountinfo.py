@@ -1,4 +1,4 @@
-"""What is mounted on this host: /proc/self/mountinfo, read without touching any mount (a dead one would hang or fail)."""
+"""What is mounted on this host: /proc/self/mountinfo, read without touching a mount (a dead one would hang)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Taking a mount out of the tree: umount2(2) for root, fusermount3 for everybody else. Blocking: call it in a thread."""
+"""Taking a mount out of the tree: umount2(2) for root, fusermount3 for everybody else. Blocking: for threads."""
 
 from __future__ import annotations
 

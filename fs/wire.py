@@ -13,6 +13,7 @@ Life of a mount, in this order:
         wire.start(nursery)
         loop = fastloop.install(wire.fd)
         await pyfuse3.main(1, workers_max)
+        nursery.cancel_scope.cancel()           # ends lock waits: EINTR
     wire.close()                                # before pyfuse3.close()
     pyfuse3.close()
 """
@@ -177,7 +178,7 @@ class Wire:
         return self._tasks + self._lock_waits
 
     def request_counts(self) -> dict[int, int]:
-        """How many requests of each opcode have arrived since the process began."""
+        """How many requests of each opcode have arrived since the mount."""
         return hook.state()["counts"]
 
     @staticmethod

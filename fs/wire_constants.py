@@ -131,6 +131,9 @@ FS_IOC_SETFLAGS = 0x40086602
 FS_IOC_FSGETXATTR = 0x801C581F
 FS_IOC_FSSETXATTR = 0x401C5820
 
+FS_FLAGS_AS_XFLAGS = ((0x08, 0x20), (0x10, 0x08), (0x20, 0x10), (0x40, 0x80), (0x80, 0x40))
+"""FS_*_FL of chattr and FS_XFLAG_* of struct fsxattr: sync, immutable, append, nodump, noatime."""
+
 
 class Notify(IntEnum):
     """Codes of what the filesystem tells the kernel unasked."""

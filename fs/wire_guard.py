@@ -78,9 +78,13 @@ class Faults:
             number = None
         if number is not None and 0 < number <= ERRNO_MAX:
             return number
+        self.bug(exc, what)
+        return errno.EIO
+
+    def bug(self, exc: BaseException, what: str) -> None:
+        """Count an exception that nobody expected, and log its traceback."""
         self.bugs += 1
         log.error("%s failed with EIO: %r", what, exc, exc_info=exc)
-        return errno.EIO
 
 
 def guarded(
@@ -132,7 +136,7 @@ def guarded_forget(handler: Handler, faults: Faults) -> Handler:
         try:
             await handler(*args)
         except Exception as exc:  # noqa: BLE001  (logged and counted there)
-            faults.errno_for(exc, "forget")
+            faults.bug(exc, "forget")
 
     return call
 

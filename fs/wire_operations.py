@@ -73,8 +73,9 @@ class WireOperations:
     def ioctl(self, request: Request, ioctl: IoctlRequest) -> Reply[bytes]:
         """Data to hand out, at most `out_size_max` bytes.  Errors: ENOTTY for a command that is not known.
 
-        chattr and lsattr come as FS_IOC_SETFLAGS and FS_IOC_GETFLAGS with 4 bytes of data, FSGETXATTR and FSSETXATTR
-        with 28; the kernel opens and releases the inode around them, and demands exactly `out_size_max` bytes.
+        lsattr comes as FS_IOC_GETFLAGS, with 4 bytes to hand out.  chattr comes as FS_IOC_FSGETXATTR (28 bytes) and
+        then FS_IOC_SETFLAGS (4 bytes in): answer both, or it fails with ENOTTY.  The kernel has checked the caller's
+        capabilities; it opens and releases the inode around the call and demands exactly `out_size_max` bytes.
         """
         _unsupported()
 

@@ -11,6 +11,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from apollofs.fs.attributes import Attributes
+from apollofs.fs.wire_constants import FS_FLAGS_AS_XFLAGS
 from apollofs.fs.wire_structs import NANOSECONDS, ReadDirectoryRequest
 
 BLOCK_BYTES = 4096
@@ -39,6 +40,7 @@ _INVAL_INODE = Struct("<Qqq")
 _INVAL_ENTRY = Struct("<QII")
 _DELETE = Struct("<QQI4x")
 _STORE = Struct("<QQI4x")
+_FSXATTR = Struct("<I24x")
 _NO_ENTRY = bytes(_ENTRY.size + _ATTR.size)
 
 
@@ -74,6 +76,11 @@ def encode_ioctl(data: bytes, result: int = 0) -> bytes:
 def encode_fs_flags(flags: int, out_size_max: int) -> bytes:
     """The data of a reply to FS_IOC_GETFLAGS, as long as the caller wants it: 4 or 8 bytes."""
     return _U32.pack(flags).ljust(out_size_max, b"\0")[:out_size_max]
+
+
+def encode_fsxattr(flags: int) -> bytes:
+    """The data of a reply to FS_IOC_FSGETXATTR (struct fsxattr) for FS_*_FL flags."""
+    return _FSXATTR.pack(sum(xflag for flag, xflag in FS_FLAGS_AS_XFLAGS if flags & flag))
 
 
 def split_timeout(timeout_s: float) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import NamedTuple
 
-from apollofs.fs.wire_constants import LOCK_FLOCK
+from apollofs.fs.wire_constants import FS_FLAGS_AS_XFLAGS, LOCK_FLOCK
 
 NANOSECONDS = 1_000_000_000
 
@@ -272,6 +272,12 @@ def decode_fs_flags(data: bytes) -> int:
     """The flags that FS_IOC_SETFLAGS carries: an int, although the command's number says long."""
     flags: int = _U32.unpack_from(data)[0]
     return flags
+
+
+def decode_fsxattr(data: bytes) -> int:
+    """The FS_*_FL flags that FS_IOC_FSSETXATTR carries (struct fsxattr)."""
+    (xflags,) = _U32.unpack_from(data)
+    return sum(flag for flag, xflag in FS_FLAGS_AS_XFLAGS if xflags & xflag)
 
 
 def decode_statx(body: bytes) -> StatxRequest:

@@ -50,6 +50,10 @@ class Keys:
         self._xattr = self.prefix + b"x/"
         self._extents = self.prefix + b"e/"
         self._locks = self.prefix + b"k/"
+        self._delegations = self.prefix + b"G/"
+        self._waiting = self.prefix + b"R/"
+        self._inboxes = self.prefix + b"I/"
+        self._table_at = len(self.prefix)
 
     # -- volume-wide -------------------------------------------------------------------------------------------------
 
@@ -132,6 +136,36 @@ class Keys:
     def lock_waiter(self, ino: int, kind: int, session: int, ticket: int) -> bytes:
         """One request that waits; their order is that of create_revision."""
         return b"%sw/%s/%s" % (self.locks_of(ino, kind), _U64.pack(session), _U64.pack(ticket))
+
+    # -- delegations -------------------------------------------------------------------------------------------------
+
+    def delegations_on(self, directory: int) -> bytes:
+        return b"%s%s/" % (self._delegations, _U64.pack(directory))
+
+    def delegation(self, directory: int, session: int) -> bytes:
+        return b"%s%s/%s" % (self._delegations, _U64.pack(directory), _U64.pack(session))
+
+    def writers_on(self, directory: int) -> bytes:
+        return b"%s%s/" % (self._waiting, _U64.pack(directory))
+
+    def writer(self, directory: int, session: int) -> bytes:
+        """A writer that waits for the delegations on `directory` to end."""
+        return b"%s%s/%s" % (self._waiting, _U64.pack(directory), _U64.pack(session))
+
+    def inbox(self, session: int) -> bytes:
+        return b"%s%s/" % (self._inboxes, _U64.pack(session))
+
+    def recall(self, session: int, directory: int) -> bytes:
+        """A notice to `session` that its delegation on `directory` is wanted back."""
+        return b"%s%s/%s" % (self._inboxes, _U64.pack(session), _U64.pack(directory))
+
+    def group_of(self, key: bytes) -> int | None:
+        """The directory whose group a key of tables d, i, t or c belongs to; None for the other tables."""
+        at = self._table_at
+        if key[at : at + 2] in (b"d/", b"i/", b"t/", b"c/"):
+            group: int = _U64.unpack_from(key, at + 2)[0]
+            return group
+        return None
 
     # -- parsing -----------------------------------------------------------------------------------------------------
 

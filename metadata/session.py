@@ -51,6 +51,8 @@ from apollofs.metadata.store import (
 T = TypeVar("T")
 SESSION_MAX = (1 << 24) - 1
 """Session numbers are 24 bits of a blob's number."""
+CLOCK_RATE_MARGIN = 0.95
+"""How much of a lease is trusted here, for a clock that runs slower than etcd's."""
 BACKOFF_FIRST_S = 0.02
 BACKOFF_MAX_S = 1.0
 
@@ -60,6 +62,8 @@ class SessionOptions:
     lease_ttl_s: int = 15
     operation_deadline_s: float = 30.0
     slots: int = 32
+    delegations: bool = True
+    """Whether to cache directory groups under delegations; without, every read asks the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +105,14 @@ class Session:
         self._sequence = 0
         self._inos = 0
         self._blobs = 0
+        self._proven_s = options.lease_ttl_s * CLOCK_RATE_MARGIN
+        self._valid_until = 0.0
         self.lost = trio.Event()
         """Set once, when the lease is known to have ended."""
 
-    def begin(self, slots: list[_Slot]) -> None:
-        """Take the slots that `open_session` made."""
+    def begin(self, slots: list[_Slot], lease_asked: float) -> None:
+        """Take the slots that `open_session` made; the lease was asked for at `lease_asked` (`boot_time`)."""
+        self._valid_until = lease_asked + self._proven_s
         self._slots = slots
         for _ in slots:
             self._free.release()
@@ -127,6 +134,16 @@ class Session:
     @property
     def alive(self) -> bool:
         return not self.lost.is_set()
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a transaction that was given up may still be applied."""
+        return any(slot.doubtful for slot in self._slots)
+
+    @property
+    def proven(self) -> bool:
+        """Whether the lease can't have ended yet: what is cached under it may be used."""
+        return boot_time() < self._valid_until and self.alive
 
     # -- transactions ------------------------------------------------------------------------------------------------
 
@@ -237,20 +254,19 @@ class Session:
     async def keep_alive(self) -> None:
         """Renew the lease until it is lost or this is cancelled. A mount that can't renew in time has lost it."""
         ttl_s = self._options.lease_ttl_s
-        valid_until = trio.current_time() + ttl_s
         while self.alive:
             await trio.sleep(ttl_s / 3)
-            sent = trio.current_time()
+            sent = boot_time()
             try:
                 left_s = await self._store.lease_keepalive(self.lease_id)
             except StoreError:
                 # fencing does not depend on this: a transaction after the lease's end changes nothing
-                if trio.current_time() > valid_until + ttl_s:
+                if boot_time() > self._valid_until + ttl_s:
                     self._lose()
                 continue
             if left_s <= 0:
                 self._lose()
-            valid_until = sent + ttl_s
+            self._valid_until = sent + self._proven_s
 
     async def close(self) -> None:
         """Give the lease back: slots, locks and the mount's record go at once. Best effort, bounded."""
@@ -264,6 +280,11 @@ class Session:
 
     def _lose(self) -> None:
         self.lost.set()
+
+
+def boot_time() -> float:
+    """Seconds since boot, counting while the machine sleeps, as a lease does."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 async def retry(call: Callable[[], Awaitable[T]], deadline_s: float) -> T:
@@ -284,6 +305,7 @@ async def open_session(store: Store, keys: Keys, options: SessionOptions, record
     """Take a number and a lease, and make the slots: three requests. `record.session` is filled in here."""
     number = await _next_number(store, keys, options)
     session = Session(store, keys, options, replace(record, session=number, started_ns=time.time_ns()), site_id)
+    asked = boot_time()
     lease = await retry(lambda: store.lease_grant(options.lease_ttl_s), options.operation_deadline_s)
     session.lease_id = lease.id
     opened = journal.encode(SlotRecord(0, site_id, session.record.started_ns, (Change(Kind.OPEN),)))
@@ -302,7 +324,7 @@ async def open_session(store: Store, keys: Keys, options: SessionOptions, record
         if not found.kvs:
             raise NotFormatted(f"volume {keys.volume} has been destroyed")
         revision = found.kvs[0].mod_revision  # an earlier copy of this transaction, whose reply was lost, made them
-    session.begin([_Slot(key, revision) for key in slots])
+    session.begin([_Slot(key, revision) for key in slots], asked)
     return session
 
 

@@ -164,9 +164,9 @@ class Store(Protocol):
         """Linearizable read."""
         ...
 
-    def watch(self, key: bytes, range_end: bytes = b"", *, start_revision: int) -> AbstractAsyncContextManager[
-        AsyncIterator[WatchBatch]
-    ]:
+    def watch(
+        self, key: bytes, range_end: bytes = b"", *, start_revision: int
+    ) -> AbstractAsyncContextManager[AsyncIterator[WatchBatch]]:
         """Every change of the key or range from `start_revision` on, in order, none missing and none twice.
 
         Reconnects by itself and goes on where it was. Raises `Compacted` from the iterator when history that is

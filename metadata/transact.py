@@ -8,6 +8,7 @@ one round trip, and an error is only ever answered from one consistent, fresh re
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -16,8 +17,15 @@ from typing import Generic, Protocol, TypeVar
 
 import trio
 
-from apollofs.metadata.errors import BodyConflict, DeadlineExceeded, NamespaceError, TooManyExtents
-from apollofs.metadata.journal import Change
+from apollofs.metadata.delegations import Delegations
+from apollofs.metadata.errors import (
+    BodyConflict,
+    DeadlineExceeded,
+    MetadataError,
+    NamespaceError,
+    TooManyExtents,
+)
+from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import Usage
 from apollofs.metadata.session import Committed, Session, retry
@@ -25,6 +33,8 @@ from apollofs.metadata.store import Delete, KeyValue, Put, Range, RangeResult, S
 from apollofs.metadata.view import Recollection, Unread, View
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
+STOP_WAITING_S = 5.0
 CONFLICTS_BEFORE_BACKOFF = 3
 NO_USAGE = Usage(0, 0)
 
@@ -43,12 +53,25 @@ class Decision(Generic[T]):
     reads: tuple[Range, ...] = ()
     usage: Usage = NO_USAGE
     """By how much the operation changes what the volume holds."""
+    born: int = 0
+    """The directory that it makes."""
 
 
 class Operation(Protocol[T]):
     """`decide` is pure, may be called any number of times, and raises NamespaceError leaves, or Unread by the view."""
 
     def decide(self, view: View) -> Decision[T]: ...
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """The state of one operation over its attempts. `waits`: keys that say it waits for delegations to end."""
+
+    view: View
+    deadline: float
+    time_ns: int
+    conflicts: int = 0
+    waits: list[Delete] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +83,16 @@ class Moment:
 
 
 class Transactor:
-    """Runs operations for one mount. `session` is replaced when a lost one has been followed by a new one."""
+    """Runs operations for one mount."""
 
-    def __init__(self, store: Store, keys: Keys, recollection: Recollection, deadline_s: float) -> None:
+    def __init__(
+        self, store: Store, keys: Keys, recollection: Recollection, delegations: Delegations, deadline_s: float
+    ) -> None:
         self._store = store
         self._keys = keys
         self.recollection = recollection
+        self._delegations = delegations
         self._deadline_s = deadline_s
-        self.session: Session | None = None
         self.usage_bytes = 0
         self.usage_inodes = 0
         self._last_ns = 0
@@ -82,10 +107,15 @@ class Transactor:
 
         Raises what `decide` raises (decided on fresh knowledge), SessionLost, DeadlineExceeded, StoreError.
         """
-        view = View(self.recollection)
-        deadline = trio.current_time() + self._deadline_s
-        fresh = False
-        conflicts = 0
+        attempt = _Attempt(View(self.recollection), trio.current_time() + self._deadline_s, time_ns)
+        try:
+            return await self._attempt(session, operation, attempt)
+        finally:
+            if attempt.waits:
+                await self._stop_waiting(session, attempt.waits)
+
+    async def _attempt(self, session: Session, operation: Operation[T], attempt: _Attempt) -> T:
+        view = attempt.view
         while True:
             view.reset()
             try:
@@ -94,39 +124,60 @@ class Transactor:
                     raise Unread
             except Unread:
                 await self._refresh(view)
-                fresh = True
                 continue
             except (NamespaceError, BodyConflict, TooManyExtents):
-                if fresh and not view.guessed:
+                if not view.guessed:
                     raise
                 await self._refresh(view)
-                fresh = True
                 continue
             if not decision.writes:
                 return decision.reply(0, ())
-            done = await self._commit(session, view, decision, time_ns)
+            done = await self._commit(session, decision, attempt)
             if done is not None:
                 return await self._finish(decision, done)
-            fresh = True
-            conflicts += 1
-            if trio.current_time() > deadline:
+            attempt.conflicts += 1
+            if trio.current_time() > attempt.deadline:
                 raise DeadlineExceeded("others keep changing what this operation needs (it was not applied)")
-            if conflicts > CONFLICTS_BEFORE_BACKOFF:
-                await trio.sleep(random.random() * 0.001 * min(conflicts, 64))
+            if attempt.conflicts > CONFLICTS_BEFORE_BACKOFF:
+                await trio.sleep(random.random() * 0.001 * min(attempt.conflicts, 64))
 
-    async def _commit(self, session: Session, view: View, decision: Decision[T], time_ns: int) -> Committed | None:
-        questions = view.questions()
-        outcome = await session.commit(
-            view.compares(),
-            (*decision.writes, *decision.reads),
-            (decision.change,) if decision.change else (),
-            time_ns=time_ns,
-            orelse=questions,
-        )
+    async def _commit(self, session: Session, decision: Decision[T], attempt: _Attempt) -> Committed | None:
+        view, delegations = attempt.view, self._delegations
+        guards, holders = delegations.guards(session, decision.writes, decision.born)
+        questions = [*view.questions(), *holders]
+        companions = [*delegations.companions(session, decision.writes, decision.born), *attempt.waits]
+        delegations.start_write(decision.writes)
+        revision = 0
+        try:
+            outcome = await session.commit(
+                [*view.compares(), *guards],
+                (*decision.writes, *decision.reads, *companions),
+                (decision.change,) if decision.change else (),
+                time_ns=attempt.time_ns,
+                orelse=questions,
+            )
+            revision = outcome.revision if isinstance(outcome, Committed) else 0
+        finally:
+            delegations.end_write(decision.writes, revision, decision.born)
+            if not revision and session.in_doubt:
+                delegations.doubt()
         if isinstance(outcome, Committed):
+            attempt.waits = []
             return outcome
-        view.learn(questions, outcome.ranges, outcome.revision)
+        known = len(questions) - len(holders)
+        view.learn(questions[:known], outcome.ranges[:known], outcome.revision)
+        held = [found for found in outcome.ranges[known:] if found is not None]
+        if delegations.held_by_others(session, held):
+            attempt.waits += await delegations.recall_others(session, held)
         return None
+
+    async def _stop_waiting(self, session: Session, waits: list[Delete]) -> None:
+        """The operation ended without its transaction: it wants nobody's delegation any more."""
+        with trio.move_on_after(STOP_WAITING_S, shield=True):
+            try:
+                await session.commit((), waits, (Change(Kind.NOTHING),), time_ns=0)
+            except MetadataError as exc:
+                log.info("a waiting writer's key stays until the session ends: %s", exc)
 
     async def _finish(self, decision: Decision[T], done: Committed) -> T:
         for write in decision.writes:
@@ -138,7 +189,8 @@ class Transactor:
             if done.ranges is None:
                 ranges = (await self.read(decision.reads))[1]
             else:
-                ranges = done.ranges[len(decision.writes) :]
+                first = len(decision.writes)
+                ranges = done.ranges[first : first + len(decision.reads)]
         return decision.reply(done.revision, [found for found in ranges if found is not None])
 
     def _note(self, write: Put | Delete, revision: int) -> None:

@@ -39,7 +39,9 @@ class Create:
         writes.append(self.scope.touch(self.parent))
         kind = Kind.MKDIR if is_dir else Kind.CREATE
         change = Change(kind, inode.ino, self.parent, self.name, mode=inode.mode, size_bytes=inode.size_bytes)
-        return Decision(lambda revision, _: revised(inode, revision), writes, change, usage=Usage(0, 1))
+        return Decision(
+            lambda revision, _: revised(inode, revision), writes, change, usage=Usage(0, 1), born=inode.ino * is_dir
+        )
 
     def _inode(self, directory: Inode) -> Inode:
         now_ns = self.scope.now_ns

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from apollofs.metadata import codec
-from apollofs.metadata.codec import Dentry
+from apollofs.metadata.codec import Dentry, Times
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.ops.body import PAGES_MAX
 from apollofs.metadata.ops.common import Location
@@ -22,16 +22,21 @@ def directory_questions(keys: Keys, ino: int) -> tuple[Range, Range]:
     return Range(keys.times(ino)), Range(children, prefix_end(children), count_only=True)
 
 
-def with_directory(inode: Inode, times: RangeResult, children: RangeResult) -> Inode:
-    """A directory's inode completed by the answers to `directory_questions`.
+def with_answers(inode: Inode, times: RangeResult, children: RangeResult) -> Inode:
+    """A directory's inode completed by the answers to `directory_questions`."""
+    known = codec.decode_times(times.kvs[0].value) if times.kvs else None
+    return with_directory(inode, known, children.count)
+
+
+def with_directory(inode: Inode, times: Times | None, children: int) -> Inode:
+    """A directory's inode completed by what `t/` and the count of `c/` say.
 
     nlink is 2 and one for each subdirectory's ".."; ctime is the later of the inode's own and that of its names.
     """
     mtime_ns, ctime_ns = inode.mtime_ns, inode.ctime_ns
-    if times.kvs:
-        found = codec.decode_times(times.kvs[0].value)
-        mtime_ns, ctime_ns = found.mtime_ns, max(ctime_ns, found.ctime_ns)
-    return replace(inode, mtime_ns=mtime_ns, ctime_ns=ctime_ns, nlink=2 + children.count, size_bytes=DIRECTORY_BYTES)
+    if times is not None:
+        mtime_ns, ctime_ns = times.mtime_ns, max(ctime_ns, times.ctime_ns)
+    return replace(inode, mtime_ns=mtime_ns, ctime_ns=ctime_ns, nlink=2 + children, size_bytes=DIRECTORY_BYTES)
 
 
 def own_questions(keys: Keys, ino: int) -> tuple[Range, Range, Range]:
@@ -44,7 +49,7 @@ def own_inode(found: RangeResult, times: RangeResult, children: RangeResult) -> 
     if not found.kvs:
         return None
     inode = codec.decode_inode(found.kvs[0].value, found.kvs[0].mod_revision)
-    return with_directory(inode, times, children) if inode.is_dir else inode
+    return with_answers(inode, times, children) if inode.is_dir else inode
 
 
 def single_dentry(found: RangeResult) -> Dentry | None:

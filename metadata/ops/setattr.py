@@ -11,7 +11,7 @@ from apollofs.metadata.errors import FileTooLarge, InvalidArgument, IsADirectory
 from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.ops.body import BodyKeys
 from apollofs.metadata.ops.common import Home, Location, Scope
-from apollofs.metadata.ops.inspect import directory_questions, with_directory
+from apollofs.metadata.ops.inspect import directory_questions, with_answers
 from apollofs.metadata.records import FILE_BYTES_MAX, NOW, Inode, InodeFlag, SetAttr, Usage
 from apollofs.metadata.store import Delete, Put
 from apollofs.metadata.transact import Decision
@@ -46,7 +46,7 @@ class SetAttributes:
             times = Times(self._time(self.attr.mtime_ns), self.scope.now_ns)
             writes.append(Put(self.scope.keys.times(inode.ino), codec.encode_times(times)))
         return Decision(
-            lambda revision, found: with_directory(replace(inode, revision=revision), *found),
+            lambda revision, found: with_answers(replace(inode, revision=revision), *found),
             writes,
             change,
             directory_questions(self.scope.keys, inode.ino),

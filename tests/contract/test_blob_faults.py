@@ -33,8 +33,8 @@ pytestmark = [pytest.mark.contract, pytest.mark.faults]
 BODY = bytes(range(251)) * 9000
 NAME = "ab/block"
 
-ONCE = replace(FAST, retry=RetryPolicy(deadline_s=30.0, first_backoff_s=30.0, backoff_max_s=30.0))
-"""The first pause is longer than the deadline leaves: one attempt only."""
+ONCE = replace(FAST, retry=RetryPolicy(deadline_s=20.0, first_backoff_s=60.0, backoff_max_s=60.0))
+"""Half of the first pause is longer than the deadline: one attempt only."""
 
 IMPATIENT = BlobStoreOptions(connect_timeout_s=0.3, read_timeout_s=0.3, call_deadline_s=20.0, retry=FAST.retry)
 
@@ -87,7 +87,8 @@ async def test_what_passes_is_tried_again(broken: Broken, fault: Fault) -> None:
         await store.put(NAME, BODY)
         broken.faulty.add(replace(fault, method="GET"))
         assert await store.read(NAME) == BODY
-        broken.faulty.add(replace(fault, method="HEAD"))
+        # A HEAD has no body for a code: there a 400 can mean anything.
+        broken.faulty.add(replace(fault, method="HEAD", status=max(fault.status, 429)))
         assert (await store.stat(NAME)).size_bytes == len(BODY)
         broken.faulty.add(replace(fault, method="GET", path="list-type"))
         assert [found.name async for found in store.list()] == [NAME]
@@ -144,7 +145,8 @@ async def test_a_bit_that_flips_on_its_way_is_read_again(broken: Broken, positio
 
 @pytest.mark.expects_log("corrupt data")
 async def test_what_stays_corrupt_is_an_error_that_names_the_chunk(broken: Broken) -> None:
-    async with opened_wrapped(broken.location, FAST) as store:
+    options = replace(FAST, retry=replace(FAST.retry, deadline_s=2.0))
+    async with opened_wrapped(broken.location, options) as store:
         await store.put(NAME, BODY)
         broken.faulty.add(Fault("flip", method="GET", position=(1 << 18) + 5, times=1000))
         with pytest.raises(CorruptBlob, match=r"'ab/block': chunk 1 "):
@@ -225,7 +227,7 @@ async def test_a_cancelled_put_leaves_all_or_nothing(broken: Broken) -> None:
     async with opened_wrapped(broken.location) as store:
         for kind in ("hang", "lost_reply"):
             name = f"cancelled/{kind}"
-            broken.faulty.add(Fault(kind, method="PUT", times=1000))  # type: ignore[arg-type]  # both are kinds
+            broken.faulty.add(Fault(kind, method="PUT", times=1000))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(store.put, name, BODY)
                 while not any(name in request.path for request in list(broken.faulty.requests)):
@@ -258,7 +260,7 @@ async def test_wrong_keys(place: S3Place) -> None:
                 await prepare_blob_store(location, FAST, create=True)
             messages = [str(caught.value)]
             for client in ("boto3", "obstore"):
-                store = await open_blob_store(replace(location, client=client), FAST)  # type: ignore[arg-type]
+                store = await open_blob_store(replace(location, client=client), FAST)
                 for call in (store.read, store.stat, store.delete):
                     with pytest.raises(BlobStoreRefused) as caught:
                         await call(NAME)

@@ -12,7 +12,16 @@ import trio
 
 from apollofs.blobstore import BadBlobName, BlobStore, BlockStore, NoSuchBlob, RangeUnavailable
 from apollofs.blobstore.footer import CHUNK_BYTES
-from tests.contract.blob_backends import BARE, WRAPPED, S3Place, aws_credentials, location_of, opened, opened_wrapped, s3_place
+from tests.contract.blob_backends import (
+    BARE,
+    WRAPPED,
+    S3Place,
+    aws_credentials,
+    location_of,
+    opened,
+    opened_wrapped,
+    s3_place,
+)
 from tests.support.radosgw_server import shared_gateway
 
 pytestmark = pytest.mark.contract
@@ -228,6 +237,7 @@ async def test_many_at_once(store: BlobStore) -> None:
 
 async def test_a_reader_sees_all_of_a_put_or_nothing(store: BlobStore) -> None:
     """Also of a put that is cancelled, at whatever moment."""
+
     async def put(name: str) -> None:
         with trio.move_on_after(0.0005 * int(name)):
             await store.put(name, LARGE)

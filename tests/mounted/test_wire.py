@@ -1,126 +1,25 @@
-"""The wire on a real kernel: a small filesystem mounted by a subprocess, used by other subprocesses.
-
-No call into the mount is made by the test process itself, so that a mount which hangs fails a test, not the run.
-"""
+"""The wire on a real kernel: INIT, what pyfuse3 hides, intercepted requests, bugs, notifications, the loop's end."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
 import os
-import select
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
 
 import pytest
 
 from apollofs.fs.wire_constants import InitFlag, Opcode, SetattrValid
+from tests.mounted.wire_mount import WAIT_S, Mount, finish, probes_under, wait_readable
 
 pytestmark = pytest.mark.mounted
-
-ROOT = Path(__file__).parents[2]
-WAIT_S = 30
-PRELUDE = "import errno, fcntl, json, os, signal, struct, sys\nmnt = sys.argv[1]\n"
-
-
-def wait_readable(stream: IO[str]) -> None:
-    ready, _, _ = select.select([stream], [], [], WAIT_S)
-    assert ready, "nothing was printed in time"
-
-
-class Probe:
-    """One mount of wire_probe_fs."""
-
-    def __init__(self, mountpoint: Path, log: Path, options: dict[str, Any]) -> None:
-        self.mountpoint = mountpoint
-        self.log = log
-        with log.open("w") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.mounted.wire_probe_fs", str(mountpoint), json.dumps(options)],
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                cwd=ROOT,
-            )
-        wait_readable(self.out)
-        assert self.out.readline() == "ready\n", log.read_text()
-
-    @property
-    def out(self) -> IO[str]:
-        assert self.process.stdout is not None
-        return self.process.stdout
-
-    def start(self, code: str) -> subprocess.Popen[str]:
-        """A client process on this mount; its first argument is the mountpoint, its stdout JSON."""
-        return subprocess.Popen(
-            [sys.executable, "-c", PRELUDE + code, str(self.mountpoint)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, code: str) -> Any:
-        """What a client that ran to its end printed, parsed."""
-        return finish(self.start(code))
-
-    def seen(self) -> dict[str, Any]:
-        """What the handlers were told so far."""
-        seen: dict[str, Any] = self.run("print(os.getxattr(mnt, 'user.seen').decode())")
-        return seen
-
-    def end(self, command: list[str]) -> dict[str, Any]:
-        """End the mount by `command` and return what the process says at its end."""
-        subprocess.run(command, check=True, timeout=WAIT_S)
-        out, _ = self.process.communicate(timeout=WAIT_S)
-        assert self.process.returncode == 0, self.log.read_text()
-        last: dict[str, Any] = json.loads(out)
-        return last
-
-    def clean_up(self) -> None:
-        """Leave nothing mounted and nothing running, whatever state it is in."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(10)
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(WAIT_S)
-        self.out.close()
-        if f" {self.mountpoint} " in Path("/proc/self/mounts").read_text():
-            subprocess.run(["umount", "-l", str(self.mountpoint)], check=False, timeout=WAIT_S)
-
-
-def finish(client: subprocess.Popen[str]) -> Any:
-    try:
-        out, err = client.communicate(timeout=WAIT_S)
-    except subprocess.TimeoutExpired:
-        client.kill()
-        raise
-    assert client.returncode == 0, err
-    return json.loads(out) if out else None
-
-
-Mount = Callable[..., Probe]
 
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Mount]:
-    probes: list[Probe] = []
-
-    def mount_one(**options: Any) -> Probe:
-        mountpoint = tmp_path / f"mnt{len(probes)}"
-        mountpoint.mkdir()
-        probes.append(Probe(mountpoint, tmp_path / f"log{len(probes)}", options))
-        return probes[-1]
-
-    yield mount_one
-    for probe in probes:
-        probe.clean_up()
+    with probes_under(tmp_path) as mount_one:
+        yield mount_one
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -187,137 +86,6 @@ def test_open_reply_bits_reach_the_kernel(mount: Mount) -> None:
     probe.run("fd = os.open(mnt + '/f', os.O_RDWR | os.O_CREAT); os.write(fd, b'hello'); os.pread(fd, 3, 1)")
     read = probe.seen()["read"]
     assert (read["offset"], read["size"]) == (1, 3)
-
-
-def test_flock_and_fcntl_locks_reach_the_handlers(mount: Mount) -> None:
-    probe = mount()
-    result = probe.run("""
-a, b = (os.open(mnt + '/odd2', os.O_RDWR | os.O_CREAT) for _ in 'ab')
-fcntl.flock(a, fcntl.LOCK_EX)
-try:
-    fcntl.flock(b, fcntl.LOCK_EX | fcntl.LOCK_NB)
-except BlockingIOError as exc:
-    refused = exc.errno
-fcntl.flock(a, fcntl.LOCK_UN)
-fcntl.flock(b, fcntl.LOCK_EX | fcntl.LOCK_NB)
-fcntl.lockf(a, fcntl.LOCK_EX, 10, 5)
-child = os.fork()
-if child == 0:
-    query = struct.pack('hhqqi4x', fcntl.F_WRLCK, 0, 0, 0, 0)
-    kind, _, _, _, pid = struct.unpack('hhqqi4x', fcntl.fcntl(b, fcntl.F_GETLK, query))
-    os._exit(0 if (kind, pid) == (fcntl.F_WRLCK, 4242) else 1)
-conflict_seen = os.waitpid(child, 0)[1] == 0
-os.close(a)                                     # drops the fcntl locks
-child = os.fork()
-if child == 0:
-    fcntl.lockf(b, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os._exit(0)
-free = os.waitpid(child, 0)[1] == 0
-print(json.dumps([refused, conflict_seen, free]))
-""")
-    assert result == [errno.EAGAIN, True, True]
-    seen = probe.seen()
-    assert seen["counts"][str(int(Opcode.SETLK))] >= 4
-    assert seen["counts"][str(int(Opcode.GETLK))] == 1
-
-
-LOCK_AND_REPORT = """
-fd = os.open(mnt + '/lock', os.O_RDWR | os.O_CREAT)
-fcntl.flock(fd, fcntl.LOCK_EX)
-print(json.dumps('locked'), flush=True)
-"""
-
-WAIT_FOR_LOCK = """
-class Alarm(Exception):
-    pass
-def on_alarm(*args):
-    raise Alarm
-signal.signal(signal.SIGALRM, on_alarm)
-fd = os.open(mnt + '/lock', os.O_RDWR | os.O_CREAT)
-signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
-try:
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    result = 'locked'
-except Alarm:
-    result = 'interrupted'
-signal.setitimer(signal.ITIMER_REAL, 0)
-print(json.dumps(result), flush=True)
-"""
-
-
-def hold_lock(probe: Probe) -> subprocess.Popen[str]:
-    holder = probe.start(LOCK_AND_REPORT + "signal.pause()")
-    assert holder.stdout is not None
-    wait_readable(holder.stdout)
-    assert holder.stdout.readline() == '"locked"\n'
-    return holder
-
-
-def test_a_blocked_lock_is_interrupted_and_then_granted(mount: Mount) -> None:
-    probe = mount()
-    holder = hold_lock(probe)
-    assert probe.run(WAIT_FOR_LOCK) == "interrupted"
-    assert probe.seen()["tasks"] == 0
-    waiter = probe.start(LOCK_AND_REPORT)
-    while probe.seen()["tasks"] == 0:
-        assert waiter.poll() is None
-    holder.kill()  # flock ends with the process
-    holder.communicate(timeout=WAIT_S)
-    assert finish(waiter) == "locked"
-    assert probe.seen()["tasks"] == 0
-
-
-def test_lock_waits_are_bounded(mount: Mount) -> None:
-    probe = mount(lock_waits_max=1)
-    holder = hold_lock(probe)
-    waiter = probe.start(LOCK_AND_REPORT)
-    while probe.seen()["tasks"] == 0:
-        assert waiter.poll() is None
-    refused = probe.run("""
-fd = os.open(mnt + '/lock', os.O_RDWR)
-try:
-    fcntl.flock(fd, fcntl.LOCK_EX)
-except OSError as exc:
-    print(exc.errno)
-""")
-    assert refused == errno.ENOLCK
-    holder.kill()  # flock ends with the process
-    holder.communicate(timeout=WAIT_S)
-    assert finish(waiter) == "locked"
-
-
-OPEN_HANGING = """
-class Alarm(Exception):
-    pass
-def on_alarm(*args):
-    raise Alarm
-signal.signal(signal.SIGALRM, on_alarm)
-signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
-try:
-    os.open(mnt + '/hang', os.O_RDONLY)
-except Alarm:
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    print(json.dumps('interrupted'))
-"""
-
-
-@pytest.mark.parametrize("fast", [True, False])
-def test_an_ordinary_request_is_interrupted(mount: Mount, fast: bool) -> None:
-    probe = mount(fast=fast)
-    assert probe.run(OPEN_HANGING) == "interrupted"
-    assert probe.seen()["bugs"] == 0
-
-
-def test_fatal_mode_stops_for_sigkill(mount: Mount) -> None:
-    probe = mount(open="FATAL")
-    client = probe.start("print(1, flush=True); os.open(mnt + '/hang', os.O_RDONLY)")
-    assert client.stdout is not None
-    wait_readable(client.stdout)
-    while Path(f"/proc/{client.pid}/syscall").read_text().split()[0] != str(257):  # until it is inside openat()
-        os.sched_yield()
-    client.kill()
-    client.communicate(timeout=WAIT_S)
-    probe.end(["umount", str(probe.mountpoint)])
 
 
 def test_ranges(mount: Mount) -> None:
@@ -431,8 +199,7 @@ print(json.dumps(errors))
 def test_a_bug_in_forget_is_only_logged(mount: Mount) -> None:
     probe = mount(broken_forget=True)
     probe.run("os.mkdir(mnt + '/d'); os.rmdir(mnt + '/d')")
-    while not (seen := probe.seen())["bugs"]:  # FORGET comes when the kernel sees fit, soon
-        assert probe.process.poll() is None
+    seen = probe.until(lambda seen: seen["bugs"] > 0)  # FORGET comes when the kernel sees fit, soon
     assert seen["forget"][0][1] >= 1
 
 
@@ -468,5 +235,48 @@ def test_blocked_requests_leave_workers_for_others(mount: Mount) -> None:
         client.communicate(timeout=WAIT_S)
 
 
-def test_lock_constants_are_those_of_this_machine() -> None:
-    assert (fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK) == (0, 1, 2)
+def test_passthrough_reads_the_backing_file(mount: Mount, tmp_path: Path) -> None:
+    """Needs CAP_SYS_ADMIN and Linux 6.9; without them the mount says so and serves the file itself."""
+    backing = tmp_path / "backing"
+    backing.write_bytes(b"from the backing file")
+    probe = mount(backing=str(backing), set_flags=int(InitFlag.PASSTHROUGH))
+    content = probe.run("print(json.dumps(open(mnt + '/odd', 'rb').read().decode()))")
+    seen = probe.seen()
+    if seen["backing"] in ("open", "closed"):
+        assert seen["init"]["flags"] & InitFlag.PASSTHROUGH
+        assert content == "from the backing file"
+        assert str(int(Opcode.READ)) not in seen["counts"]
+        assert probe.until(lambda seen: seen["backing"] == "closed")
+    else:
+        assert content == ""
+
+
+def test_notifications_reach_the_kernel(mount: Mount) -> None:
+    """A name and attributes that the kernel may keep for ever are asked for again only when we say so."""
+    probe = mount(timeout_s=1000)
+    result = probe.run("""
+def asked(*commands):
+    before = json.loads(os.getxattr(mnt, 'user.seen'))['counts']
+    for command in commands:
+        os.setxattr(mnt + '/hang', 'user.notify', command.encode())
+    os.stat(mnt + '/odd')
+    after = json.loads(os.getxattr(mnt, 'user.seen'))['counts']
+    return [after.get(op, 0) - before.get(op, 0) for op in ('1', '3')]
+os.stat(mnt + '/odd')
+kept = asked()
+attributes = asked('attributes')
+entry = asked('entry')
+expired = asked('expire')
+epoch = asked('epoch')
+asked('store')
+told = json.loads(os.getxattr(mnt, 'user.seen'))['notified']
+print(json.dumps([kept, attributes, entry, expired, epoch, told]))
+""")
+    kept, attributes, entry, expired, epoch, told = result
+    assert kept == [0, 0]
+    assert attributes[1] == 1
+    assert (entry[0], expired[0]) == (1, 1)
+    assert epoch[0] == (1 if told["epoch"] else 0)
+    assert told["attributes"] is True
+    assert told["entry"] is True
+    assert told["store"] is False  # an inode that the kernel has never seen

@@ -15,7 +15,9 @@ import os
 import signal
 import stat
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import trio
@@ -24,6 +26,7 @@ from apollofs.fs import fastloop
 from apollofs.fs.attributes import Attributes
 from apollofs.fs.wire import Wire, WireConfig
 from apollofs.fs.wire_constants import (
+    FS_IOC_FSGETXATTR,
     FS_IOC_GETFLAGS,
     FS_IOC_SETFLAGS,
     InitFlag,
@@ -33,7 +36,7 @@ from apollofs.fs.wire_guard import guard_operations
 from apollofs.fs.wire_interrupts import Interruptible
 from apollofs.fs.wire_load import pyfuse3
 from apollofs.fs.wire_operations import WireOperations
-from apollofs.fs.wire_replies import DirectoryReply, LockRange, encode_fs_flags
+from apollofs.fs.wire_replies import DirectoryReply, LockRange, encode_fs_flags, encode_fsxattr
 from apollofs.fs.wire_structs import (
     CopyRangeRequest,
     CreateDetails,
@@ -45,8 +48,8 @@ from apollofs.fs.wire_structs import (
     Request,
     SetxattrRequest,
     StatxRequest,
-    decode_fs_flags,
     decode_flush,
+    decode_fs_flags,
     decode_open,
     decode_read,
     decode_release,
@@ -65,8 +68,8 @@ class Node:
     data: bytearray = field(default_factory=bytearray)
     children: dict[bytes, int] = field(default_factory=dict)
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
-    locks: dict[tuple[bool, int], int] = field(default_factory=dict)
-    """(flock, owner) -> kind, whole files only."""
+    locks: dict[tuple[bool, int], tuple[int, int]] = field(default_factory=dict)
+    """(flock, owner) -> kind and pid, whole files only."""
 
     def stat(self) -> Attributes:
         return replace(self.attributes, size_bytes=len(self.data), blocks=(len(self.data) + 511) // 512)
@@ -75,7 +78,8 @@ class Node:
 class Tree:
     """The nodes, shared by the two handler classes."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
         self.nodes: dict[int, Node] = {}
         self.seen: dict[str, Any] = {}
         self.unlocked = trio.lowlevel.ParkingLot()
@@ -86,7 +90,8 @@ class Tree:
     def new(self, mode: int) -> int:
         ino = len(self.nodes) + 1
         times = (BIRTH_NS, BIRTH_NS, BIRTH_NS, BIRTH_NS)
-        self.nodes[ino] = Node(Attributes(ino, mode, 1, os.getuid(), os.getgid(), 0, 0, 0, *times))
+        attributes = Attributes(ino, mode, 1, os.getuid(), os.getgid(), 0, 0, 0, *times)
+        self.nodes[ino] = Node(replace(attributes, attr_timeout_s=self.timeout_s, entry_timeout_s=self.timeout_s))
         return ino
 
     def drop_locks(self, ino: int, owner: int, *, flock: bool) -> None:
@@ -99,16 +104,18 @@ def to_pyfuse3(a: Attributes) -> pyfuse3.EntryAttributes:
     entry.st_ino, entry.st_mode, entry.st_nlink, entry.st_uid, entry.st_gid = a.ino, a.mode, a.nlink, a.uid, a.gid
     entry.st_size, entry.st_blocks = a.size_bytes, a.blocks
     entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns = a.atime_ns, a.mtime_ns, a.ctime_ns
-    entry.attr_timeout = entry.entry_timeout = 0
+    entry.attr_timeout, entry.entry_timeout = a.attr_timeout_s, a.entry_timeout_s
     return entry
 
 
 class Shell(pyfuse3.Operations):
     """What pyfuse3 serves.  A file's fh is its ino."""
 
-    def __init__(self, tree: Tree, wire: Wire, *, broken_forget: bool) -> None:
+    def __init__(self, tree: Tree, wire: Wire, options: dict[str, Any]) -> None:
         super().__init__()
-        self.broken_forget = broken_forget
+        self.broken_forget = options.get("broken_forget", False)
+        self.backing: str | None = options.get("backing")
+        self.backing_id: int | None = None
         self.tree = tree
         self.wire = wire
 
@@ -162,9 +169,21 @@ class Shell(pyfuse3.Operations):
         children = self.tree.nodes[1].children
         if inode == children[b"hang"]:
             await trio.sleep_forever()
-        if inode == children[b"odd"]:
+        if self.backing is not None:
+            self.use_backing(self.wire.current_unique(), self.backing)
+        elif inode == children[b"odd"]:
             return "no FileInfo"  # type: ignore[return-value]
         return pyfuse3.FileInfo(fh=inode, keep_cache=False)
+
+    def use_backing(self, unique: int, path: str) -> None:
+        with open(path, "rb") as file:
+            try:
+                self.backing_id = self.wire.device.backing_open(file.fileno())
+            except OSError as exc:
+                self.tree.seen["backing"] = exc.errno
+                return
+        self.wire.open_reply(unique, OpenReplyFlag.PASSTHROUGH, self.backing_id)
+        self.tree.seen["backing"] = "open"
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         _, body = self.wire.current()
@@ -190,6 +209,10 @@ class Shell(pyfuse3.Operations):
         release = decode_release(body)
         self.tree.seen["release"] = release._asdict()
         self.tree.drop_locks(request.ino, release.lock_owner, flock=True)
+        if self.backing_id is not None:
+            self.wire.device.backing_close(self.backing_id)
+            self.backing_id = None
+            self.tree.seen["backing"] = "closed"
 
     async def opendir(self, inode: int, ctx: Any) -> int:
         self.wire.open_reply(self.wire.current_unique(), OpenReplyFlag.CACHE_DIR)
@@ -213,18 +236,31 @@ class Shell(pyfuse3.Operations):
 class WireShell(WireOperations):
     """What the wire serves: some of it at once, some in tasks."""
 
+    wire: Wire
+
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
 
-    def _conflict(self, node: Node, lock: LockRequest) -> int | None:
-        for (flock, owner), kind in node.locks.items():
-            if flock == lock.flock and owner != lock.owner and fcntl.F_WRLCK in (kind, lock.kind):
-                return kind
+    async def _notify(self, what: str) -> None:
+        device, odd = self.wire.device, self.tree.nodes[1].children[b"odd"]
+        calls: dict[str, Callable[[], bool]] = {
+            "attributes": partial(device.invalidate_attributes, odd),
+            "entry": partial(device.invalidate_entry, 1, b"odd"),
+            "expire": partial(device.expire_entry, 1, b"odd"),
+            "epoch": device.inc_epoch,
+            "store": partial(device.store, 1 << 40, 0, b"bytes"),
+        }
+        self.tree.seen.setdefault("notified", {})[what] = await trio.to_thread.run_sync(calls[what])
+
+    def _conflict(self, node: Node, lock: LockRequest) -> tuple[int, int] | None:
+        for (flock, owner), held in node.locks.items():
+            if flock == lock.flock and owner != lock.owner and fcntl.F_WRLCK in (held[0], lock.kind):
+                return held
         return None
 
     def getlk(self, request: Request, lock: LockRequest) -> LockRange:
-        kind = self._conflict(self.tree.nodes[request.ino], lock)
-        return LockRange(lock.start, lock.end, fcntl.F_UNLCK if kind is None else kind, 4242)
+        kind, pid = self._conflict(self.tree.nodes[request.ino], lock) or (fcntl.F_UNLCK, 0)
+        return LockRange(lock.start, lock.end, kind, pid)
 
     async def setlk(self, request: Request, lock: LockRequest, *, wait: bool) -> None:
         self.tree.seen["setlk"] = lock._asdict() | {"wait": wait}
@@ -236,7 +272,7 @@ class WireShell(WireOperations):
             if not wait:
                 raise BlockingIOError(errno.EAGAIN, "locked")
             await self.tree.unlocked.park()
-        node.locks[lock.flock, lock.owner] = lock.kind
+        node.locks[lock.flock, lock.owner] = lock.kind, lock.pid
 
     def fallocate(self, request: Request, allocate: FallocateRequest) -> None:
         self.tree.seen["fallocate"] = allocate._asdict()
@@ -263,6 +299,8 @@ class WireShell(WireOperations):
         node = self.tree.nodes[request.ino]
         if ioctl.command == FS_IOC_GETFLAGS:
             return encode_fs_flags(node.attributes.flags, ioctl.out_size_max)
+        if ioctl.command == FS_IOC_FSGETXATTR:
+            return encode_fsxattr(node.attributes.flags)
         if ioctl.command == FS_IOC_SETFLAGS:
             node.attributes = replace(node.attributes, flags=decode_fs_flags(ioctl.data))
             return b""
@@ -285,7 +323,10 @@ class WireShell(WireOperations):
             if not reply.add(name, attributes, LARGE_OFFSET + position):
                 break
 
-    def set_xattr(self, request: Request, xattr: SetxattrRequest) -> None:
+    async def set_xattr(self, request: Request, xattr: SetxattrRequest) -> None:
+        if xattr.name == b"user.notify":
+            await self._notify(xattr.value.decode())
+            return
         xattrs = self.tree.nodes[request.ino].xattrs
         if xattr.flags & os.XATTR_CREATE and xattr.name in xattrs:
             raise FileExistsError(errno.EEXIST, "exists")
@@ -316,17 +357,19 @@ async def serve(wire: Wire, workers_max: int) -> None:
 def main(mountpoint: str, options: dict[str, Any]) -> None:
     """Mount, serve, unmount."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    tree = Tree()
+    tree = Tree(options.get("timeout_s", 0))
     config = WireConfig(
         clear_flags=InitFlag(options.get("clear_flags", 0)),
         max_background=100,
         congestion_threshold=75,
+        max_stack_depth=2 if "backing" in options else None,
         linger_us=options.get("linger_us", 0),
         lock_waits_max=options.get("lock_waits_max", 4096),
         set_flags=WireConfig().set_flags | InitFlag(options.get("set_flags", 0)),
     )
-    wire = Wire(WireShell(tree), config)
-    shell = Shell(tree, wire, broken_forget=options.get("broken_forget", False))
+    wire = Wire(wire_shell := WireShell(tree), config)
+    wire_shell.wire = wire
+    shell = Shell(tree, wire, options)
     guard_operations(shell, wire.faults, wire.interrupts, {"open": Interruptible[options.get("open", "ALWAYS")]})
     pyfuse3.init(shell, mountpoint, {"fsname=wire-probe", "default_permissions"})
     wire.verify_active()

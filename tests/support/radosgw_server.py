@@ -224,7 +224,9 @@ class RadosGateway:
             ("client.admin", ("mon", "allow *", "osd", "allow *", "mgr", "allow *")),
             ("client.rgw.a", ("mon", "allow rw", "osd", "allow rwx")),
         ):
-            caps = [part for pair in zip(capabilities[::2], capabilities[1::2], strict=True) for part in ("--cap", *pair)]
+            caps = [
+                part for pair in zip(capabilities[::2], capabilities[1::2], strict=True) for part in ("--cap", *pair)
+            ]
             create = [] if Path(self._keyring).exists() else ["--create-keyring"]
             self._run("ceph-authtool", *create, self._keyring, "--gen-key", "-n", name, *caps)
 
@@ -240,7 +242,7 @@ class RadosGateway:
 
     def _osd_is_up(self) -> bool:
         found: Mapping[str, Any] = json.loads(self._ceph("osd", "stat", "-f", "json"))
-        return found["num_up_osds"] == 1
+        return int(found["num_up_osds"]) == 1
 
     def _start_gateway(self) -> None:
         self._run("radosgw", "-n", "client.rgw.a")
@@ -355,7 +357,9 @@ def shared_gateway(config: pytest.Config) -> RadosGateway:
     if _SHARED not in config.stash:
         stack = ExitStack()
         config.add_cleanup(stack.close)
-        directory = stack.enter_context(claimed_directory(Path(tempfile.gettempdir()) / f"apollofs-radosgw-{os.getuid()}"))
+        directory = stack.enter_context(
+            claimed_directory(Path(tempfile.gettempdir()) / f"apollofs-radosgw-{os.getuid()}")
+        )
         config.stash[_SHARED] = stack.enter_context(RadosGateway.started(directory))
     return config.stash[_SHARED]
 

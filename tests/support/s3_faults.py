@@ -32,7 +32,7 @@ Kind: TypeAlias = Literal[
     "stall",  # half of the body, then nothing, until the client gives up
     "flip",  # one bit of the body is wrong
     "short",  # a complete answer that holds half of the body
-    "ignore_range",  # the whole object, status 200
+    "ignore_range",  # the right bytes, but as if they were the whole object: status 200
 ]
 
 
@@ -196,8 +196,6 @@ class _Handler(BaseHTTPRequestHandler):
             answer = b"" if self.command == "HEAD" else error_body(fault.code)
             self._answer(fault.status, [("Content-Type", "application/xml")], answer, len(answer))
         else:
-            if kind == "ignore_range":
-                del self.headers["Range"]
             status, headers, answer = faulty.forward(self.command, self.path, self.headers, body)
             self._spoil(fault, status, headers, answer)
 
@@ -210,6 +208,9 @@ class _Handler(BaseHTTPRequestHandler):
             spoilt = bytearray(body)
             spoilt[fault.position] ^= 1
             body = bytes(spoilt)
+        if kind == "ignore_range":
+            # Range is signed, so the upstream can't be asked for more: what came is passed off as the whole.
+            status, headers = 200, [(key, value) for key, value in headers if key.lower() != "content-range"]
         declared = len(body)
         if kind in ("truncate", "reset_body", "stall", "short"):
             body = body[: len(body) // 2]

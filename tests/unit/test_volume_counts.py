@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import pytest
+from apollofs.metadata.errors import NoSuchEntry
 from apollofs.metadata.counting import CountingStore
 from apollofs.metadata.memory import MemoryStore
 from apollofs.metadata.records import ROOT_INO, BodyChange, Extent, RenameFlag, SetAttr
 from apollofs.metadata.volume import Volume
 
-from tests.support.volumes import ME, assert_sound, make_volume, mounted
+from tests.support.volumes import ME, OPTIONS, assert_sound, make_volume, mounted
+
+PLAIN = replace(OPTIONS, delegations=False)
 
 
 @pytest.fixture
 async def counted() -> AsyncIterator[tuple[Volume, CountingStore]]:
     store = CountingStore(MemoryStore())
     await make_volume(store)
-    async with mounted(store) as volume:
+    async with mounted(store, PLAIN) as volume:
         yield volume, store
     await assert_sound(store)
 
 
 @contextlib.contextmanager
-def requests(store: CountingStore, expected: int):  # type: ignore[no-untyped-def]
+def requests(store: CountingStore, expected: int) -> Iterator[None]:
     store.reset()
     yield
     assert store.requests == expected
@@ -83,7 +87,7 @@ async def test_renames(counted: tuple[Volume, CountingStore]) -> None:
 async def test_lookup_from_cold(counted: tuple[Volume, CountingStore]) -> None:
     volume, store = counted
     await volume.mkdir(ROOT_INO, b"d", 0o755, ME)
-    async with mounted(store) as other:
+    async with mounted(store, PLAIN) as other:
         with requests(store, 2):
             await other.lookup(ROOT_INO, b"d")
         with requests(store, 1):
@@ -117,3 +121,27 @@ async def test_readdir(counted: tuple[Volume, CountingStore]) -> None:
             found += page.entries
     assert [entry.name for entry in found] == names
     assert all(entry.inode is not None for entry in found)
+
+
+async def test_what_is_delegated_costs_nothing() -> None:
+    store = CountingStore(MemoryStore())
+    await make_volume(store)
+    async with mounted(store) as volume:
+        made = await volume.mkdir(ROOT_INO, b"d", 0o755, ME)
+        file = await volume.mknod(made.ino, b"f", stat.S_IFREG | 0o644, 0, ME)
+        with requests(store, 0):
+            assert await volume.lookup(made.ino, b"f") == file
+            assert await volume.getattr(file.ino) == file
+            assert (await volume.getattr(made.ino)).nlink == 2
+            with pytest.raises(NoSuchEntry):
+                await volume.lookup(made.ino, b"g")
+            assert [entry.name for entry in (await volume.readdir(made.ino, b"", 100)).entries] == [b"f"]
+        with requests(store, 1):
+            await volume.mknod(made.ino, b"g", stat.S_IFREG | 0o644, 0, ME)
+        with requests(store, 1):
+            await volume.rename(made.ino, b"g", made.ino, b"f")
+        with requests(store, 1):
+            await volume.unlink(made.ino, b"f")
+        with requests(store, 1):
+            await volume.rmdir(ROOT_INO, b"d")
+    await assert_sound(store)

@@ -21,6 +21,7 @@ from apollofs.fs.wire_replies import (
     encode_delete,
     encode_entry,
     encode_fs_flags,
+    encode_fsxattr,
     encode_inval_entry,
     encode_inval_inode,
     encode_ioctl,
@@ -37,6 +38,7 @@ from apollofs.fs.wire_structs import (
     decode_fallocate,
     decode_flush,
     decode_fs_flags,
+    decode_fsxattr,
     decode_ioctl,
     decode_lock,
     decode_lseek,
@@ -117,6 +119,12 @@ def test_ioctl() -> None:
     assert decode_fs_flags(encode_fs_flags(0x30, 8)) == 0x30
     assert len(encode_fs_flags(0x30, 4)) == 4
     assert len(encode_fs_flags(0x30, 8)) == 8
+
+
+def test_fsxattr_has_its_own_bits() -> None:
+    raw = encode_fsxattr(0x10 | 0x20)
+    assert raw == struct.pack("<I", 0x08 | 0x10) + bytes(24)
+    assert decode_fsxattr(raw) == 0x30
 
 
 def test_setxattr() -> None:

@@ -1,0 +1,109 @@
+"""Putting a mount's parts together: store, volume, blob stores, filesystem, FUSE shell; and taking them apart."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from apollofs.blobstore import BlobStoreError, BlobStoreOptions, Location
+from apollofs.fs.blobs import open_blob_source
+from apollofs.fs.config import BodyConfig
+from apollofs.fs.connect import connected_store
+from apollofs.fs.errno_map import errno_of
+from apollofs.fs.filesystem import Filesystem, open_filesystem
+from apollofs.fs.mount_config import MountConfig
+from apollofs.fs.operations import Operations
+from apollofs.fs.site_stores import SiteStores, location_of
+from apollofs.fs.user_error import UserError
+from apollofs.fs.wire import Wire
+from apollofs.metadata.errors import SessionLost
+from apollofs.metadata.records import MountRecord
+from apollofs.metadata.session import SessionOptions
+from apollofs.metadata.volume import Volume, open_volume
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """The parts of a mount that is about to serve."""
+
+    volume: Volume
+    stores: SiteStores
+    filesystem: Filesystem
+    operations: Operations
+    wire: Wire
+
+    @property
+    def location(self) -> Location:
+        """Where this mount's site keeps the volume's bodies."""
+        return location_of(self.volume.site, self.volume.superblock.uuid)
+
+    def session_facts(self) -> Mapping[str, Any]:
+        """For `status`: the session, or that there is none at the moment."""
+        try:
+            return {"session": self.volume.session.number, "session_alive": True}
+        except SessionLost:
+            return {"session": 0, "session_alive": False}
+
+
+@asynccontextmanager
+async def assembled(config: MountConfig) -> AsyncIterator[Assembly]:
+    """Connect, open the volume in a session of its own, check the blob store, and build what serves requests.
+
+    Raises UserError and the errors of metadata, bodies and blob store, each with one line for a person. At the end of
+    the context nothing is committed any more: commit before.
+    """
+    options = BlobStoreOptions(ca_file=config.blob_ca_file)
+    record = MountRecord(
+        session=0,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        mountpoint=config.mountpoint,
+        site=config.site,
+        version=config.version,
+        started_ns=0,
+    )
+    session = SessionOptions(
+        lease_ttl_s=config.session.lease_ttl_s,
+        operation_deadline_s=config.session.operation_deadline_s,
+        slots=config.session.slots,
+    )
+    async with (
+        connected_store(config.access) as store,
+        open_volume(store, config.access.url.volume, config.site, session, record) as volume,
+    ):
+        stores = SiteStores(volume, options)
+        await _check_store(stores, volume)
+        async with (
+            open_blob_source(stores.open, volume.superblock.block_bytes) as source,
+            open_filesystem(volume, source, body_config(config, volume)) as filesystem,
+        ):
+            operations = Operations(filesystem)
+            wire = Wire(operations, errno_of=errno_of)
+            operations.guard(wire)
+            yield Assembly(volume, stores, filesystem, operations, wire)
+
+
+def body_config(config: MountConfig, volume: Volume) -> BodyConfig:
+    """The configuration of bodies, with the part of the cache directory that is for this volume only.
+
+    Blob numbers are unique in a volume, so caches of two volumes must not meet. Raises UserError.
+    """
+    directory = config.body.cache_dir / f"volume-{volume.superblock.uuid}"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise UserError(f"the cache directory {directory} can't be made: {exc.strerror}") from exc
+    return replace(config.body, cache_dir=directory)
+
+
+async def _check_store(stores: SiteStores, volume: Volume) -> None:
+    """A mount whose own store can't be used must not begin. Raises UserError."""
+    try:
+        await stores.check_site(volume.site)
+    except BlobStoreError as exc:
+        where = location_of(volume.site, volume.superblock.uuid).where
+        raise UserError(f"the blob store of site {volume.site.name!r} ({where}) can't be used: {exc}") from exc

@@ -1,0 +1,155 @@
+"""Blobs as the filesystem sees them: numbers, cut into blocks, each an object in the store of the blob's site."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+import trio
+from xxhash import xxh3_64_intdigest
+
+from apollofs.blobstore import (
+    BlobStoreError,
+    BlobStoreFull,
+    BlockStore,
+    Buffer,
+    CorruptBlob,
+    NoSuchBlob,
+    RangeUnavailable,
+)
+from apollofs.fs.errors import BodyError, BodyUnavailable, CorruptBody, MissingBlob
+
+SITE_SHIFT = 56
+
+OpenStore = Callable[[int], Awaitable[BlockStore]]
+"""Opens the store of the site with this id; raises BlobStoreError or MetadataError if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block of a blob: which, and how many bytes it holds (the last one of a blob may be short)."""
+
+    blob: int
+    index: int
+    length: int
+
+    @property
+    def name(self) -> str:
+        """The object's name: spread by a hash, and never reused, because blob numbers never are."""
+        return f"{xxh3_64_intdigest(self.blob.to_bytes(8, 'big')) & 0xFF:02x}/{self.blob:016x}/{self.index:08x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes `[offset, offset + length)` of a block."""
+
+    block: Block
+    offset: int
+    length: int
+
+
+def site_of(blob: int) -> int:
+    """Id of the site that holds a blob: the number's top byte."""
+    return blob >> SITE_SHIFT
+
+
+def block_count(blob_length: int, block_bytes: int) -> int:
+    return -(-blob_length // block_bytes)
+
+
+def block_of(blob: int, blob_length: int, index: int, block_bytes: int) -> Block:
+    start = index * block_bytes
+    assert 0 <= start < blob_length, f"blob {blob:#x} of {blob_length} bytes has no block {index}"
+    return Block(blob, index, min(block_bytes, blob_length - start))
+
+
+def spans(blob: int, blob_length: int, offset: int, length: int, block_bytes: int) -> list[Span]:
+    """Bytes `[offset, offset + length)` of a blob, block by block.
+
+    Raises CorruptBody if they leave the blob: then the extent that asks for them is damaged.
+    """
+    if offset < 0 or offset + length > blob_length:
+        raise CorruptBody(f"blob {blob:#x} has {blob_length} bytes, not the range [{offset}, {offset + length})")
+    found = []
+    end = offset + length
+    while offset < end:
+        block = block_of(blob, blob_length, offset // block_bytes, block_bytes)
+        within = offset % block_bytes
+        count = min(end - offset, block.length - within)
+        found.append(Span(block, within, count))
+        offset += count
+    return found
+
+
+class BlobSource:
+    """Reads and writes blocks, whichever site's store they are in. Stores are opened at their first use.
+
+    Methods raise BodyUnavailable, CorruptBody, MissingBlob; BlobStoreFull from `put_block`; and what `open_store`
+    raises, if that is no BlobStoreError. A store that could not be opened is tried again at the next use.
+    """
+
+    def __init__(self, open_store: OpenStore, block_bytes: int) -> None:
+        self.block_bytes = block_bytes
+        self._open_store = open_store
+        self._stores: dict[int, BlockStore] = {}
+        self._opening = trio.Lock()
+
+    async def read_block(self, block: Block, offset: int = 0, length: int | None = None) -> memoryview:
+        """Verified bytes `[offset, offset + length)` of a block; `length` None: to its end."""
+        with _translated(block):
+            store = await self._store(site_of(block.blob))
+            return await store.read_block(block.name, block.length, offset, length)
+
+    async def put_block(self, block: Block, data: Buffer) -> None:
+        """Store a block; durable on return. `data` must not change meanwhile. Repeating it is harmless."""
+        assert len(data) == block.length
+        with _translated(block):
+            store = await self._store(site_of(block.blob))
+            await store.put(block.name, data)
+
+    async def aclose(self) -> None:
+        """Close what was opened. Nobody may be reading or writing any more."""
+        stores, self._stores = list(self._stores.values()), {}
+        for store in stores:
+            await store.aclose()
+
+    async def _store(self, site: int) -> BlockStore:
+        store = self._stores.get(site)
+        if store is not None:
+            return store
+        async with self._opening:
+            if site not in self._stores:
+                self._stores[site] = await self._open_store(site)
+            return self._stores[site]
+
+
+@contextlib.asynccontextmanager
+async def open_blob_source(open_store: OpenStore, block_bytes: int) -> AsyncIterator[BlobSource]:
+    """A BlobSource that closes its stores at the end."""
+    source = BlobSource(open_store, block_bytes)
+    try:
+        yield source
+    finally:
+        with trio.CancelScope(shield=True):
+            await source.aclose()
+
+
+@contextlib.contextmanager
+def _translated(block: Block) -> Iterator[None]:
+    """Errors of the store as errors of bodies; a full store keeps its own."""
+    try:
+        yield
+    except BlobStoreFull:
+        raise
+    except BlobStoreError as exc:
+        raise _body_error(block, exc) from exc
+
+
+def _body_error(block: Block, exc: BlobStoreError) -> BodyError:
+    what = f"block {block.index} of blob {block.blob:#x}"
+    if isinstance(exc, NoSuchBlob):
+        return MissingBlob(f"{what} is not in the store")
+    if isinstance(exc, CorruptBlob | RangeUnavailable):
+        return CorruptBody(f"{what}: {exc}")
+    return BodyUnavailable(f"{what}: {exc}")

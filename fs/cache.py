@@ -1,0 +1,222 @@
+"""The block cache: every read of a block comes through here, from the local disk or from the store.
+
+Rules
+1. A block is fetched once however many readers wait for it. The fetch runs in the mount's nursery: a reader that is
+   cancelled leaves the others their block.
+2. A cache that can't be used (full, failing or read-only disk, deleted directory) costs speed, never an error.
+3. Nothing is handed out unverified: neither from the store (`BlobSource`) nor from the disk (`cache_files`).
+4. Memory: at most `downloads_max` blocks are held by fetches, until they are on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import trio
+
+from apollofs.fs.blobs import BlobSource, Block
+from apollofs.fs.cache_files import CacheFileCorrupt, CacheFiles, CacheIndex
+from apollofs.fs.config import BodyConfig
+from apollofs.fs.errors import BodyError, BodyUnavailable
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+THREADS = 8
+MISSES_REMEMBERED = 4096
+PARTIAL_READS_MAX = 2
+"""So many scattered reads of a block are served by range; with the next one it is worth having whole."""
+WARNING_INTERVAL_S = 60.0
+EVICTIONS_MAX = 8
+"""Rounds of making room on a full disk before a block is not cached."""
+
+
+class _Fetch:
+    """A block on its way. After `done` either `data` or `error` is there."""
+
+    __slots__ = ("data", "done", "error")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.data: memoryview | None = None
+        self.error: Exception | None = None
+
+    async def result(self) -> memoryview:
+        await self.done.wait()
+        if self.data is not None:
+            return self.data
+        assert self.error is not None
+        if isinstance(self.error, BodyError):
+            # Each waiter gets an exception of its own: a shared one would collect everybody's tracebacks.
+            raise type(self.error)(*self.error.args) from self.error
+        raise self.error
+
+
+class BlockCache:
+    """Made by `Bodies`; `nursery` must outlive every reader."""
+
+    def __init__(self, source: BlobSource, config: BodyConfig, scratch: str, nursery: trio.Nursery) -> None:
+        """`scratch`: a directory of this mount alone, on the disk of `config.cache_dir`, for unfinished files."""
+        self._source = source
+        self._bytes_max = config.cache_bytes_max
+        self._files = CacheFiles(os.path.join(config.cache_dir, "blocks"), scratch, config.disk_free_bytes_min)
+        self._index = CacheIndex()
+        self._nursery = nursery
+        self._fetches: dict[Block, _Fetch] = {}
+        self._fetches_max = config.downloads_max
+        self._downloads = trio.CapacityLimiter(config.downloads_max)
+        self._threads = trio.CapacityLimiter(THREADS)
+        self._misses: OrderedDict[Block, int] = OrderedDict()
+        self._warned_at = -float("inf")
+        self.hits = 0
+        self.fetched = 0
+
+    async def start(self) -> None:
+        """Take stock of what an earlier mount left; blocks beyond the bound are deleted."""
+        try:
+            found = await self._in_thread(self._files.scan)
+            for block in found:
+                self._index.add(block)
+            await self._in_thread(partial(self._files.remove, self._index.give_up(self._bytes_max)))
+        except OSError as exc:
+            self._warn(f"its directory can't be used: {exc}")
+
+    @property
+    def bytes_used(self) -> int:
+        return self._index.bytes
+
+    @property
+    def blocks(self) -> int:
+        return len(self._index)
+
+    async def read(self, block: Block, offset: int, length: int, *, whole: bool = True) -> memoryview:
+        """Bytes `[offset, offset + length)` of a block.
+
+        `whole`: if the block isn't here, fetch all of it; else only the range, at first. Raises BodyUnavailable,
+        CorruptBody, MissingBlob. Cancelled, a fetch that has begun goes on and ends in the cache.
+        """
+        fetch = self._fetches.get(block)
+        if fetch is None:
+            found = await self._read_local(block, offset, length)
+            if found is not None:
+                self.hits += 1
+                return found
+            fetch = self._fetches.get(block)
+        if fetch is None and not whole and length < block.length and not self._is_popular(block):
+            async with self._downloads:
+                return await self._source.read_block(block, offset, length)
+        data = await (fetch or self._fetch(block)).result()
+        return data[offset : offset + length]
+
+    def prefetch(self, block: Block) -> None:
+        """Begin to fetch a block that will probably be read, unless it is here or too much is under way."""
+        if block in self._index or block in self._fetches or len(self._fetches) >= self._fetches_max:
+            return
+        self._fetch(block)
+
+    async def insert(self, block: Block, data: bytes | bytearray) -> None:
+        """Put a block that was just stored; `data` must not change until the call has returned. Raises nothing."""
+        await self._store(block, data)
+
+    # -- fetching ----------------------------------------------------------------------------------------------------
+
+    def _is_popular(self, block: Block) -> bool:
+        misses = self._misses.pop(block, 0) + 1
+        if misses > PARTIAL_READS_MAX:
+            return True
+        self._misses[block] = misses
+        if len(self._misses) > MISSES_REMEMBERED:
+            self._misses.popitem(last=False)
+        return False
+
+    def _fetch(self, block: Block) -> _Fetch:
+        fetch = self._fetches[block] = _Fetch()
+        self._nursery.start_soon(self._run_fetch, block, fetch)
+        return fetch
+
+    async def _run_fetch(self, block: Block, fetch: _Fetch) -> None:
+        # An exception may not leave this task: the mount's nursery would end with it.
+        try:
+            async with self._downloads:
+                fetch.data = await self._source.read_block(block)
+                self.fetched += 1
+                fetch.done.set()
+                await self._store(block, fetch.data)
+        except Exception as exc:  # noqa: BLE001  # handed to every waiter
+            if fetch.data is None:
+                fetch.error = exc
+            else:
+                log.exception("a fetched block could not be cached")
+        finally:
+            del self._fetches[block]
+            if fetch.data is None and fetch.error is None:
+                fetch.error = BodyUnavailable("the mount is ending")
+            fetch.done.set()
+
+    # -- the local disk ----------------------------------------------------------------------------------------------
+
+    async def _read_local(self, block: Block, offset: int, length: int) -> memoryview | None:
+        read = partial(self._files.read, block, offset, length, self._index.footer(block))
+        try:
+            try:
+                found = read(at_once=True)
+            except BlockingIOError:
+                found = await self._in_thread(partial(read, at_once=False))
+        except CacheFileCorrupt as exc:
+            log.warning("a file of the block cache is damaged and is fetched again: %s", exc)
+            await self._discard(block)
+            return None
+        except OSError as exc:
+            self._warn(f"a file can't be read: {exc}")
+            return None
+        if found is None:
+            self._index.drop(block)
+            return None
+        self._index.add(block)
+        self._index.remember(block, found.footer)
+        return found.data
+
+    async def _discard(self, block: Block) -> None:
+        self._index.drop(block)
+        try:
+            await self._in_thread(partial(self._files.remove, [block]))
+        except OSError as exc:
+            self._warn(f"a damaged file can't be deleted: {exc}")
+
+    async def _store(self, block: Block, data: bytes | bytearray | memoryview) -> None:
+        self._index.add(block)
+        victims = self._index.give_up(self._bytes_max)
+        stored = False
+        try:
+            for _ in range(EVICTIONS_MAX):
+                if block in victims:
+                    break
+                lacking = await self._in_thread(partial(self._files.write, block, data, victims))
+                stored = lacking <= 0
+                if stored:
+                    return
+                victims = self._index.give_up(max(0, self._index.bytes - lacking))
+            await self._in_thread(partial(self._files.remove, victims))
+            self._warn("there is no room for a block")
+        except OSError as exc:
+            self._warn(f"a file can't be written: {exc}")
+        finally:
+            if stored:
+                self._index.add(block)
+            else:
+                self._index.drop(block)
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(call, limiter=self._threads)
+
+    def _warn(self, what: str) -> None:
+        """At most once a minute: a broken disk is met with every block."""
+        now = trio.current_time()
+        if now - self._warned_at >= WARNING_INTERVAL_S:
+            self._warned_at = now
+            log.warning("the block cache is not used where it should be: %s", what)

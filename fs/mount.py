@@ -1,0 +1,240 @@
+"""The mount's daemon: connects, opens the volume and the blob stores, mounts, serves, and ends cleanly.
+
+One long-lived nursery holds everything. How it ends:
+
+- `umount` from outside, or asked through the control socket: the kernel has handed everything over; what is not yet
+  committed is committed, the session is given back, the process ends;
+- SIGTERM or SIGINT: the same, after unmounting by itself; a mount that is busy is detached, once all that was written
+  so far is committed. A second signal ends the process at once, detached but uncommitted;
+- the volume was destroyed, or a bug ended the loop: detached, an error in the log, exit status 1.
+
+A lost session does not end it: the Volume drops its locks and uncommitted writes and opens a new one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from apollofs.fs.assembly import Assembly, assembled
+from apollofs.fs.control import ControlServer, Handler, prepare_runtime_dir, socket_path
+from apollofs.fs.daemon import Readiness
+from apollofs.fs.fuse_session import FuseOptions, FuseSession
+from apollofs.fs.inspection import inspect_inode
+from apollofs.fs.mount_config import MountConfig
+from apollofs.fs.mountinfo import mount_at
+from apollofs.fs.unmounting import MountBusy, sync_filesystem, unmount
+from apollofs.fs.user_error import UserError, leaves
+
+log = logging.getLogger(__name__)
+
+LINGER_S = 5.0
+"""How long the last answers of the control socket may take when everything else has ended."""
+
+
+async def serve_mount(config: MountConfig, readiness: Readiness) -> None:
+    """Run one mount to its end. Returns when it has ended cleanly, with everything committed.
+
+    Raises UserError, and the errors of metadata and blob store, when it can't start; UserError when what was written
+    could not be committed at the end. What they mean for a person is `cli.errors.describe`'s business.
+    """
+    prepare_runtime_dir(config.runtime_dir)
+    with trio.CancelScope() as starting:
+        starting.deadline = trio.current_time() + config.start_deadline_s
+        async with assembled(config) as assembly, _mounted(config, assembly) as running:
+            await running.confirm_answering()
+            starting.deadline = float("inf")
+            await running.serve(readiness)
+    if starting.cancelled_caught:
+        raise UserError(f"the mount was not ready within {config.start_deadline_s:g} s")
+
+
+@asynccontextmanager
+async def _mounted(config: MountConfig, assembly: Assembly) -> AsyncIterator[RunningMount]:
+    """Mount, answer requests while the context lasts, and leave nothing mounted behind."""
+    options = FuseOptions(
+        volume=config.access.url.volume,
+        read_only=config.read_only,
+        allow_other=config.allow_other,
+        kernel=config.kernel_options,
+    )
+    session = FuseSession(assembly.operations, assembly.wire, config.mountpoint, options)
+    session.mount()
+    try:
+        async with trio.open_nursery() as nursery:
+            running = RunningMount(config, assembly, session)
+            nursery.start_soon(running.serve_requests)
+            try:
+                yield running
+            finally:
+                session.terminate()
+                # close() comes after the loop has returned, also when all this is cancelled
+                with trio.CancelScope(shield=True), trio.move_on_after(LINGER_S):
+                    await running.gone.wait()
+    finally:
+        session.close()
+
+
+class RunningMount:
+    """A mount that answers requests; `serve` runs it to its end."""
+
+    def __init__(self, config: MountConfig, assembly: Assembly, session: FuseSession) -> None:
+        self._config = config
+        self._assembly = assembly
+        self._session = session
+        self._started_s = time.time()
+        self._commit_error: str | None = None
+        self._stopping = False
+        self.gone = trio.Event()
+        """The kernel will send no more requests."""
+        self._committed = trio.Event()
+        """The last commit was tried; `_commit_error` says how it went."""
+
+    async def serve_requests(self) -> None:
+        """The FUSE loop."""
+        try:
+            await self._session.serve()
+        finally:
+            self.gone.set()
+
+    async def confirm_answering(self) -> None:
+        """Wait until the mount answers a process."""
+        await trio.to_thread.run_sync(os.stat, self._config.mountpoint, abandon_on_cancel=True)
+
+    async def serve(self, readiness: Readiness) -> None:
+        """Say that the mount is ready, serve until it has gone, commit. Raises UserError if that fails."""
+        entry = mount_at(self._config.mountpoint)
+        if entry is None:
+            raise UserError(f"{self._config.mountpoint} was unmounted while it was being mounted")
+        path = socket_path(self._config.runtime_dir, entry.device)
+        control = ControlServer(path, self._handlers())
+        await control.bind()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(control.serve)
+            nursery.start_soon(self._obey_signals)
+            log.info("volume %s is mounted at %s", self._config.access.url.volume, self._config.mountpoint)
+            readiness.ready({"mountpoint": self._config.mountpoint, "pid": os.getpid()})
+            await self.gone.wait()
+            await self._commit_last()
+            await control.drained(LINGER_S)
+            nursery.cancel_scope.cancel()
+        if self._commit_error is not None:
+            raise UserError(self._commit_error)
+        log.info("%s is unmounted; everything is committed", self._config.mountpoint)
+
+    # -- ending ------------------------------------------------------------------------------------------------------
+
+    async def _commit(self) -> None:
+        """Commit what was written. Raises UserError with what could not be committed."""
+        try:
+            with trio.fail_after(self._config.stop_deadline_s):
+                await self._assembly.filesystem.sync()
+        except trio.TooSlowError as exc:
+            raise UserError(f"not everything could be committed within {self._config.stop_deadline_s:g} s") from exc
+        except Exception as exc:
+            first = leaves(exc)[0]
+            log.error("a commit of everything failed", exc_info=exc)
+            raise UserError(f"not everything could be committed: {first or type(first).__name__}") from exc
+
+    async def _commit_last(self) -> None:
+        try:
+            await self._commit()
+        except UserError as exc:
+            self._commit_error = str(exc)
+        self._committed.set()
+
+    async def _unmount(self, *, lazy: bool) -> None:
+        """Raises MountBusy, UserError; also when the kernel does not come to an end in time."""
+        with trio.move_on_after(self._config.stop_deadline_s) as scope:
+            await trio.to_thread.run_sync(lambda: unmount(self._config.mountpoint, lazy=lazy), abandon_on_cancel=True)
+        if scope.cancelled_caught:
+            raise UserError(f"{self._config.mountpoint} could not be unmounted in {self._config.stop_deadline_s:g} s")
+
+    async def _obey_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                async for number in signals:
+                    log.info("%s: unmounting", signal.Signals(number).name)
+                    if self._stopping:
+                        await self._exit_at_once()
+                    self._stopping = True
+                    nursery.start_soon(self._stop)
+
+    async def _stop(self) -> None:
+        """Unmount; what is busy is detached after a commit, and its users get errors."""
+        try:
+            await self._unmount(lazy=False)
+            with trio.move_on_after(LINGER_S):
+                await self.gone.wait()
+                return
+        except UserError as exc:
+            log.warning("%s; it is detached", exc)
+        try:
+            with trio.move_on_after(self._config.stop_deadline_s):
+                await trio.to_thread.run_sync(sync_filesystem, self._config.mountpoint, abandon_on_cancel=True)
+            await self._commit()
+            await self._unmount(lazy=True)
+        except (UserError, OSError) as exc:
+            log.error("while detaching: %s", exc)
+        self._session.terminate()
+
+    async def _exit_at_once(self) -> None:
+        log.error("a second signal: ending at once; what was not committed is lost")
+        with trio.move_on_after(1, shield=True):
+            await trio.to_thread.run_sync(lambda: unmount(self._config.mountpoint, lazy=True), abandon_on_cancel=True)
+        logging.shutdown()
+        os._exit(1)
+
+    # -- answers of the control socket -------------------------------------------------------------------------------
+
+    def _handlers(self) -> Mapping[str, Handler]:
+        return {"status": self._status, "sync": self._sync, "unmount": self._unmount_asked, "info": self._info}
+
+    async def _status(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        config, volume = self._config, self._assembly.volume
+        return {
+            "mountpoint": config.mountpoint,
+            "volume": config.access.url.volume,
+            "meta_url": str(config.access.url),
+            "site": config.site,
+            "blobs": self._assembly.location.url(),
+            "pid": os.getpid(),
+            "version": config.version,
+            "since_s": self._started_s,
+            "read_only": config.read_only,
+            **self._assembly.session_facts(),
+            "cache_dir": str(config.body.cache_dir),
+            "volume_uuid": volume.superblock.uuid,
+            "fuse": dict(self._session.statistics()),
+            "blob_store": dict(self._assembly.stores.statistics()),
+        }
+
+    async def _sync(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        await self._commit()
+        return {"pid": os.getpid()}
+
+    async def _unmount_asked(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Commit, unmount, and answer when the last commit is done. A failed commit leaves it mounted."""
+        lazy = bool(request.get("lazy"))
+        await self._commit()
+        try:
+            await self._unmount(lazy=lazy)
+        except MountBusy as exc:
+            raise UserError(f"{exc}; --lazy detaches it anyway") from exc
+        if not lazy:
+            with trio.move_on_after(self._config.stop_deadline_s):
+                await self._committed.wait()
+            if self._commit_error is not None:
+                raise UserError(self._commit_error)
+        return {"pid": os.getpid(), "ended": self._committed.is_set()}
+
+    async def _info(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        with trio.fail_after(self._config.session.operation_deadline_s):
+            return await inspect_inode(self._assembly, request)

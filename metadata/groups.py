@@ -1,0 +1,54 @@
+"""What a mount caches of the directory groups that it holds delegations on.
+
+A group is a directory's own `i/`, `t/` and count of `c/`, and its dentries with the inodes embedded in them. Pure
+state, no I/O; `delegations.py` decides when a group is held. Every saying has the revision as of which it is true, and
+an older one never replaces a newer one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from apollofs.metadata.keys import Keys
+from apollofs.metadata.store import Delete, KeyValue, Put
+
+
+@dataclass(slots=True)
+class Group:
+    """One held group. Nobody else has changed it since `taken_revision`, nor will while it is held."""
+
+    ino: int
+    taken_revision: int
+    known: dict[bytes, tuple[KeyValue | None, int]] = field(default_factory=dict)
+    children: int | None = None
+    """How many subdirectories there are: as counted at `children_revision`, and changed by own writes since. A count
+    that is older than the last such write is ignored, as it can't be told which writes it has seen."""
+    children_revision: int = 0
+    children_changed: int = 0
+    complete: bool = False
+    """Every dentry there is, is known."""
+
+    def learn(self, key: bytes, kv: KeyValue | None, revision: int) -> None:
+        held = self.known.get(key)
+        if held is None or held[1] <= revision:
+            self.known[key] = (kv, revision)
+
+    def count(self, children: int, revision: int) -> None:
+        if revision >= max(self.children_revision, self.children_changed):
+            self.children, self.children_revision = children, revision
+
+    def change_children(self, difference: int, revision: int) -> None:
+        self.children_changed = max(self.children_changed, revision)
+        if self.children is not None and revision > self.children_revision:
+            self.children += difference
+
+
+def groups_written(keys: Keys, writes: Iterable[Put | Delete]) -> dict[int, None]:
+    """The groups that a transaction changes, in order of appearance."""
+    found: dict[int, None] = {}
+    for write in writes:
+        group = keys.group_of(write.key)
+        if group is not None:
+            found[group] = None
+    return found

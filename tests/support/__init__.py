@@ -1,0 +1,1 @@
+"""Servers, proxies and volumes that tests start for themselves."""

@@ -1,0 +1,149 @@
+"""Delegations under delay: whatever the order in which requests, replies and recalls arrive, nothing stale is answered.
+
+Requests and replies are delayed at random (virtual time). One writer at a time changes a thing, on a random mount; readers
+on every mount ask at the same time. A read may answer what was true at some moment between its call and its return; and
+nothing older than what any read that had ended before it answered.
+"""
+
+from __future__ import annotations
+
+import random
+import stat
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import pytest
+import trio
+import trio.testing
+from apollofs.metadata.errors import NoSuchEntry
+from apollofs.metadata.memory import MemoryStore
+from apollofs.metadata.records import ROOT_INO, Owner, SetAttr
+from apollofs.metadata.volume import Volume
+
+from tests.support.volumes import ME, assert_sound, make_volume, mounted
+
+FILE = stat.S_IFREG | 0o644
+
+
+@dataclass
+class Thing:
+    """Something with versions: `done` is the last whose write has returned or that was seen, `begun` the last begun."""
+
+    done: int = 0
+    begun: int = 0
+
+    def check(self, floor: int, fits: Callable[[int], bool], answer: object) -> None:
+        """Some version between `floor` and the newest begun must fit the answer; the oldest such has been seen."""
+        fitting = [version for version in range(floor, self.begun + 1) if fits(version)]
+        assert fitting, f"answered {answer}, but {floor} was there and {self.begun} is the newest"
+        self.done = max(self.done, fitting[0])
+
+
+class Delays:
+    """A hook that delays a store's requests and replies by up to some virtual milliseconds."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    async def __call__(self, *_: object) -> None:
+        if self._random.random() < 0.7:
+            await trio.sleep(self._random.random() * self._random.choice((0.001, 0.02)))
+
+
+async def run(seed: int, rounds: int) -> None:
+    """Two writers and twelve readers on three mounts."""
+    rng = random.Random(seed)
+    base = MemoryStore()
+    await make_volume(base)
+    async with AsyncExitStack() as stack:
+        volumes = [await stack.enter_async_context(mounted(base.another(Delays(seed + n)))) for n in range(3)]
+        directory = await volumes[0].mkdir(ROOT_INO, b"d", 0o755, ME)
+        file = await volumes[0].mknod(directory.ino, b"f", FILE, 0, Owner(0, 0))
+        for volume in volumes:
+            await volume.lookup(ROOT_INO, b"d")
+            await volume.lookup(directory.ino, b"f")
+        version, listed = Thing(), Thing()
+        ended = trio.Event()
+
+        async def write() -> None:
+            for _ in range(rounds):
+                await trio.sleep(rng.random() * rng.choice((0.01, 3)))
+                volume = rng.choice(volumes)
+                version.begun += 1
+                await volume.setattr(file.ino, SetAttr(uid=version.begun))
+                version.done = max(version.done, version.begun)
+            ended.set()
+
+        async def toggle() -> None:
+            for _ in range(rounds):
+                await trio.sleep(rng.random() * rng.choice((0.01, 3)))
+                volume = rng.choice(volumes)
+                listed.begun += 1
+                if listed.begun % 2:
+                    await volume.mkdir(directory.ino, b"%d" % listed.begun, 0o755, ME)
+                else:
+                    await volume.rmdir(directory.ino, b"%d" % (listed.begun - 1))
+                listed.done = max(listed.done, listed.begun)
+
+        async def ask_number(volume: Volume) -> None:
+            floor = version.done
+            uid = (await volume.getattr(file.ino)).uid
+            version.check(floor, lambda v: v == uid, uid)
+
+        async def ask_name(volume: Volume) -> None:
+            floor = version.done
+            uid = (await volume.lookup(directory.ino, b"f")).uid
+            version.check(floor, lambda v: v == uid, uid)
+
+        async def ask_listing(volume: Volume) -> None:
+            floor = listed.done
+            page = await volume.readdir(directory.ino, b"", 10)
+            names = [int(entry.name) for entry in page.entries if entry.name != b"f"]
+            listed.check(floor, lambda v: names == ([v] if v % 2 else []), names)
+
+        async def ask_nlink(volume: Volume) -> None:
+            floor = listed.done
+            nlink = (await volume.getattr(directory.ino)).nlink
+            listed.check(floor, lambda v: v % 2 == nlink - 2, nlink)
+
+        async def read(ask: Callable[[Volume], Awaitable[None]], volume: Volume) -> None:
+            while not ended.is_set():
+                await trio.sleep(rng.random() * 0.05)
+                await ask(volume)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            nursery.start_soon(toggle)
+            for volume in volumes:
+                for ask in (ask_number, ask_name, ask_listing, ask_nlink):
+                    nursery.start_soon(read, ask, volume)
+        taken = sum(volume.delegations.counts["taken"] for volume in volumes)
+        recalled = sum(volume.delegations.counts["recalls_heard"] for volume in volumes)
+    await assert_sound(base)
+    assert taken and recalled, "the protocol was not exercised"
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_nothing_stale_whatever_the_delays(seed: int, autojump_clock: trio.testing.MockClock) -> None:
+    del autojump_clock
+    with trio.fail_after(100_000):
+        await run(seed, rounds=60)
+
+
+async def test_a_name_is_gone_everywhere_when_unlink_has_returned() -> None:
+    store = MemoryStore()
+    await make_volume(store)
+    async with mounted(store) as a, mounted(store) as b:
+        directory = await a.mkdir(ROOT_INO, b"d", 0o755, ME)
+        for step in range(20):
+            name = b"%d" % step
+            await a.mknod(directory.ino, name, FILE, 0, ME)
+            for _ in range(3):
+                await b.lookup(directory.ino, name)
+                await a.lookup(directory.ino, name)
+            await (a, b)[step % 2].unlink(directory.ino, name)
+            for volume in (a, b):
+                with pytest.raises(NoSuchEntry):
+                    await volume.lookup(directory.ino, name)
+    await assert_sound(store)
