@@ -66,8 +66,7 @@ def explained(url: MetaURL) -> Iterator[None]:
     except (Exception, BaseExceptionGroup) as exc:
         for leaf in leaves(exc):
             if isinstance(leaf, StoreAuthFailed):
-                who = f"user {url.user!r}" if url.user else "access without a user"
-                raise UserError(f"etcd at {url.servers} refused {who}: {leaf}") from exc
+                raise UserError(f"etcd at {url.servers} does not let us in: {leaf}") from exc
             if isinstance(leaf, (StoreUnavailable, OutcomeUnknown, DeadlineExceeded)):
                 raise UserError(f"etcd at {url.servers} can't be reached: {leaf}") from exc
         raise

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import trio
 
 from apollofs.fs import fastloop
-from apollofs.fs.mountinfo import FSNAME_PREFIX
+from apollofs.fs.mountinfo import FSNAME_PREFIX, mount_at
 from apollofs.fs.user_error import UserError
 from apollofs.fs.wire import Wire
 from apollofs.fs.wire_load import pyfuse3
@@ -53,13 +53,14 @@ class FuseSession:
         self._mountpoint = mountpoint
         self._options = options
         self._mounted = False
+        self._device = ""
         self._serving = False
         self._loop: fastloop.FastLoop | None = None
 
     @property
-    def mounted(self) -> bool:
-        """Whether `mount` has succeeded and `close` was not called."""
-        return self._mounted
+    def device(self) -> str:
+        """ "major:minor" of the mount; empty before it."""
+        return self._device
 
     def mount(self) -> None:
         """Mount it; from now on the kernel queues requests. Raises UserError with what libfuse says."""
@@ -71,6 +72,8 @@ class FuseSession:
             why = "; ".join(said) or str(exc)
             raise UserError(f"{self._mountpoint} can't be mounted: {why}") from exc
         self._mounted = True
+        entry = mount_at(self._mountpoint)
+        self._device = entry.device if entry is not None else ""
         self.wire.verify_active()
 
     async def serve(self) -> None:
@@ -100,7 +103,9 @@ class FuseSession:
             return
         self._mounted = False
         self.wire.close()
-        pyfuse3.close(unmount=True)
+        # what somebody has unmounted or detached before must not be tried again: another mount may be there by now
+        entry = mount_at(self._mountpoint)
+        pyfuse3.close(unmount=entry is not None and entry.device == self._device)
 
     def statistics(self) -> Mapping[str, int]:
         """Counters for `status`."""

@@ -6,14 +6,16 @@ Bytes in the page cache are copied inline, which takes microseconds; what would 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
-from functools import partial
+from functools import cache, partial
 
 import trio
 
 INLINE_BYTES_MAX = 128 << 10
 """Up to here a write to the page cache is cheaper than the way to a thread."""
+_KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02
 _NOT_AT_ONCE = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 
@@ -75,3 +77,17 @@ async def write(fd: int, offset: int, data: bytes | bytearray | memoryview, limi
         write_fully(fd, offset, data)
         return
     await trio.to_thread.run_sync(partial(write_fully, fd, offset, data), limiter=limiter)
+
+
+def punch_hole(fd: int, offset: int, length: int) -> bool:
+    """Give a range's room back to the disk. Whether the local filesystem could."""
+    result: int = _libc().fallocate(
+        fd, _KEEP_SIZE_PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(length)
+    )
+    return result == 0
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    # Python has no call for it. It takes 64-bit offsets on every platform that we run on.
+    return ctypes.CDLL(None)

@@ -87,7 +87,8 @@ def parse_meta_url(text: str) -> MetaURL:
         raise BadMetaURL("the metadata URL has no part after '#'")
     place, _, path = rest.partition("/")
     userinfo, at, hosts = place.rpartition("@")
-    if ":" in userinfo or (at and not userinfo):
+    # An "@" further on ends a password with a slash in it.
+    if ":" in userinfo or "@" in path or (at and not userinfo):
         raise BadMetaURL(
             "the metadata URL holds no password (only user@); put it in APOLLOFS_ETCD_PASSWORD or in a file "
             "named by ?password-file="

@@ -17,7 +17,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -29,7 +29,6 @@ from apollofs.fs.daemon import Readiness
 from apollofs.fs.fuse_session import FuseOptions, FuseSession
 from apollofs.fs.inspection import inspect_inode
 from apollofs.fs.mount_config import MountConfig
-from apollofs.fs.mountinfo import mount_at
 from apollofs.fs.unmounting import MountBusy, sync_filesystem, unmount
 from apollofs.fs.user_error import UserError, leaves
 
@@ -43,17 +42,53 @@ async def serve_mount(config: MountConfig, readiness: Readiness) -> None:
     """Run one mount to its end. Returns when it has ended cleanly, with everything committed.
 
     Raises UserError, and the errors of metadata and blob store, when it can't start; UserError when what was written
-    could not be committed at the end. What they mean for a person is `cli.errors.describe`'s business.
+    could not be committed at the end.
     """
     prepare_runtime_dir(config.runtime_dir)
-    with trio.CancelScope() as starting:
-        starting.deadline = trio.current_time() + config.start_deadline_s
-        async with assembled(config) as assembly, _mounted(config, assembly) as running:
-            await running.confirm_answering()
-            starting.deadline = float("inf")
-            await running.serve(readiness)
+    obedience = Obedience()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(obedience.serve)
+        with trio.CancelScope() as starting:
+            starting.deadline = trio.current_time() + config.start_deadline_s
+            obedience.obey(starting.cancel)
+            async with assembled(config) as assembly, _mounted(config, assembly) as running:
+                await running.confirm_answering()
+                starting.deadline = float("inf")
+                obedience.obey(lambda: nursery.start_soon(running.stop), then=running.detach_now)
+                await running.serve(readiness)
+        nursery.cancel_scope.cancel()
     if starting.cancelled_caught:
-        raise UserError(f"the mount was not ready within {config.start_deadline_s:g} s")
+        why = f"{obedience.heard} came first" if obedience.heard else f"{config.start_deadline_s:g} s were not enough"
+        raise UserError(f"the mount is not ready: {why}")
+
+
+class Obedience:
+    """What SIGTERM and SIGINT do: the first one ends things in order, a second one at once."""
+
+    def __init__(self) -> None:
+        self.heard = ""
+        """The name of the first signal; empty while there was none."""
+        self._first: Callable[[], object] = lambda: None
+        self._second: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+
+    def obey(self, first: Callable[[], object], then: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint) -> None:
+        """From now on the first signal calls `first`; one after that awaits `then`, and the process ends."""
+        self._first, self._second = first, then
+
+    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
+            async for number in signals:
+                name = signal.Signals(number).name
+                if self.heard:
+                    log.error("%s: ending at once; what was not committed is lost", name)
+                    with trio.move_on_after(1, shield=True):
+                        await self._second()
+                    logging.shutdown()
+                    os._exit(1)
+                log.info("%s: ending", name)
+                self.heard = name
+                self._first()
 
 
 @asynccontextmanager
@@ -91,7 +126,6 @@ class RunningMount:
         self._session = session
         self._started_s = time.time()
         self._commit_error: str | None = None
-        self._stopping = False
         self.gone = trio.Event()
         """The kernel will send no more requests."""
         self._committed = trio.Event()
@@ -110,15 +144,11 @@ class RunningMount:
 
     async def serve(self, readiness: Readiness) -> None:
         """Say that the mount is ready, serve until it has gone, commit. Raises UserError if that fails."""
-        entry = mount_at(self._config.mountpoint)
-        if entry is None:
-            raise UserError(f"{self._config.mountpoint} was unmounted while it was being mounted")
-        path = socket_path(self._config.runtime_dir, entry.device)
+        path = socket_path(self._config.runtime_dir, self._session.device)
         control = ControlServer(path, self._handlers())
         await control.bind()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(control.serve)
-            nursery.start_soon(self._obey_signals)
             log.info("volume %s is mounted at %s", self._config.access.url.volume, self._config.mountpoint)
             readiness.ready({"mountpoint": self._config.mountpoint, "pid": os.getpid()})
             await self.gone.wait()
@@ -157,17 +187,7 @@ class RunningMount:
         if scope.cancelled_caught:
             raise UserError(f"{self._config.mountpoint} could not be unmounted in {self._config.stop_deadline_s:g} s")
 
-    async def _obey_signals(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async with trio.open_nursery() as nursery:
-                async for number in signals:
-                    log.info("%s: unmounting", signal.Signals(number).name)
-                    if self._stopping:
-                        await self._exit_at_once()
-                    self._stopping = True
-                    nursery.start_soon(self._stop)
-
-    async def _stop(self) -> None:
+    async def stop(self) -> None:
         """Unmount; what is busy is detached after a commit, and its users get errors."""
         try:
             await self._unmount(lazy=False)
@@ -185,12 +205,9 @@ class RunningMount:
             log.error("while detaching: %s", exc)
         self._session.terminate()
 
-    async def _exit_at_once(self) -> None:
-        log.error("a second signal: ending at once; what was not committed is lost")
-        with trio.move_on_after(1, shield=True):
-            await trio.to_thread.run_sync(lambda: unmount(self._config.mountpoint, lazy=True), abandon_on_cancel=True)
-        logging.shutdown()
-        os._exit(1)
+    async def detach_now(self) -> None:
+        """Take it out of the tree, whatever is lost by that."""
+        await trio.to_thread.run_sync(lambda: unmount(self._config.mountpoint, lazy=True), abandon_on_cancel=True)
 
     # -- answers of the control socket -------------------------------------------------------------------------------
 

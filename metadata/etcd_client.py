@@ -16,6 +16,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc
 import trio
 
 from apollofs.metadata.errors import OutcomeUnknown, StoreAuthFailed, StoreUnavailable
@@ -225,10 +226,16 @@ class EtcdClient:
             if not self._authenticated:
                 await self._authenticate(endpoint, connection, deadline)
             connection.proven = True
+            connection.hold(self._metadata, lambda error: self._on_lost(endpoint, connection, error))
         except EndpointFailed as exc:
             endpoint.proofs_failed += 1
             endpoint.last_failure = exc
             raise
+
+    def _on_lost(self, endpoint: Endpoint, connection: Connection, error: grpc.RpcError) -> None:
+        failure = classify(error, str(endpoint))
+        if failure.verdict in (Verdict.UNKNOWN, Verdict.NOT_APPLIED):
+            self.leave(endpoint, connection, failure.text)
 
     async def _ask_status(self, endpoint: Endpoint, connection: Connection, deadline: float) -> None:
         try:

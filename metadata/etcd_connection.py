@@ -7,6 +7,7 @@ own thread completes it and wakes the trio task, so no thread is used a call.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import grpc
@@ -24,7 +25,7 @@ from etcd3.client import Etcd3Client  # noqa: E402
 
 GrpcFailure = (grpc.RpcError, grpc.FutureCancelledError)
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
-Callable_: TypeAlias = Any
+Method: TypeAlias = Any
 """A gRPC multi-callable; gRPC has no types."""
 
 
@@ -48,24 +49,59 @@ class Connection:
             raise StoreAuthFailed(f"cannot read a TLS certificate or key: {exc}") from exc
         channel = self._client.channel
         self.proven = False
-        self.txn: Callable_ = self._client.kvstub.Txn
-        self.range: Callable_ = self._client.kvstub.Range
-        self.compact: Callable_ = self._client.kvstub.Compact
-        self.lease_grant: Callable_ = self._client.leasestub.LeaseGrant
-        self.lease_revoke: Callable_ = self._client.leasestub.LeaseRevoke
+        self.txn: Method = self._client.kvstub.Txn
+        self.range: Method = self._client.kvstub.Range
+        self.compact: Method = self._client.kvstub.Compact
+        self.lease_grant: Method = self._client.leasestub.LeaseGrant
+        self.lease_revoke: Method = self._client.leasestub.LeaseRevoke
         # One request and its answer: on the wire that is the stream of one that closes, without a thread to feed it.
-        self.lease_keepalive: Callable_ = channel.unary_unary(
+        self.lease_keepalive: Method = channel.unary_unary(
             "/etcdserverpb.Lease/LeaseKeepAlive",
             request_serializer=rpc.LeaseKeepAliveRequest.SerializeToString,
             response_deserializer=rpc.LeaseKeepAliveResponse.FromString,
         )
-        self.status: Callable_ = self._client.maintenancestub.Status
-        self.authenticate: Callable_ = etcdrpc.AuthStub(channel).Authenticate
-        self.watch: Callable_ = etcdrpc.WatchStub(channel).Watch
+        self.status: Method = self._client.maintenancestub.Status
+        self.authenticate: Method = etcdrpc.AuthStub(channel).Authenticate
+        self.watch: Method = etcdrpc.WatchStub(channel).Watch
+        self._lifeline_method: Method = channel.unary_stream(
+            "/etcdserverpb.Watch/Watch",
+            request_serializer=rpc.WatchRequest.SerializeToString,
+            response_deserializer=rpc.WatchResponse.FromString,
+        )
+        self._lifeline: Any = None
+        self._closed = False
+
+    def hold(self, metadata: Metadata, lost: Callable[[grpc.RpcError], None]) -> None:
+        """Keep one quiet stream open; `lost` is called in the trio thread if it ends by itself.
+
+        It tells within seconds that the peer has died or its member has lost its leader, also while nothing is asked.
+        And it keeps gRPC's thread of this channel alive, which would otherwise be started anew for every single call.
+        """
+        if self._lifeline is not None and self._lifeline.is_active():
+            return
+        token = trio.lowlevel.current_trio_token()
+        progress = rpc.WatchRequest(progress_request=rpc.WatchProgressRequest())
+        lifeline = self._lifeline_method(progress, metadata=metadata)
+
+        def ended() -> None:
+            """Runs in gRPC's thread."""
+            try:
+                token.run_sync_soon(report)
+            except trio.RunFinishedError:
+                pass  # nobody is left to be told
+
+        def report() -> None:
+            if not self._closed and isinstance(lifeline, grpc.RpcError):
+                lost(lifeline)
+
+        self._lifeline = lifeline
+        if not lifeline.add_callback(ended):
+            ended()
 
     def close(self) -> None:
         """End the channel; calls in flight fail as cancelled."""
         self.proven = False
+        self._closed = True
         self._client.close()
 
 
@@ -90,7 +126,7 @@ def _channel_options(config: EtcdConfig) -> list[tuple[str, int]]:
     ]
 
 
-async def unary(method: Callable_, request: Any, timeout_s: float, metadata: Metadata) -> Any:
+async def unary(method: Method, request: Any, timeout_s: float, metadata: Metadata) -> Any:
     """Call `method` and wait for its answer. Raises one of GrpcFailure.
 
     Cancellation gives the call up: whether it was applied is then not known.

@@ -166,6 +166,48 @@ class _Stream:
             pass  # nobody is left to be told
 
 
+class _Batches:
+    """The iterator that a consumer has. Whoever is cancelled while waiting for a batch may ask again."""
+
+    def __init__(self, hub: WatchHub, watch: _Watch) -> None:
+        self._hub = hub
+        self._watch = watch
+        self._backoff_s = BACKOFF_FIRST_S
+
+    def __aiter__(self) -> AsyncIterator[WatchBatch]:
+        return self
+
+    async def __anext__(self) -> WatchBatch:
+        await trio.lowlevel.checkpoint()
+        watch = self._watch
+        while True:
+            batch = watch.take()
+            if batch is not None:
+                self._backoff_s = BACKOFF_FIRST_S
+                return batch
+            if watch.failure is not None:
+                raise watch.failure
+            if self._hub.closed:
+                raise StoreUnavailable("the store has been closed")
+            if watch.number:
+                await watch.changed.wait()
+            elif not await self._attached():
+                await trio.sleep(self._backoff_s * (0.5 + random.random()))
+                self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
+
+    async def _attached(self) -> bool:
+        """Create the watch at a server and wait until it says something. False: try again later."""
+        watch = self._watch
+        try:
+            await self._hub.attach(watch)
+        except StoreUnavailable as exc:
+            LOG.info("a watch waits for a server: %s", exc)
+            return False
+        while watch.number and not watch.created and not watch.buffer:
+            await watch.changed.wait()
+        return bool(watch.number or watch.buffer or watch.failure)
+
+
 class WatchHub:
     """All watches of one store."""
 
@@ -176,7 +218,8 @@ class WatchHub:
         """Those at the server, in the order of creation, by their number there."""
         self._stream: _Stream | None = None
         self._opening = trio.Lock()
-        self._closed = False
+        self.closed = False
+        """Set once, by `aclose`."""
 
     @asynccontextmanager
     async def watch(
@@ -186,16 +229,14 @@ class WatchHub:
         if start_revision < 1 or not key:
             raise StoreMisuse("a watch needs a key and a revision to start from")
         watch = _Watch(key, range_end, start_revision)
-        batches = self._batches(watch)
         try:
-            yield batches
+            yield _Batches(self, watch)
         finally:
             self._detach(watch)
-            await batches.aclose()  # type: ignore[attr-defined]  # it is a generator
 
     async def aclose(self) -> None:
         """End the stream; consumers that wait get StoreUnavailable."""
-        self._closed = True
+        self.closed = True
         for watch in list(self._watches.values()):
             self._detach(watch)
             watch.wake()
@@ -203,43 +244,9 @@ class WatchHub:
             self._stream.cancel()
             await self._stream.join()
 
-    # -- the consumer's side -----------------------------------------------------------------------------------------
+    # -- at the server -------------------------------------------------------------------------------------------------
 
-    async def _batches(self, watch: _Watch) -> AsyncIterator[WatchBatch]:
-        backoff_s = BACKOFF_FIRST_S
-        while True:
-            batch = watch.take()
-            if batch is not None:
-                backoff_s = BACKOFF_FIRST_S
-                await trio.lowlevel.checkpoint()
-                yield batch
-                continue
-            if watch.failure is not None:
-                raise watch.failure
-            if self._closed:
-                raise StoreUnavailable("the store has been closed")
-            if watch.number:
-                await watch.changed.wait()
-                continue
-            try:
-                await self._attach(watch)
-            except StoreUnavailable as exc:
-                LOG.info("watch waits for a server: %s", exc)
-            else:
-                if await self._answered(watch):
-                    continue
-            await trio.sleep(backoff_s * (0.5 + random.random()))
-            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
-
-    async def _answered(self, watch: _Watch) -> bool:
-        """Wait until the server has created the watch, or refused it, or the stream has gone. True: no need to wait
-        before the next step.
-        """
-        while watch.number and not watch.created and not watch.buffer and watch.failure is None:
-            await watch.changed.wait()
-        return bool(watch.number or watch.buffer or watch.failure)
-
-    async def _attach(self, watch: _Watch) -> None:
+    async def attach(self, watch: _Watch) -> None:
         """Create the watch at the server, from the revision that it owes."""
         async with self._opening:
             stream = self._stream
@@ -254,7 +261,7 @@ class WatchHub:
                     endpoint = await self._client.serving()
                     stream = _Stream(endpoint, self._client.metadata, self._on_response, self._on_end)
                     self._stream = stream
-        if self._closed:
+        if self.closed:
             stream.cancel()
             raise StoreUnavailable("the store has been closed")
         watch.number = next(self._numbers)

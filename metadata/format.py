@@ -24,7 +24,7 @@ from apollofs.metadata.store import Compare, Delete, KeyValue, Put, Range, Relat
 SITE_ID_MAX = 255
 PAGE_KEYS = 1000
 DELETE_KEYS = 10_000
-BLOCK_BYTES_DEFAULT = 4 << 20
+BLOCK_BYTES_DEFAULT = 8 << 20
 INLINE_BYTES_DEFAULT = 8192
 INLINE_BYTES_MAX = 1 << 20
 

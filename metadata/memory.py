@@ -8,14 +8,14 @@ reply or makes the store unreachable for one mount.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 import trio
 
-from apollofs.metadata.errors import StoreUnavailable
+from apollofs.metadata.errors import StoreMisuse, StoreUnavailable
 from apollofs.metadata.memory_data import MemoryData
 from apollofs.metadata.store import Compare, Lease, Op, Range, RangeResult, TxnResult, WatchBatch
 
@@ -74,13 +74,14 @@ class MemoryStore:
         hook: Hook | None = None,
         _shared: _Shared | None = None,
     ) -> None:
-        self._shared = _shared or _Shared(clock)
+        self.shared = _shared or _Shared(clock)
+        """The data, for the handles and watches of this store alone."""
         self.hook = hook
         self._closed = False
 
     def another(self, hook: Hook | None = None) -> MemoryStore:
         """One more handle on the same data, as a second mount would have."""
-        return MemoryStore(hook=hook, _shared=self._shared)
+        return MemoryStore(hook=hook, _shared=self.shared)
 
     async def txn(self, compares: Sequence[Compare], then: Sequence[Op], orelse: Sequence[Op] = ()) -> TxnResult:
         """See the port."""
@@ -95,12 +96,10 @@ class MemoryStore:
         self, key: bytes, range_end: bytes = b"", *, start_revision: int
     ) -> AsyncIterator[AsyncIterator[WatchBatch]]:
         """See the port. Nothing is queued: the iterator reads the history when it is asked."""
+        if not key or start_revision < 1:
+            raise StoreMisuse("a watch needs a key and a revision to start from")
         await self._request("watch", lambda _: None, key, range_end, start_revision)
-        batches = self._batches(key, range_end, start_revision)
-        try:
-            yield batches
-        finally:
-            await batches.aclose()
+        yield _Watch(self, key, range_end, start_revision)
 
     async def lease_grant(self, ttl_s: int) -> Lease:
         """See the port."""
@@ -121,50 +120,60 @@ class MemoryStore:
     async def aclose(self) -> None:
         """Close this handle; the data stay."""
         self._closed = True
-        self._shared.announce()
+        self.shared.announce()
         await trio.lowlevel.checkpoint()
 
     def expire_leases(self) -> None:
         """End the leases whose time is over by the clock; for clocks that a test moves."""
-        if self._shared.data.expire():
-            self._shared.announce()
+        if self.shared.data.expire():
+            self.shared.announce()
 
     async def _request(self, method: str, apply: Callable[[MemoryData], T], *arguments: object) -> T:
         await trio.lowlevel.checkpoint()
         request = Request(method, arguments)
         if self.hook is not None:
             await self.hook(Moment.BEFORE, request)
-        self._check_open()
+        self.check_open()
         self.expire_leases()
-        data = self._shared.data
+        data = self.shared.data
         before = data.revision, data.compacted
         result = apply(data)
         if (data.revision, data.compacted) != before:
-            self._shared.announce()
+            self.shared.announce()
         if self.hook is not None:
             await self.hook(Moment.AFTER, request)
         return result
 
-    async def _batches(self, key: bytes, range_end: bytes, first: int) -> AsyncGenerator[WatchBatch, None]:
-        data = self._shared.data
-        while True:
-            self.expire_leases()
-            self._check_open()
-            if first > data.revision + 1:
-                await self._wait_for_change()
-                continue
-            last, events = data.events(key, range_end, first, WATCH_REVISIONS_MAX)
-            first = last + 1
-            if events:
-                await trio.lowlevel.checkpoint()
-                yield WatchBatch(last, events)
-            elif last == data.revision:
-                await self._wait_for_change()
-
-    async def _wait_for_change(self) -> None:
-        with trio.move_on_after(max(EXPIRY_POLL_S, self._shared.data.next_expiry_s())):
-            await self._shared.changed.wait()
-
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raises StoreUnavailable once this handle is closed."""
         if self._closed:
             raise StoreUnavailable("the store has been closed")
+
+
+class _Watch:
+    """The batches of one watch. Whoever is cancelled while waiting for one may ask again."""
+
+    def __init__(self, store: MemoryStore, key: bytes, range_end: bytes, first: int) -> None:
+        self._store = store
+        self._key = key
+        self._range_end = range_end
+        self._first = first
+
+    def __aiter__(self) -> AsyncIterator[WatchBatch]:
+        return self
+
+    async def __anext__(self) -> WatchBatch:
+        await trio.lowlevel.checkpoint()
+        data = self._store.shared.data
+        while True:
+            self._store.expire_leases()
+            self._store.check_open()
+            if self._first <= data.revision:
+                last, events = data.events(self._key, self._range_end, self._first, WATCH_REVISIONS_MAX)
+                self._first = last + 1
+                if events:
+                    return WatchBatch(last, events)
+            else:
+                data.check_history(self._first)
+                with trio.move_on_after(max(EXPIRY_POLL_S, data.next_expiry_s())):
+                    await self._store.shared.changed.wait()

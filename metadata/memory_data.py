@@ -97,12 +97,16 @@ class MemoryData:
 
         Looks at `revisions_max` revisions at most. Raises Compacted if some of them may be gone.
         """
-        if first <= self.compacted:
-            raise Compacted("required revision has been compacted", self.compacted + 1)
+        self.check_history(first)
         last = min(self.revision, first + revisions_max - 1)
         start = bisect_left(self._log, first, key=_mod_revision)
         end = bisect_right(self._log, last, key=_mod_revision)
         return last, tuple(event for event in self._log[start:end] if _inside(event.kv.key, key, range_end))
+
+    def check_history(self, first: int) -> None:
+        """Raises Compacted if changes from revision `first` on may be gone."""
+        if first <= self.compacted:
+            raise Compacted("required revision has been compacted", self.compacted + 1)
 
     def _matching(self, keys: list[bytes], what: Range | Delete | Compare) -> list[bytes]:
         """Those of the sorted `keys` that lie in the range."""

@@ -1,8 +1,6 @@
 """Volume: one mounted namespace; the face of the metadata layer for `fs`.
 
-Every read is linearizable: it asks the store. Every mutation is one transaction of the mount's session (`transact.py`).
-What the kernel knows are numbers, so the volume remembers for each file where it was last seen; other mounts may have
-moved it meanwhile, and `w/<ino>` or `i/<ino>` then say where it is.
+Reading is in `namespace_reader.py`. Every mutation is one transaction of the mount's session (`transact.py`).
 """
 
 from __future__ import annotations
@@ -10,30 +8,26 @@ from __future__ import annotations
 import contextlib
 import logging
 import stat
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable
 
 import trio
 
 from apollofs.metadata import codec
-from apollofs.metadata.codec import Dentry
 from apollofs.metadata.delegations import Delegations
 from apollofs.metadata.errors import (
     InvalidArgument,
     MetadataError,
     NameTooLong,
     NoSuchAttribute,
-    NoSuchEntry,
     NotFormatted,
     SessionLost,
-    StaleInode,
     UnknownSite,
 )
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.locks import LockManager
-from apollofs.metadata.ops import inspect
+from apollofs.metadata.namespace_reader import NamespaceReader
 from apollofs.metadata.ops.commit import CommitBody
-from apollofs.metadata.ops.common import MOVES_MAX, Location, Scope, check_name
+from apollofs.metadata.ops.common import Location, Scope, check_name
 from apollofs.metadata.ops.create import Create
 from apollofs.metadata.ops.link import Link
 from apollofs.metadata.ops.rename import Rename
@@ -44,10 +38,7 @@ from apollofs.metadata.ops.xattr import SetXattr, check_attribute
 from apollofs.metadata.records import (
     ROOT_INO,
     TARGET_BYTES_MAX,
-    Body,
     BodyChange,
-    DirectoryEntry,
-    DirectoryPage,
     Inode,
     MountRecord,
     Owner,
@@ -59,19 +50,17 @@ from apollofs.metadata.records import (
     Usage,
 )
 from apollofs.metadata.session import Session, SessionOptions, open_session
-from apollofs.metadata.store import KeyValue, Range, RangeResult, Store, prefix_end
+from apollofs.metadata.store import Range, Store, prefix_end
 from apollofs.metadata.transact import Transactor
 from apollofs.metadata.usage import UsageKeeper, read_usage
 from apollofs.metadata.view import Recollection
 
 log = logging.getLogger(__name__)
-LISTING_MAX = 20_000
-"""Entries of a directory that are handed out at once when it is completely known."""
 NODE_TYPES = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 REOPEN_AFTER_S = 1.0
 
 
-class Volume:
+class Volume(NamespaceReader):
     """Made by `open_volume`.
 
     Every method raises NamespaceError leaves as POSIX says, StoreError, DeadlineExceeded; mutations SessionLost too.
@@ -82,18 +71,17 @@ class Volume:
     def __init__(
         self, store: Store, keys: Keys, superblock: Superblock, site: SiteRecord, options: SessionOptions
     ) -> None:
+        recollection = Recollection()
+        delegations = Delegations(
+            store, keys, enabled=options.delegations, wait_s=options.lease_ttl_s + options.operation_deadline_s
+        )
+        transactor = Transactor(store, keys, recollection, delegations, options.operation_deadline_s)
+        super().__init__(keys, transactor, recollection, delegations)
         self._store = store
-        self._keys = keys
         self._options = options
         self.superblock = superblock
         self.site = site
-        self._recollection = Recollection()
-        self.delegations = Delegations(
-            store, keys, enabled=options.delegations, wait_s=options.lease_ttl_s + options.operation_deadline_s
-        )
-        self._transactor = Transactor(store, keys, self._recollection, self.delegations, options.operation_deadline_s)
         self._session: Session | None = None
-        self._locations: dict[int, Location] = {}
         self._usage = UsageKeeper(self._transactor, keys)
         self.locks = LockManager(store, keys, options)
         self.session_lost_hooks: list[Callable[[], None]] = []
@@ -161,160 +149,6 @@ class Volume:
 
     def _scope(self) -> Scope:
         return Scope(self._keys, self._transactor.moment(self.session))
-
-    # -- reading -----------------------------------------------------------------------------------------------------
-
-    async def lookup(self, parent: int, name: bytes) -> Inode:
-        """The inode that a name means. No request for what is delegated; otherwise one, and for a directory, or a file
-        with several names, at most two."""
-        check_name(name)
-        key = self._keys.dentry(parent, name)
-        for _ in range(MOVES_MAX):
-            dentry, ahead = await self._dentry(parent, key)
-            if dentry is None:
-                raise NoSuchEntry("no such name")
-            if dentry.inode is not None:
-                self._locations[dentry.ino] = (parent, name)
-                return dentry.inode
-            inode = ahead or self._delegated_directory(dentry.ino) or await self._own(dentry.ino)
-            if inode is not None:
-                return inode
-        raise StaleInode("the name keeps changing")
-
-    async def _dentry(self, parent: int, key: bytes) -> tuple[Dentry | None, Inode | None]:
-        """What a name means, and the inode that it refers to if that came along."""
-        known = self.delegations.peek(parent, key)
-        if known is not None:
-            kv = known[0]
-            return (codec.decode_dentry(kv.value, kv.mod_revision) if kv is not None else None), None
-        expected = self._expected_reference(key)
-        ahead = inspect.own_questions(self._keys, expected) if expected else ()
-        found = await self._read_group(parent, [Range(key), *ahead], (expected,) if expected else ())
-        dentry = inspect.single_dentry(found[0])
-        if dentry is None or dentry.ino != expected:
-            return dentry, None
-        return dentry, inspect.own_inode(*found[1:])
-
-    def _expected_reference(self, key: bytes) -> int:
-        """The inode that a name meant when it was last read, if it was a reference: worth asking for in advance."""
-        known = self._recollection.get(key)
-        if known is None or known[0] is None:
-            return 0
-        dentry = codec.decode_dentry(known[0].value, 0)
-        return dentry.ino if dentry.inode is None else 0
-
-    async def _own(self, ino: int) -> Inode | None:
-        return inspect.own_inode(*await self._read_group(ino, inspect.own_questions(self._keys, ino)))
-
-    async def _read_group(self, group: int, asked: Sequence[Range], others: tuple[int, ...] = ()) -> list[RangeResult]:
-        """Read what belongs to a group (and to `others`), and keep it as far as they are delegated.
-
-        One request. Takes the group's delegation in passing, if it is time to.
-        """
-        if self.delegations.wants(group):
-            taken = await self.delegations.take(group, asked)
-            if taken is not None:
-                return taken
-        revision, found = await self._transactor.read(asked)
-        for number in (group, *others):
-            self.delegations.learn(number, asked, found, revision)
-        return found
-
-    def _delegated_directory(self, ino: int) -> Inode | None:
-        """A directory whose group is delegated, without a request."""
-        children = self.delegations.children(ino)
-        own = self.delegations.peek(ino, self._keys.inode(ino))
-        times = self.delegations.peek(ino, self._keys.times(ino))
-        if children is None or own is None or own[0] is None or times is None:
-            return None
-        inode = codec.decode_inode(own[0].value, own[0].mod_revision)
-        return inspect.with_directory(inode, codec.decode_times(times[0].value) if times[0] else None, children)
-
-    def _delegated_file(self, ino: int) -> Inode | None:
-        """A file whose dentry is in a group that is delegated, without a request."""
-        location = self._locations.get(ino)
-        known = self.delegations.peek(location[0], self._keys.dentry(*location)) if location else None
-        if known is None or known[0] is None:
-            return None
-        dentry = codec.decode_dentry(known[0].value, known[0].mod_revision)
-        return dentry.inode if dentry.ino == ino else None
-
-    async def getattr(self, ino: int) -> Inode:
-        """No request for what is delegated; otherwise one, unless another mount has moved the file."""
-        inode = self._delegated_file(ino) or self._delegated_directory(ino)
-        if inode is None:
-            inode, _ = await self._by_number(ino, ())
-        return inode
-
-    async def _by_number(self, ino: int, more: tuple[Range, ...]) -> tuple[Inode, list[RangeResult]]:
-        """The inode, and the answers to `more`, as of one revision."""
-        location = self._locations.get(ino)
-        for _ in range(MOVES_MAX):
-            questions = inspect.number_questions(self._keys, ino, location)
-            group = location[0] if location is not None else ino
-            found = await self._read_group(group, [*questions, *more])
-            answer = inspect.number_answer(ino, location, found)
-            if answer.inode is not None:
-                if location is not None:
-                    self._locations[ino] = location
-                return answer.inode, found[len(questions) :]
-            if answer.moved is None:
-                break
-            location = answer.moved
-        raise StaleInode(f"inode {ino:#x} has no name any more")
-
-    async def read_body(self, ino: int) -> Body:
-        """The inode with all its extents, or with its inline bytes. One request."""
-        inode, (inline, pages) = await self._by_number(ino, inspect.body_questions(self._keys, ino))
-        if inode.is_inline:
-            return Body(inode, inline.kvs[0].value if inline.kvs else b"")
-        if inode.extent_pages:
-            extents = tuple(extent for kv in pages.kvs for extent in codec.decode_extents(kv.value))
-            inode = replace(inode, extents=extents)
-        return Body(inode)
-
-    async def readdir(self, directory: int, after: bytes, limit: int, revision: int = 0) -> DirectoryPage:
-        """Up to `limit` names greater than `after` (b"": from the first), in byte order, without "." and "..".
-
-        One request; none, and the whole directory at once, if it is delegated and completely known. `revision` 0: the
-        newest state; otherwise the snapshot of an earlier page (Compacted if it is no longer kept). A directory that
-        has been removed is empty.
-        """
-        first = not after and not revision
-        listed = self.delegations.listing(directory) if first else None
-        if listed is not None and len(listed) <= LISTING_MAX:
-            return self._page(directory, listed, False, 0)
-        prefix = self._keys.dentries_of(directory)
-        start = prefix + after + b"\0" if after else prefix
-        asked = [Range(start, prefix_end(prefix), limit=limit, revision=revision)]
-        if not first:
-            _, (found,) = await self._transactor.read(asked)
-            return self._page(directory, found.kvs, found.more, revision or found.revision)
-        asked += inspect.own_questions(self._keys, directory)
-        found = (await self._read_group(directory, asked))[0]
-        if not found.more:
-            self.delegations.learn_all(directory, found.kvs, found.revision)
-        return self._page(directory, found.kvs, found.more, found.revision)
-
-    def _page(self, directory: int, kvs: Sequence[KeyValue], more: bool, revision: int) -> DirectoryPage:
-        at = len(self._keys.dentries_of(directory))
-        entries = []
-        for kv in kvs:
-            dentry = codec.decode_dentry(kv.value, kv.mod_revision)
-            entries.append(DirectoryEntry(kv.key[at:], dentry.ino, dentry.file_type, dentry.inode))
-        return DirectoryPage(tuple(entries), more, revision)
-
-    def remember(self, ino: int, parent: int, name: bytes) -> None:
-        """The kernel learnt a file's number from a listing: remember where it is, as `lookup` does."""
-        self._locations[ino] = (parent, name)
-
-    def forget(self, ino: int) -> None:
-        """The kernel has forgotten the number; what was remembered of where it is goes."""
-        self._locations.pop(ino, None)
-
-    async def warm_up(self) -> None:
-        """Read what nearly every operation takes part in: the root, and the line of directory moves. One request."""
-        await self._by_number(ROOT_INO, (Range(self._keys.dirmove),))
 
     # -- names -------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import click
 
-from apollofs.fs.cli.errors import describe, status_of
+from apollofs.fs.cli.errors import USAGE, describe, status_of
 
 COMMANDS = {
     "format": ("volume", "format_"),
@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         result = cli.main(words, prog_name="apollofs", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as exc:
+        click.echo(exc.format_message(), err=True)
+        return USAGE
     except (Exception, BaseExceptionGroup, KeyboardInterrupt) as exc:  # noqa: BLE001  (all are told in one line)
         if "--debug" in words:
             traceback.print_exception(exc)

@@ -19,8 +19,10 @@ def describe(exc: BaseException) -> str:
     found = sorted(leaves(exc), key=_rank)[0]
     if isinstance(found, click.ClickException):
         text = found.format_message()
-    elif isinstance(found, KeyboardInterrupt):
-        text = "interrupted"
+        if isinstance(found, click.UsageError) and found.ctx is not None:
+            text = f"{text.rstrip('.')} (see {found.ctx.command_path} --help)"
+    elif isinstance(found, (KeyboardInterrupt, click.Abort)):
+        text = "interrupted; nothing more was done"
     elif isinstance(found, OSError) and found.strerror:
         text = f"{found.filename}: {found.strerror}" if found.filename else found.strerror
     elif _is_expected(found):
@@ -43,7 +45,7 @@ def _is_expected(exc: BaseException) -> bool:
 
 
 def _rank(exc: BaseException) -> int:
-    if isinstance(exc, (UserError, click.ClickException)):
+    if isinstance(exc, (UserError, click.ClickException, click.Abort)):
         return 0
     if _is_expected(exc):
         return 1

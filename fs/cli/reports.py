@@ -90,7 +90,7 @@ def status(mountpoint: str | None, as_json: bool) -> None:
     reports = []
     for entry in seen.values():
         try:
-            reports.append({**_asked(entry), "answers": True})
+            reports.append({**_ask_status(entry), "answers": True})
         except UserError as exc:
             silent = {"mountpoint": entry.mountpoint, "volume": entry.volume, "answers": False, "problem": str(exc)}
             reports.append(silent)
@@ -104,9 +104,13 @@ def status(mountpoint: str | None, as_json: bool) -> None:
     print_table(("mountpoint", "volume", "site", "pid", "state"), rows, empty="no apollofs mount on this host")
 
 
+def _ask_status(entry: MountEntry) -> dict[str, Any]:
+    return ask(socket_path(places.runtime_dir(), entry.device), "status", deadline_s=ASK_DEADLINE_S)
+
+
 def _asked(entry: MountEntry) -> dict[str, Any]:
     try:
-        return ask(socket_path(places.runtime_dir(), entry.device), "status", deadline_s=ASK_DEADLINE_S)
+        return _ask_status(entry)
     except MountSilent as exc:
         raise UserError(f"{entry.mountpoint}: {exc}") from exc
 

@@ -70,13 +70,17 @@ def format_(
 
 
 def prepare_blobs(blobs: str, *, create: bool) -> tuple[tuple[str, str], ...]:
-    """Check that bodies can be kept there; the location as it is stored. Raises BlobStoreError with one line."""
+    """Check that bodies can be kept there; the location as it is stored. Raises BadBlobURL, UserError."""
     import trio
 
-    from apollofs.blobstore import BlobStoreOptions, parse_blob_url, prepare_blob_store
+    from apollofs.blobstore import BlobStoreError, BlobStoreOptions, parse_blob_url, prepare_blob_store
 
     location = parse_blob_url(blobs)
-    trio.run(prepare_blob_store, location, BlobStoreOptions(ca_file=blob_ca_file()), create)
+    try:
+        trio.run(prepare_blob_store, location, BlobStoreOptions(ca_file=blob_ca_file()), create)
+    except BlobStoreError as exc:
+        hint = "" if create else "; --create-bucket makes what is missing"
+        raise UserError(f"the blob store {location.url()} can't be used: {exc}{hint}") from exc
     return tuple(location.to_dict().items())
 
 

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
 import pytest
+
 from apollofs.metadata.etcd import EtcdConfig, EtcdStore
 from apollofs.metadata.memory import MemoryStore
-
 from tests.support.etcd_server import EtcdCluster
 
 _NUMBERS = itertools.count(1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.testing
+
 from apollofs.metadata.errors import (
     Compacted,
     LeaseNotFound,
@@ -23,7 +25,6 @@ from apollofs.metadata.store import (
     Relation,
     Target,
 )
-
 from tests.contract.conftest import Place
 
 pytestmark = pytest.mark.contract

@@ -1,0 +1,213 @@
+"""What one commit will store: a pure function from a file's base and its dirty bytes. No I/O, no await."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from apollofs.fs.segments import Segment, SegmentMap
+from apollofs.metadata import extents
+from apollofs.metadata.records import Body, BodyChange, Extent
+
+GAP_BYTES = 64 << 10
+"""When a file is rewritten: holes up to this size are filled with zeros rather than kept apart, if it must be."""
+RUNS_MAX = 1024
+"""When a file is rewritten: so many extents at most."""
+STAGED = -1
+"""In place of a blob's number: the bytes are in the staging file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dirty:
+    """What a commit takes along of an open file, as of one moment."""
+
+    segments: tuple[Segment, ...] = ()
+    holes: tuple[tuple[int, int], ...] = ()
+    """(offset, length), cut before the segments are laid over."""
+    size_at_least: int = 0
+    append_from: int | None = None
+    mtime_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of the file that is to be stored: staged bytes if `segment` is there, else bytes of the base."""
+
+    offset: int
+    length: int
+    segment: Segment | None
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One commit. `parts` are stored one behind the other, in a blob or inline."""
+
+    base: Body
+    dirty: Dirty
+    parts: tuple[Part, ...]
+    inline: bool = False
+    rewrites_all: bool = False
+
+    @property
+    def length(self) -> int:
+        """Bytes that will be stored."""
+        return sum(part.length for part in self.parts)
+
+    @property
+    def content(self) -> tuple[tuple[int, int, int], ...]:
+        """What is stored, wherever in the file it belongs: plans with the same content can share a blob."""
+        version = self.base.inode.body_version
+        return tuple(
+            (part.length, part.segment.at, -1) if part.segment is not None else (part.length, part.offset, version)
+            for part in self.parts
+        )
+
+    def inline_change(self, data: bytes) -> BodyChange:
+        """The change that makes `data` (the parts' bytes) the whole body."""
+        assert self.inline
+        return replace(self._bare_change(), inline=data, append_from=None)
+
+    def blob_change(self, blob: int) -> BodyChange:
+        """The change that lays the parts, stored as `blob`, over the file."""
+        assert not self.inline
+        change = self._bare_change()
+        if self.rewrites_all:
+            return replace(change, extents=tuple(self._extents(blob)), rewrites_all=True, append_from=None)
+        return replace(
+            change,
+            extents=tuple(self._extents(blob)),
+            holes=self.dirty.holes,
+            lifts_inline=self.base.inode.is_inline,
+        )
+
+    def _bare_change(self) -> BodyChange:
+        dirty = self.dirty
+        return BodyChange(
+            base_version=self.base.inode.body_version,
+            size_at_least=dirty.size_at_least,
+            append_from=dirty.append_from,
+            # 0 would mean "now": whoever set the time to 1970 exactly gets one nanosecond more.
+            mtime_ns=dirty.mtime_ns or 1,
+        )
+
+    def _extents(self, blob: int) -> Iterator[Extent]:
+        """Neighbouring parts share an extent, except across the offset from which extents may be moved."""
+        split = self.dirty.append_from if not self.rewrites_all else None
+        total = self.length
+        stored = 0
+        for start, end in _runs(self.parts, split):
+            yield Extent(start, end - start, blob, stored, total)
+            stored += end - start
+
+
+def layout(base: Body, segments: Iterable[Segment]) -> extents.Extents:
+    """Where a file has data, staged or stored, as extents; those of blob STAGED and 0 are not in the store."""
+    return extents.overlay(_stored(base), _as_extents(segments))
+
+
+def without_holes(base: Body, holes: Iterable[tuple[int, int]]) -> Body:
+    """The base as it will be once holes have been cut: zeros are read there."""
+    stored, inline = base.inode.extents, base.inline
+    for offset, length in holes:
+        stored = extents.punch(stored, offset, length)
+        if offset < len(inline):
+            end = min(offset + length, len(inline))
+            inline = inline[:offset] + bytes(end - offset) + inline[end:]
+    return Body(replace(base.inode, extents=stored), inline)
+
+
+def make_plan(base: Body, dirty: Dirty, inline_bytes_max: int, *, rewrite: bool = False) -> Plan:
+    """How `dirty` is to be committed over `base`, which has all its extents, and the holes of `dirty` already cut.
+
+    `rewrite`: store the whole file anew, because it has too many extents.
+    """
+    if not base.inode.extents:
+        parts = _whole_of_inline(base, dirty)
+        end = parts[-1].end if parts else 0
+        if end <= inline_bytes_max:
+            return Plan(base, dirty, tuple(_without_gaps(parts)), inline=True)
+        return Plan(base, dirty, parts)
+    if rewrite:
+        return Plan(base, dirty, tuple(_whole(base, dirty)), rewrites_all=True)
+    return Plan(base, dirty, tuple(Part(found.offset, found.length, found) for found in dirty.segments))
+
+
+def _whole_of_inline(base: Body, dirty: Dirty) -> tuple[Part, ...]:
+    """The staged parts and what stays of the inline bytes between them; a hole in those is left out."""
+    return tuple(_joined(_stored(base), dirty))
+
+
+def _stored(base: Body) -> extents.Extents:
+    length = len(base.inline)
+    return (Extent(0, length, 0, 0, length),) if length else base.inode.extents
+
+
+def _as_extents(segments: Iterable[Segment]) -> extents.Extents:
+    return tuple(Extent(found.offset, found.length, STAGED, found.at, 0) for found in segments)
+
+
+def _whole(base: Body, dirty: Dirty) -> Iterable[Part]:
+    """All that is not a hole. If it is in too many pieces, the smallest holes are filled."""
+    parts = list(_joined(base.inode.extents, dirty))
+    gap = 0
+    while sum(1 for _ in _runs(parts, None)) > RUNS_MAX:
+        gap = max(GAP_BYTES, gap * 2)
+        parts = list(_fill(parts, gap))
+    return parts
+
+
+def _joined(stored: extents.Extents, dirty: Dirty) -> Iterator[Part]:
+    """Staged parts, and between them what stays of the base's data."""
+    for offset, length in dirty.holes:
+        stored = extents.punch(stored, offset, length)
+    stored = extents.overlay(stored, _as_extents(dirty.segments))
+    parts = [Part(extent.offset, extent.length, None) for extent in stored if extent.blob != STAGED]
+    parts += [Part(segment.offset, segment.length, segment) for segment in dirty.segments]
+    parts.sort(key=lambda part: part.offset)
+    return iter(parts)
+
+
+def _without_gaps(parts: Sequence[Part]) -> Iterator[Part]:
+    """With the gaps, the one before the first part too, as parts of the base, which has zeros there."""
+    at = 0
+    for part in parts:
+        if part.offset > at:
+            yield Part(at, part.offset - at, None)
+        yield part
+        at = part.end
+
+
+def _fill(parts: Sequence[Part], gap: int) -> Iterator[Part]:
+    """With gaps of up to `gap` bytes between parts filled."""
+    at: int | None = None
+    for part in parts:
+        if at is not None and at < part.offset <= at + gap:
+            yield Part(at, part.offset - at, None)
+        yield part
+        at = part.end
+
+
+def _runs(parts: Sequence[Part], split: int | None) -> Iterator[tuple[int, int]]:
+    """(start, end) of each stretch of parts that follow each other, split at `split` too."""
+    start = end = -1
+    for part in parts:
+        for low, high in _halves(part, split):
+            if low != end or low == split:
+                if end > start:
+                    yield start, end
+                start = low
+            end = high
+    if end > start:
+        yield start, end
+
+
+def _halves(part: Part, split: int | None) -> Iterator[tuple[int, int]]:
+    if split is not None and part.offset < split < part.end:
+        yield part.offset, split
+        yield split, part.end
+    else:
+        yield part.offset, part.end

@@ -1,0 +1,345 @@
+"""Staging: where bytes are kept on this host from write(2) until they are committed.
+
+    <cache_dir>/staging/.lock               held while a directory is made or looked through
+    <cache_dir>/staging/<mount>/.lock       held by a running mount; a directory without a holder is dead, and removed
+    <cache_dir>/staging/<mount>/<ino>-<n>   what is staged of one open file
+
+A staging file is a log: new bytes go to its end, a `SegmentMap` says where each byte of the file is. So what a commit
+has taken a snapshot of stays as it is while the file is written on, and needs no copy. Rules:
+1. While a *pin* is held (a snapshot being uploaded, a read in a thread) no staged byte is overwritten or freed.
+2. Without pins, small writes into one staged stretch overwrite it, and what is no longer referred to is freed.
+3. The first bytes of a file are kept in memory, bounded for the mount, so that small files never touch the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import trio
+
+from apollofs.fs import local_io
+from apollofs.fs.errors import CacheDirectoryUnusable, StagingFailed, StagingFull
+from apollofs.fs.local_io import INLINE_BYTES_MAX
+from apollofs.fs.segments import Segment, SegmentMap
+
+log = logging.getLogger(__name__)
+MEMORY_BYTES_MAX = 64 << 10
+"""Of one file, before it goes to disk."""
+MEMORY_BYTES_OF_MOUNT_MAX = 32 << 20
+RESERVE_BYTES = 16 << 20
+"""The disk's free space is looked at once for so many bytes."""
+THREADS = 8
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+MakeRoom = Callable[[int], Awaitable[None]]
+"""Asks whoever else uses the disk to give up so many bytes."""
+
+
+class StagingArea:
+    """One mount's directory of staging files. Made by `open_staging`."""
+
+    def __init__(self, directory: str, disk_free_bytes_min: int) -> None:
+        self.directory = directory
+        self.limiter = trio.CapacityLimiter(THREADS)
+        self.make_room: MakeRoom | None = None
+        self._disk_free_bytes_min = disk_free_bytes_min
+        self._reserved = 0
+        self._memory_left = MEMORY_BYTES_OF_MOUNT_MAX
+        self._counter = itertools.count()
+
+    def open_file(self, ino: int) -> StagingFile:
+        return StagingFile(self, f"{ino:016x}-{next(self._counter)}")
+
+    def take_memory(self, size: int) -> bool:
+        """Whether a file may keep `size` more bytes in memory; give back with a negative size."""
+        if size > self._memory_left:
+            return False
+        self._memory_left -= size
+        return True
+
+    async def reserve(self, size: int) -> None:
+        """See that the disk has room for `size` more bytes. A checkpoint only if room must be made.
+
+        Raises StagingFull, StagingFailed.
+        """
+        if size <= self._reserved:
+            self._reserved -= size
+            return
+        free = self._free_bytes()
+        if free < size and self.make_room is not None:
+            await self.make_room(size + RESERVE_BYTES - free)
+            free = self._free_bytes()
+        if free < size:
+            raise StagingFull(f"the disk of {self.directory} has no room for {size} more bytes")
+        self._reserved = min(free - size, RESERVE_BYTES)
+
+    def _free_bytes(self) -> int:
+        try:
+            status = os.statvfs(self.directory)
+        except OSError as exc:
+            raise StagingFailed(f"the staging directory can't be used: {exc}") from exc
+        return status.f_bavail * status.f_frsize - self._disk_free_bytes_min
+
+
+class StagingFile:
+    """The dirty bytes of one open file.
+
+    `write` must not run twice at once (the open file's write lock); everything else may run beside it. Raises
+    StagingFull, StagingFailed; a write that raised has changed nothing that a later read sees.
+    """
+
+    def __init__(self, area: StagingArea, name: str) -> None:
+        self.map = SegmentMap()
+        self._area = area
+        self._path = os.path.join(area.directory, name)
+        self._memory: bytearray | None = bytearray()
+        self._fd = -1
+        self._tail = 0
+        self._pins = 0
+        self._garbage: list[Segment] = []
+        self._closed = False
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    async def write(self, offset: int, data: bytes) -> None:
+        """Stage `data` as file bytes from `offset`. No checkpoint if it is small."""
+        if not data:
+            return
+        place = self._overwritable(offset, len(data))
+        if place is not None:
+            self._overwrite(place, data)
+            return
+        with self.pinned():
+            place = await self._extend(len(data))
+            await self._append(place, data)
+            self._free(self.map.put(Segment(offset, len(data), place)))
+
+    def _overwritable(self, offset: int, length: int) -> int | None:
+        """Where the range is staged, if it is in one piece and may be changed in place."""
+        if self._pins or length > INLINE_BYTES_MAX:
+            return None
+        found = self.map.within(offset, length)
+        return found[0].at if len(found) == 1 and found[0].length == length else None
+
+    def _overwrite(self, place: int, data: bytes) -> None:
+        if self._memory is not None:
+            self._memory[place : place + len(data)] = data
+            return
+        try:
+            local_io.write_fully(self._fd, place, data)
+        except OSError as exc:
+            raise _staging_error(exc) from exc
+
+    async def _extend(self, length: int) -> int:
+        """Room at the end of the log: where."""
+        if not self._stays_in_memory(length):
+            await self._area.reserve(length)
+            await self._spill()
+        place = self._tail
+        self._tail += length
+        return place
+
+    async def _append(self, place: int, data: bytes) -> None:
+        if self._memory is not None:
+            assert place == len(self._memory)
+            self._memory += data
+            return
+        try:
+            await local_io.write(self._fd, place, data, self._area.limiter)
+        except OSError as exc:
+            raise _staging_error(exc) from exc
+
+    def _stays_in_memory(self, growth: int) -> bool:
+        if self._memory is None or self._tail + growth > MEMORY_BYTES_MAX:
+            return False
+        return self._area.take_memory(growth)
+
+    async def _spill(self) -> None:
+        """From memory to a file on disk."""
+        if self._memory is None:
+            return
+        await self._area.reserve(len(self._memory))
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                local_io.write_fully(fd, 0, self._memory)
+            except BaseException:
+                os.close(fd)
+                os.unlink(self._path)
+                raise
+        except OSError as exc:
+            raise _staging_error(exc) from exc
+        self._fd = fd
+        self._release_memory()
+
+    def _release_memory(self) -> None:
+        if self._memory is not None:
+            self._area.take_memory(-self._tail)
+            self._memory = None
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    async def read(self, segment: Segment) -> bytes:
+        """The staged bytes of a segment. A pin must be held if the segment may be replaced meanwhile."""
+        if self._memory is not None:
+            return bytes(self._memory[segment.at : segment.at + segment.length])
+        try:
+            data = await local_io.read(self._fd, segment.at, segment.length, self._area.limiter)
+        except OSError as exc:
+            raise _staging_error(exc) from exc
+        if len(data) != segment.length:
+            raise StagingFailed(f"the staging file {self._path} is shorter than what was written to it")
+        return data
+
+    @contextlib.contextmanager
+    def pinned(self) -> Iterator[None]:
+        """While this is held every byte staged at its start stays where and what it is."""
+        self.pin()
+        try:
+            yield
+        finally:
+            self.unpin()
+
+    def pin(self) -> None:
+        self._pins += 1
+
+    def unpin(self) -> None:
+        self._pins -= 1
+        assert self._pins >= 0
+        if not self._pins:
+            garbage, self._garbage = self._garbage, []
+            self._give_back(garbage)
+
+    # -- forgetting --------------------------------------------------------------------------------------------------
+
+    def drop(self, start: int, end: int | None = None) -> None:
+        """File bytes `[start, end)` are not dirty any more (None: to the end)."""
+        self._free(self.map.drop(start, end))
+
+    def shift(self, start: int, distance: int) -> None:
+        """What is dirty at or past `start` moves by `distance` bytes."""
+        self._free(self.map.shift(start, distance))
+
+    def forget(self, committed: tuple[Segment, ...]) -> None:
+        """What a snapshot held is committed: it is not dirty any more, except where it was written anew."""
+        self.map.forget(committed)
+        self._free(list(committed))
+
+    def clear(self) -> None:
+        self._free(self.map.clear())
+
+    def _free(self, gone: list[Segment]) -> None:
+        if self._pins:
+            self._garbage += gone
+        else:
+            self._give_back(gone)
+
+    def _give_back(self, gone: list[Segment]) -> None:
+        """Return room to the disk; called without pins only."""
+        if self._closed or not self._tail:
+            return
+        if not self.map:
+            self._start_over()
+        elif self._fd >= 0:
+            for segment in gone:
+                local_io.punch_hole(self._fd, segment.at, segment.length)
+
+    def _start_over(self) -> None:
+        """Nothing is staged: the log begins anew."""
+        if self._memory is not None:
+            self._area.take_memory(-self._tail)
+            self._memory = bytearray()
+        else:
+            try:
+                os.ftruncate(self._fd, 0)
+            except OSError as exc:
+                log.warning("a staging file can't be emptied, and goes on growing: %s", exc)
+                return
+        self._tail = 0
+
+    def close(self) -> None:
+        """Delete the file. Nobody may be reading or writing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._release_memory()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+
+
+def _staging_error(exc: OSError) -> StagingFull | StagingFailed:
+    if exc.errno in _FULL:
+        return StagingFull(f"the local disk has no room for what is written: {exc}")
+    return StagingFailed(f"the local disk fails under what is written: {exc}")
+
+
+# -- the directory ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def open_staging(cache_dir: str, disk_free_bytes_min: int) -> AsyncIterator[StagingArea]:
+    """This mount's staging area; removed at the end. What dead mounts left is removed at the start.
+
+    Raises CacheDirectoryUnusable.
+    """
+    root = os.path.join(cache_dir, "staging")
+    try:
+        directory, lock = await trio.to_thread.run_sync(_claim, root)
+    except OSError as exc:
+        raise CacheDirectoryUnusable(f"the cache directory {cache_dir} can't be used: {exc.strerror}") from exc
+    try:
+        yield StagingArea(directory, disk_free_bytes_min)
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_remove, directory)
+        os.close(lock)
+
+
+def _claim(root: str) -> tuple[str, int]:
+    """Remove the directories of dead mounts, make one for this mount and lock it: (directory, lock's descriptor)."""
+    os.makedirs(root, mode=0o700, exist_ok=True)
+    guard = _lock_file(root)
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        for entry in os.scandir(root):
+            if entry.is_dir(follow_symlinks=False):
+                _remove_if_dead(entry.path)
+        directory = os.path.join(root, secrets.token_hex(8))
+        os.mkdir(directory, 0o700)
+        lock = _lock_file(directory)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return directory, lock
+    finally:
+        os.close(guard)
+
+
+def _remove_if_dead(directory: str) -> None:
+    lock = _lock_file(directory)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    else:
+        _remove(directory)
+    finally:
+        os.close(lock)
+
+
+def _lock_file(directory: str) -> int:
+    return os.open(os.path.join(directory, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _remove(directory: str) -> None:
+    # What can't be removed now is found by the next mount.
+    shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,219 @@
+"""Writer: from dirty bytes to a committed body. PUT first, commit second.
+
+One commit stores its dirty ranges one behind the other as one blob, whose blocks are uploaded in parallel, and then lays
+extents of it over the file in one transaction. So a file written in one go is one extent, and a thousand scattered
+pages are one upload. What is uploaded and then not committed is garbage under the session's number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import trio
+
+from apollofs.blobstore import BlobStoreError
+from apollofs.fs.blobs import BlobSource, Block, block_count, block_of
+from apollofs.fs.cache import BlockCache
+from apollofs.fs.config import BodyConfig
+from apollofs.fs.errors import BodyError, BodyUnavailable
+from apollofs.fs.plan import Dirty, Part, Plan, make_plan
+from apollofs.fs.reader import Reader
+from apollofs.fs.segments import Segment
+from apollofs.metadata.errors import BodyConflict, TooManyExtents
+from apollofs.metadata.records import Body, BodyChange, Inode, SetAttr, Superblock
+from apollofs.metadata.session import Session
+
+CONFLICTS_MAX = 64
+"""A file that other mounts change faster than this many attempts can follow."""
+
+
+class BodyVolume(Protocol):
+    """What open files ask of `metadata.volume.Volume`."""
+
+    superblock: Superblock
+
+    @property
+    def session(self) -> Session: ...
+    def new_blob(self) -> int: ...
+    async def read_body(self, ino: int) -> Body: ...
+    async def setattr(self, ino: int, change: SetAttr) -> Inode: ...
+    async def commit_body(self, ino: int, change: BodyChange, session: Session | None = None) -> Inode: ...
+
+
+class CommitSource(Protocol):
+    """An open file, as the writer sees it during one commit."""
+
+    ino: int
+
+    def base(self) -> Body:
+        """The newest body known, with the pending holes cut."""
+        ...
+
+    def dirty(self) -> Dirty:
+        """What this commit takes along: always the same bytes, moved along if a rebase moved what was appended."""
+        ...
+
+    async def read_staged(self, segment: Segment) -> bytes: ...
+
+    def rebase(self, body: Body) -> None:
+        """Another mount has changed the body: this is the newest."""
+        ...
+
+    def transacting(self, change: BodyChange) -> AbstractContextManager[None]:
+        """Held from before the transaction is sent until its outcome is known; notes it if that stays unknown."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a commit has done. `body` is the file as it then was."""
+
+    body: Body
+    change: BodyChange
+
+    @property
+    def distance(self) -> int:
+        """How far what was appended had to move, because the file had grown elsewhere."""
+        if self.change.append_from is None:
+            return 0
+        return self.body.inode.size_bytes - self.change.size_at_least
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A plan's content, uploaded as a blob (0: there was nothing to upload), or in memory if it goes inline."""
+
+    content: tuple[tuple[int, int, int], ...]
+    inline: bool
+    blob: int
+    data: bytes
+
+    def serves(self, plan: Plan) -> bool:
+        return self.inline == plan.inline and self.content == plan.content
+
+
+class Writer:
+    """Uploads and commits for all open files of a mount; `uploads_max` blocks at most are in memory for it."""
+
+    def __init__(
+        self, volume: BodyVolume, source: BlobSource, cache: BlockCache, reader: Reader, config: BodyConfig
+    ) -> None:
+        self._volume = volume
+        self._source = source
+        self._cache = cache
+        self._reader = reader
+        self._uploads_max = config.uploads_max
+        self._uploads = trio.CapacityLimiter(config.uploads_max)
+
+    async def commit(self, source: CommitSource) -> Committed:
+        """Store and commit what `source.dirty()` says. Several transactions only where other mounts interfere.
+
+        Raises BodyUnavailable, BlobStoreFull, and what `Volume.commit_body` raises but BodyConflict and
+        TooManyExtents; then nothing was committed, unless the outcome of the transaction is unknown (`transacting`
+        has noted that). Cancelled, likewise.
+        """
+        session = self._volume.session
+        stored: _Stored | None = None
+        rewrite = False
+        for _ in range(CONFLICTS_MAX):
+            plan, stored = await self._prepare(source, stored, rewrite=rewrite)
+            change = plan.inline_change(stored.data) if plan.inline else plan.blob_change(stored.blob)
+            try:
+                with source.transacting(change):
+                    inode = await self._volume.commit_body(source.ino, change, session)
+            except BodyConflict:
+                source.rebase(await self._volume.read_body(source.ino))
+            except TooManyExtents:
+                rewrite = True
+                source.rebase(await self._volume.read_body(source.ino))
+            else:
+                return Committed(Body(inode, change.inline or b""), change)
+        raise BodyUnavailable(f"inode {source.ino:#x} was changed by other mounts at each of {CONFLICTS_MAX} attempts")
+
+    async def _prepare(
+        self, source: CommitSource, stored: _Stored | None, *, rewrite: bool
+    ) -> tuple[Plan, _Stored]:
+        """A plan over the newest base, and its content stored. Returns without a checkpoint after the plan is made:
+        a rebase during the upload moves what was appended, and the plan must know."""
+        while True:
+            plan = self._plan(source, rewrite=rewrite)
+            if stored is not None and stored.serves(plan):
+                return plan, stored
+            if plan.inline:
+                data = await self._bytes_of(source, plan, 0, plan.length)
+                stored = _Stored(plan.content, True, 0, data)
+            else:
+                blob = await self._upload(source, plan)
+                stored = _Stored(plan.content, False, blob, b"")
+
+    def _plan(self, source: CommitSource, *, rewrite: bool) -> Plan:
+        return make_plan(source.base(), source.dirty(), self._volume.superblock.inline_bytes_max, rewrite=rewrite)
+
+    # -- uploading ---------------------------------------------------------------------------------------------------
+
+    async def _upload(self, source: CommitSource, plan: Plan) -> int:
+        """The plan's parts as a new blob; its number."""
+        length, block_bytes = plan.length, self._source.block_bytes
+        if not length:
+            return 0
+        blob = self._volume.new_blob()
+        count = block_count(length, block_bytes)
+        blocks = (block_of(blob, length, index, block_bytes) for index in range(count))
+        await _share(partial(self._upload_block, source, plan), blocks, min(count, self._uploads_max))
+        return blob
+
+    async def _upload_block(self, source: CommitSource, plan: Plan, block: Block) -> None:
+        async with self._uploads:
+            data = await self._bytes_of(source, plan, block.index * self._source.block_bytes, block.length)
+            await self._source.put_block(block, data)
+            await self._cache.insert(block, data)
+
+    async def _bytes_of(self, source: CommitSource, plan: Plan, start: int, length: int) -> bytes:
+        """Bytes `[start, start + length)` of the plan's parts, laid one behind the other."""
+        found = []
+        for part in _within(plan.parts, start, length):
+            if part.segment is not None:
+                found.append(await source.read_staged(part.segment))
+            else:
+                data = await self._reader.pread(plan.base, part.offset, part.length)
+                found.append(data.ljust(part.length, b"\0"))
+        return found[0] if len(found) == 1 else b"".join(found)
+
+
+def _within(parts: tuple[Part, ...], start: int, length: int) -> Iterator[Part]:
+    """The parts, cut to `[start, start + length)` of their concatenation."""
+    position = 0
+    for part in parts:
+        low = max(start - position, 0)
+        high = min(start + length - position, part.length)
+        if low < high:
+            segment = part.segment
+            if segment is not None:
+                segment = segment.cut(segment.offset + low, segment.offset + high)
+            yield Part(part.offset + low, high - low, segment)
+        position += part.length
+        if position >= start + length:
+            return
+
+
+async def _share(work: Callable[[Block], Awaitable[None]], blocks: Iterator[Block], workers: int) -> None:
+    """`work` on each block, by so many tasks. The first error ends the others and is raised itself, not as a group."""
+    errors: list[BodyError | BlobStoreError] = []
+
+    async def worker() -> None:
+        try:
+            for block in blocks:
+                await work(block)
+        except (BodyError, BlobStoreError) as exc:
+            errors.append(exc)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(workers):
+            nursery.start_soon(worker)
+    if errors:
+        raise errors[0]

@@ -1,0 +1,114 @@
+"""The private etcd of `apollofs up`: found, started again on its data, ended; never somebody else's process."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from apollofs.fs.embedded import HOST, EmbeddedEtcd, EtcdMissing
+from apollofs.fs.user_error import UserError
+
+ENVIRONMENT = {**os.environ, "ETCD_NAME": "a variable that must not reach it"}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedEtcd]:
+    server = EmbeddedEtcd(str(tmp_path / "volume"), ENVIRONMENT)
+    with server.locked():
+        yield server
+        server.stop()
+
+
+def call(port: int, method: str, body: dict[str, str]) -> dict[str, object]:
+    """One call of etcd's JSON gateway."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=30)
+    connection.request("POST", f"/v3/kv/{method}", json.dumps(body))
+    answer: dict[str, object] = json.loads(connection.getresponse().read())
+    connection.close()
+    return answer
+
+
+def test_life(server: EmbeddedEtcd) -> None:
+    assert server.state() is None
+    assert server.running_pid() is None
+    state = server.start()
+    pid = server.running_pid()
+    assert pid is not None
+    assert server.state() == state
+    assert server.start() == state
+    assert server.running_pid() == pid, "it was running, and is not started again"
+    call(state.client_port, "put", {"key": "a2V5", "value": "dmFsdWU="})
+    assert server.stop()
+    assert not server.stop()
+    assert server.running_pid() is None
+    assert server.start() == state, "the ports are kept"
+    assert call(state.client_port, "range", {"key": "a2V5"})["count"] == "1"
+
+
+def test_it_is_started_again_when_it_died(server: EmbeddedEtcd) -> None:
+    state = server.start()
+    pid = server.running_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert server.running_pid() is None
+    assert server.start() == state
+    assert server.running_pid() not in (None, pid)
+
+
+def test_a_port_that_was_taken_is_chosen_anew(server: EmbeddedEtcd) -> None:
+    before = server.start()
+    server.stop()
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind((HOST, before.client_port))
+        taken.listen()
+        after = server.start()
+        assert after.client_port != before.client_port
+        assert server.state() == after
+
+
+def test_a_pid_file_that_names_a_stranger_is_not_believed(server: EmbeddedEtcd) -> None:
+    state = server.start()
+    pid_file = Path(server.directory, "etcd.pid")
+    own = pid_file.read_text()
+    pid_file.write_text(str(os.getpid()))
+    assert server.running_pid() is None
+    pid_file.write_text("nonsense")
+    assert server.running_pid() is None
+    pid_file.write_text(own)
+    assert server.start() == state
+
+
+def test_two_at_once(server: EmbeddedEtcd) -> None:
+    with pytest.raises(UserError, match="is at work"), EmbeddedEtcd(server.directory, {}).locked():
+        pass
+
+
+def test_a_server_that_ends_at_once_is_told_with_its_last_word(tmp_path: Path) -> None:
+    program = tmp_path / "etcd"
+    program.write_text("#!/bin/sh\necho 'no such luck' >&2\nexit 1\n")
+    program.chmod(0o755)
+    server = EmbeddedEtcd(str(tmp_path / "volume"), ENVIRONMENT, str(program))
+    with server.locked(), pytest.raises(UserError, match="etcd ended at once: no such luck"):
+        server.start()
+
+
+def test_etcd_is_not_installed(tmp_path: Path) -> None:
+    server = EmbeddedEtcd(str(tmp_path / "volume"), {"PATH": str(tmp_path)})
+    with server.locked(), pytest.raises(EtcdMissing, match="apt-get install etcd-server"):
+        server.start()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"client_port": 1, "peer_port": 2, "schema": 9}'])
+def test_a_damaged_or_newer_state_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "apollofs.json").write_text(text)
+    with pytest.raises(UserError, match=r"damaged|newer"):
+        EmbeddedEtcd(str(tmp_path), {}).state()
