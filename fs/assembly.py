@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from apollofs.blobstore import BlobStoreError, BlobStoreOptions, Location
-from apollofs.fs.blobs import open_blob_source
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.connect import connected_store
 from apollofs.fs.errno_map import errno_of
@@ -77,10 +76,7 @@ async def assembled(config: MountConfig) -> AsyncIterator[Assembly]:
     ):
         stores = SiteStores(volume, options)
         await _check_store(stores, volume)
-        async with (
-            open_blob_source(stores.open, volume.superblock.block_bytes) as source,
-            open_filesystem(volume, source, body_config(config, volume)) as filesystem,
-        ):
+        async with open_filesystem(volume, stores.open, body_config(config, volume)) as filesystem:
             operations = Operations(filesystem)
             wire = Wire(operations, errno_of=errno_of)
             operations.guard(wire)

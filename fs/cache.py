@@ -123,6 +123,14 @@ class BlockCache:
         """Put a block that was just stored; `data` must not change until the call has returned. Raises nothing."""
         await self._store(block, data)
 
+    async def make_room(self, size: int) -> None:
+        """Somebody needs the disk: give up so many bytes, if there are so many. Raises nothing."""
+        victims = self._index.give_up(max(0, self._index.bytes - size))
+        try:
+            await self._in_thread(partial(self._files.remove, victims))
+        except OSError as exc:
+            self._warn(f"files can't be deleted: {exc}")
+
     # -- fetching ----------------------------------------------------------------------------------------------------
 
     def _is_popular(self, block: Block) -> bool:
@@ -147,7 +155,7 @@ class BlockCache:
                 self.fetched += 1
                 fetch.done.set()
                 await self._store(block, fetch.data)
-        except Exception as exc:  # noqa: BLE001  # handed to every waiter
+        except Exception as exc:  # handed to every waiter
             if fetch.data is None:
                 fetch.error = exc
             else:

@@ -152,8 +152,8 @@ def _run_child(
     try:
         status = serve(readiness)
     except BaseException as exc:
-        # Whoever reads the log needs the traceback; whoever typed the command needs the line.
-        log.log(logging.DEBUG if isinstance(exc, UserError) else logging.ERROR, "the start failed", exc_info=exc)
+        # After ready() nobody listens any more, but the log is read.
+        log.debug("the background process ends with an error", exc_info=exc)
         readiness.failed(describe(exc))
     finally:
         logging.shutdown()

@@ -81,9 +81,7 @@ async def write(fd: int, offset: int, data: bytes | bytearray | memoryview, limi
 
 def punch_hole(fd: int, offset: int, length: int) -> bool:
     """Give a range's room back to the disk. Whether the local filesystem could."""
-    result: int = _libc().fallocate(
-        fd, _KEEP_SIZE_PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(length)
-    )
+    result: int = _libc().fallocate(fd, _KEEP_SIZE_PUNCH_HOLE, ctypes.c_int64(offset), ctypes.c_int64(length))
     return result == 0
 
 

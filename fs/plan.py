@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from apollofs.fs.segments import Segment, SegmentMap
+from apollofs.fs.segments import Segment
 from apollofs.metadata import extents
 from apollofs.metadata.records import Body, BodyChange, Extent
 

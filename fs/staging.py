@@ -92,8 +92,8 @@ class StagingArea:
 class StagingFile:
     """The dirty bytes of one open file.
 
-    `write` must not run twice at once (the open file's write lock); everything else may run beside it. Raises
-    StagingFull, StagingFailed; a write that raised has changed nothing that a later read sees.
+    `write` and `append` must not run twice at once (the open file's write lock); everything else may run beside it.
+    They raise StagingFull, StagingFailed; a write that raised has changed nothing that a later read sees.
     """
 
     def __init__(self, area: StagingArea, name: str) -> None:
@@ -117,10 +117,16 @@ class StagingFile:
         if place is not None:
             self._overwrite(place, data)
             return
+        await self.append(data, lambda: offset)
+
+    async def append(self, data: bytes, where: Callable[[], int]) -> None:
+        """Stage `data` as file bytes from `where()`, which is asked when the bytes are in place."""
+        if not data:
+            return
         with self.pinned():
             place = await self._extend(len(data))
-            await self._append(place, data)
-            self._free(self.map.put(Segment(offset, len(data), place)))
+            await self._log(place, data)
+            self._free(self.map.put(Segment(where(), len(data), place)))
 
     def _overwritable(self, offset: int, length: int) -> int | None:
         """Where the range is staged, if it is in one piece and may be changed in place."""
@@ -147,7 +153,7 @@ class StagingFile:
         self._tail += length
         return place
 
-    async def _append(self, place: int, data: bytes) -> None:
+    async def _log(self, place: int, data: bytes) -> None:
         if self._memory is not None:
             assert place == len(self._memory)
             self._memory += data

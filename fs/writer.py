@@ -1,7 +1,7 @@
 """Writer: from dirty bytes to a committed body. PUT first, commit second.
 
-One commit stores its dirty ranges one behind the other as one blob, whose blocks are uploaded in parallel, and then lays
-extents of it over the file in one transaction. So a file written in one go is one extent, and a thousand scattered
+One commit stores its dirty ranges one behind the other as one blob, whose blocks are uploaded in parallel, and then
+lays extents of it over the file in one transaction. So a file written in one go is one extent, and a thousand scattered
 pages are one upload. What is uploaded and then not committed is garbage under the session's number.
 """
 
@@ -134,9 +134,7 @@ class Writer:
                 return Committed(Body(inode, change.inline or b""), change)
         raise BodyUnavailable(f"inode {source.ino:#x} was changed by other mounts at each of {CONFLICTS_MAX} attempts")
 
-    async def _prepare(
-        self, source: CommitSource, stored: _Stored | None, *, rewrite: bool
-    ) -> tuple[Plan, _Stored]:
+    async def _prepare(self, source: CommitSource, stored: _Stored | None, *, rewrite: bool) -> tuple[Plan, _Stored]:
         """A plan over the newest base, and its content stored. Returns without a checkpoint after the plan is made:
         a rebase during the upload moves what was appended, and the plan must know."""
         while True:

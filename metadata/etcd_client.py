@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +88,8 @@ class EtcdClient:
         self._authenticated = config.user is None
         self._authenticating = trio.Lock()
         self._closed = False
+        self.on_leave: Callable[[Connection], None] = lambda connection: None
+        """Called when a connection is no longer trusted, so that a stream on it can move too."""
 
     @property
     def metadata(self) -> Metadata:
@@ -144,6 +147,7 @@ class EtcdClient:
         connection.proven = False
         LOG.info("%s", text)
         self._turn_from(endpoint)
+        self.on_leave(connection)
 
     def close(self) -> None:
         """End all channels. Calls in flight end as unknown or unavailable; later ones are refused."""

@@ -34,7 +34,7 @@ from apollofs.metadata.errors import Compacted, StoreAuthFailed, StoreError, Sto
 from apollofs.metadata.etcd_client import Endpoint, EtcdClient
 from apollofs.metadata.etcd_codec import decode_event
 from apollofs.metadata.etcd_connection import Connection, Metadata
-from apollofs.metadata.etcd_errors import classify
+from apollofs.metadata.etcd_errors import classify, classify_status
 from apollofs.metadata.etcdrpc import rpc_pb2 as rpc
 from apollofs.metadata.store import Event, WatchBatch
 
@@ -213,6 +213,7 @@ class WatchHub:
 
     def __init__(self, client: EtcdClient) -> None:
         self._client = client
+        client.on_leave = self._on_leave
         self._numbers = itertools.count(1)
         self._watches: dict[int, _Watch] = {}
         """Those at the server, in the order of creation, by their number there."""
@@ -303,7 +304,7 @@ class WatchHub:
         if watch is None:
             return  # cancelled by us a moment ago
         if response.canceled:
-            self._on_cancelled(watch, response)
+            self._on_cancelled(stream, watch, response)
         elif response.created:
             watch.created = True
             watch.denied = 0
@@ -315,19 +316,25 @@ class WatchHub:
             self._detach(watch)
         watch.wake()
 
-    def _on_cancelled(self, watch: _Watch, response: Any) -> None:
+    def _on_cancelled(self, stream: _Stream, watch: _Watch, response: Any) -> None:
         """The server has ended a watch."""
         self._forget(watch)
         if response.compact_revision:
             first = response.compact_revision + 1
             watch.failure = Compacted(f"history before revision {first} is no longer kept", first)
-        elif "permission denied" in response.cancel_reason or "auth token" in response.cancel_reason:
+            return
+        reason = classify_status(grpc.StatusCode.UNKNOWN, response.cancel_reason, str(stream.endpoint))
+        if isinstance(reason.error, StoreAuthFailed):
             # The token of a long-lived stream expires; a new stream has a new one. Refused again, it is a real no.
             watch.denied += 1
             if watch.denied > 1 or len(self._client.metadata) == 1:
-                watch.failure = StoreAuthFailed(f"etcd: watch: {response.cancel_reason}")
+                watch.failure = reason.error
         else:
-            LOG.info("etcd ended a watch: %s", response.cancel_reason or "no reason given")
+            LOG.info("a watch was ended: %s", reason.text)
+
+    def _on_leave(self, connection: Connection) -> None:
+        if self._stream is not None and not self._stream.over and self._stream.connection is connection:
+            self._break(self._stream)
 
     def _on_end(self, stream: _Stream, error: BaseException | None) -> None:
         if stream.over:

@@ -34,6 +34,10 @@ class Lock:
 class LockManager:
     """All raise SessionLost, StoreError, DeadlineExceeded besides what is named."""
 
+    def __init__(self, *a: object) -> None: ...
+    def begin(self, s: object) -> None: ...
+    def end(self) -> None: ...
+
     async def acquire(
         self, ino: int, kind: LockKind, owner: int, start: int, end: int, type_: LockType, pid: int, *, wait: bool
     ) -> None:

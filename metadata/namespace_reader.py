@@ -50,7 +50,7 @@ class NamespaceReader:
             if dentry.inode is not None:
                 self._locations[dentry.ino] = (parent, name)
                 return dentry.inode
-            inode = ahead or self._delegated_directory(dentry.ino) or await self._own(dentry.ino)
+            inode = ahead or self._delegated_own(dentry.ino) or await self._own(dentry.ino)
             if inode is not None:
                 return inode
         raise StaleInode("the name keeps changing")
@@ -94,14 +94,18 @@ class NamespaceReader:
             self.delegations.learn(number, asked, found, revision)
         return found
 
-    def _delegated_directory(self, ino: int) -> Inode | None:
-        """A directory whose group is delegated, without a request."""
-        children = self.delegations.children(ino)
+    def _delegated_own(self, ino: int) -> Inode | None:
+        """A directory, or a file with a key of its own, whose group is delegated; without a request."""
         own = self.delegations.peek(ino, self._keys.inode(ino))
-        times = self.delegations.peek(ino, self._keys.times(ino))
-        if children is None or own is None or own[0] is None or times is None:
+        if own is None or own[0] is None:
             return None
         inode = codec.decode_inode(own[0].value, own[0].mod_revision)
+        if not inode.is_dir:
+            return inode
+        children = self.delegations.children(ino)
+        times = self.delegations.peek(ino, self._keys.times(ino))
+        if children is None or times is None:
+            return None
         return inspect.with_directory(inode, codec.decode_times(times[0].value) if times[0] else None, children)
 
     def _delegated_file(self, ino: int) -> Inode | None:
@@ -115,7 +119,7 @@ class NamespaceReader:
 
     async def getattr(self, ino: int) -> Inode:
         """No request for what is delegated; otherwise one, unless another mount has moved the file."""
-        inode = self._delegated_file(ino) or self._delegated_directory(ino)
+        inode = self._delegated_file(ino) or self._delegated_own(ino)
         if inode is None:
             inode, _ = await self._by_number(ino, ())
         return inode

@@ -17,6 +17,7 @@ from apollofs.fs.cli.access import access_of, with_store
 from apollofs.fs.cli.output import json_option, print_json
 from apollofs.fs.cli.volume import prepare_blobs
 from apollofs.fs.embedded import HOST, EmbeddedEtcd, EmbeddedState
+from apollofs.fs.embedded_auth import PASSWORD_FILE, USER, close_to_others
 from apollofs.fs.meta_url import MetaAccess
 from apollofs.fs.mount_checks import check_fuse_device, check_mountpoint
 from apollofs.fs.mount_options import parse_options
@@ -49,7 +50,9 @@ def up(directory: str, mountpoint: str, site: str, cache_size: str, options: tup
     check_mountpoint(mountpoint)
     server = EmbeddedEtcd(directory, places.environment())
     with server.locked():
-        access = _access(server.start())
+        state = server.start()
+        close_to_others(HOST, state.client_port, server.directory)
+        access = _access(state, server.directory)
         _have_site(access, server.directory, site)
         facts = _mount(access, server.directory, mountpoint, site, texts)
     report = {**facts, "meta_url": str(access.url), "directory": server.directory}
@@ -72,8 +75,9 @@ def _mount(access: MetaAccess, directory: str, mountpoint: str, site: str, optio
     return facts
 
 
-def _access(state: EmbeddedState) -> MetaAccess:
-    return access_of(f"etcd://{HOST}:{state.client_port}/{state.volume}")
+def _access(state: EmbeddedState, directory: str) -> MetaAccess:
+    password_file = quote(os.path.join(directory, PASSWORD_FILE))
+    return access_of(f"etcd://{USER}@{HOST}:{state.client_port}/{state.volume}?password-file={password_file}")
 
 
 def _have_site(access: MetaAccess, directory: str, site: str) -> None:
@@ -122,7 +126,9 @@ def down(directory: str, lazy: bool, as_json: bool) -> None:
         state = server.state()
         if state is None:
             raise UserError(f"{server.directory} was never brought up")
-        unmounted = _unmount_all(_access(state), lazy=lazy) if server.running_pid() is not None else []
+        unmounted = (
+            _unmount_all(_access(state, server.directory), lazy=lazy) if server.running_pid() is not None else []
+        )
         stopped = server.stop()
     report = {"directory": server.directory, "unmounted": unmounted, "etcd_stopped": stopped}
     if as_json:

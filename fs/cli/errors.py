@@ -40,6 +40,13 @@ def status_of(exc: BaseException) -> int:
     return INTERRUPTED if isinstance(found, (KeyboardInterrupt, click.Abort)) else FAILED
 
 
+def is_bug(exc: BaseException) -> bool:
+    """Whether a traceback would tell more than `describe` does."""
+    return not all(
+        isinstance(leaf, (click.ClickException, KeyboardInterrupt)) or _is_expected(leaf) for leaf in leaves(exc)
+    )
+
+
 def _is_expected(exc: BaseException) -> bool:
     return isinstance(exc, (UserError, ConfigError, MetadataError, BlobStoreError))
 

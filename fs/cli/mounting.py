@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from apollofs.fs.cli import places
 from apollofs.fs.cli.access import access_of, meta_url_argument, password_file_option
-from apollofs.fs.cli.errors import describe
+from apollofs.fs.cli.errors import describe, is_bug
 from apollofs.fs.cli.output import json_option, print_json
 from apollofs.fs.config import BodyConfig, SessionConfig
 from apollofs.fs.daemon import ForegroundReadiness, NotifyReadiness, PipeReadiness, Readiness, start_detached
@@ -23,7 +24,8 @@ from apollofs.fs.mount_options import MountOptions, parse_options, parse_size
 from apollofs.fs.mountinfo import absolute
 from apollofs.fs.user_error import UserError
 
-T = TypeVar("T")
+log = logging.getLogger(__name__)
+
 START_GRACE_S = 20.0
 """How much longer the command waits than the daemon gives itself."""
 
@@ -102,7 +104,11 @@ def run_mount(request: MountRequest) -> dict[str, Any] | None:
 
     def daemon(readiness: PipeReadiness) -> int:
         start_logging(path, debug=request.debug)
-        return serve(config, readiness)
+        try:
+            return serve(config, readiness)
+        except (Exception, BaseExceptionGroup) as exc:
+            log.error("%s: %s", config.mountpoint, describe(exc), exc_info=exc if is_bug(exc) else None)
+            raise
 
     deadline_s = config.start_deadline_s + START_GRACE_S
     facts = start_detached(daemon, log_path=path, deadline_s=deadline_s, describe=describe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ import click
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
+
+PIPE_COLUMNS = 2000
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -31,7 +34,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
         table.add_column(column, overflow="fold")
     for row in listed:
         table.add_row(*row)
-    Console(highlight=False, markup=False).print(table)
+    # what reads a pipe wants one line a row, however long
+    width = None if sys.stdout.isatty() else PIPE_COLUMNS
+    Console(highlight=False, markup=False, width=width).print(table)
 
 
 def print_pairs(pairs: Mapping[str, object]) -> None:

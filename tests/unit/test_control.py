@@ -71,14 +71,14 @@ def path(tmp_path: Path) -> str:
 async def test_answers(path: str) -> None:
     async with served(path) as server:
         assert path.endswith("/0-57.sock")
-        assert os.stat(path).st_mode & 0o777 == 0o600
+        assert (await trio.Path(path).stat()).st_mode & 0o777 == 0o600
         assert await ask_in_thread(path, "echo", {"word": "ä" * 1000}) == {"heard": "ä" * 1000}
         with pytest.raises(UserError, match="not now"):
             await ask_in_thread(path, "refuse")
         with pytest.raises(UserError, match="does not know 'unheard'"):
             await ask_in_thread(path, "unheard")
         await server.drained(30)
-    assert not os.path.exists(path)
+    assert not await trio.Path(path).exists()
 
 
 @pytest.mark.expects_log("a request on the control socket failed")

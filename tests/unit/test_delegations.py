@@ -147,3 +147,18 @@ async def test_a_name_is_gone_everywhere_when_unlink_has_returned() -> None:
                 with pytest.raises(NoSuchEntry):
                     await volume.lookup(directory.ino, name)
     await assert_sound(store)
+
+
+async def test_a_file_with_several_names_is_a_group_of_its_own() -> None:
+    store = MemoryStore()
+    await make_volume(store)
+    async with mounted(store) as a, mounted(store) as b:
+        file = await a.mknod(ROOT_INO, b"1", FILE, 0, ME)
+        await a.link(file.ino, ROOT_INO, b"2")
+        for _ in range(4):
+            for name in (b"1", b"2"):
+                found = await b.lookup(ROOT_INO, name)
+                assert (found.nlink, found.size_bytes, found.mode) == (2, 0, FILE)
+        await a.setattr(file.ino, SetAttr(mode=0o600))
+        assert (await b.getattr(file.ino)).mode == stat.S_IFREG | 0o600
+    await assert_sound(store)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from apollofs.fs.embedded import HOST, EmbeddedEtcd, EtcdMissing
+from apollofs.fs.embedded_auth import close_to_others
 from apollofs.fs.user_error import UserError
 
 ENVIRONMENT = {**os.environ, "ETCD_NAME": "a variable that must not reach it"}
@@ -105,6 +106,22 @@ def test_etcd_is_not_installed(tmp_path: Path) -> None:
     server = EmbeddedEtcd(str(tmp_path / "volume"), {"PATH": str(tmp_path)})
     with server.locked(), pytest.raises(EtcdMissing, match="apt-get install etcd-server"):
         server.start()
+
+
+def test_it_is_closed_to_who_does_not_know_the_password(server: EmbeddedEtcd) -> None:
+    port = server.start().client_port
+    path = Path(close_to_others(HOST, port, server.directory))
+    password = path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert call(port, "range", {"key": "a2V5"})["error"] == "etcdserver: user name is empty"
+    assert close_to_others(HOST, port, server.directory) == str(path), "again, and nothing changes"
+    assert path.read_text() == password
+    server.stop()
+    server.start()
+    assert call(port, "range", {"key": "a2V5"})["error"] == "etcdserver: user name is empty"
+    server.stop()
+    with pytest.raises(UserError, match="does not answer"):
+        close_to_others(HOST, port, server.directory)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"client_port": 1, "peer_port": 2, "schema": 9}'])
