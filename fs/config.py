@@ -60,4 +60,4 @@ class SessionConfig:
 def check_bounds(option: str, value: float, least: float, most: float) -> None:
     """Raises ConfigError unless least <= value <= most."""
     if not least <= value <= most:
-        raise ConfigError(f"{option} must be between {least:g} and {most:g}, not {value:g}")
+        raise ConfigError(f"{option} must be between {least} and {most}, not {value}")

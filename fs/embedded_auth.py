@@ -17,7 +17,7 @@ from typing import Final
 from apollofs.fs.user_error import UserError
 
 USER: Final = "root"
-PASSWORD_FILE: Final = "etcd-password"  # noqa: S105  (a file's name)
+PASSWORD_FILE: Final = "etcd-password"
 CALL_DEADLINE_S = 20.0
 _REFUSED_SINCE_CLOSED: Final = ("user name is empty", "user name not found", "permission denied", "invalid auth token")
 _DONE_BEFORE: Final = ("already exists", "already enabled")

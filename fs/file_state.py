@@ -156,6 +156,9 @@ class FileState:
         self.staged.drop(offset, offset + length)
         if self.size_bytes < size:
             self._grown_to = size
+        if self._append_from is not None and self.staged.map.end <= self._append_from:
+            # Nothing that was appended is left to be moved.
+            self._append_from = None
         self._holes = (*self._holes, (offset, length))
         self._changed()
         self._localise()

@@ -18,7 +18,7 @@ from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import ROOT_INO, Extent, Inode, Usage
 from apollofs.metadata.store import KeyValue, Range, Store
 
-TABLES = b"SNDPmsuiwtcdvxekg"
+TABLES = b"SNDPmsuiwtcdvxekgGRI"
 """In the order in which they are read: inodes before the names that refer to them."""
 
 
@@ -86,6 +86,9 @@ class Checker:
             "e": self._extents,
             "k": self._lock,
             "g": self._tombstone,
+            "G": self._delegation,
+            "R": self._delegation,
+            "I": self._recall,
         }.get(table)
         if visitor is None:
             return
@@ -118,6 +121,16 @@ class Checker:
             yield Violation(
                 "k", self.keys.parse_numbers(kv.key[: len(self.keys.prefix) + 10])[0], "a lock without lease"
             )
+
+    def _delegation(self, kv: KeyValue) -> Iterator[Violation]:
+        """A delegation, or a writer that waits for one to end."""
+        directory, session = self.keys.parse_numbers(kv.key)
+        if not kv.lease or session not in self.sessions:
+            yield Violation(kv.key[len(self.keys.prefix) :][:1].decode(), directory, f"session {session} has no mount")
+
+    def _recall(self, kv: KeyValue) -> Iterator[Violation]:
+        if not kv.lease:
+            yield Violation("I", self.keys.parse_numbers(kv.key)[1], "a recall notice without lease")
 
     # -- inodes ------------------------------------------------------------------------------------------------------
 

@@ -116,6 +116,8 @@ def _channel_options(config: EtcdConfig) -> list[tuple[str, int]]:
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.keepalive_time_ms", int(config.ping_s * 1000)),
         ("grpc.keepalive_timeout_ms", int(config.ping_deadline_s * 1000)),
+        # A keepalive takes the place of any ping that is under way, and that one's deadline; gRPC's own is a minute.
+        ("grpc.http2.ping_timeout_ms", int(config.ping_deadline_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 0),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.min_reconnect_backoff_ms", int(config.connect_deadline_s * 1000)),

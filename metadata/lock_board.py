@@ -21,8 +21,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 
 import trio
 
@@ -38,8 +37,8 @@ from apollofs.metadata.errors import (
 from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.lock_picture import Picture, Places, Waiting
-from apollofs.metadata.lock_queue import Queue
-from apollofs.metadata.lock_ranges import add, blockers, covers, same_owner, subtract
+from apollofs.metadata.lock_queue import Waiter, ahead_of, blocked
+from apollofs.metadata.lock_ranges import add, blockers, covers, subtract
 from apollofs.metadata.lock_records import RANGE_END, Lock, LockKind, encode_held, encode_waiting
 from apollofs.metadata.session import Committed, Conflict, Session, SessionOptions, retry
 from apollofs.metadata.store import Compare, Delete, Op, Put, Range, RangeResult, Relation, Store, Target
@@ -52,41 +51,35 @@ STRAYS_MAX = 64
 REWATCH_S = 0.5
 
 
-@dataclass(eq=False)
-class Waiter:
-    """A request of this mount that waits. `ready` is set when nothing may block it any more, or all is over."""
-
-    key: bytes
-    lock: Lock
-    arrival: int = 0
-    ready: trio.Event = field(default_factory=trio.Event)
-    watching: trio.CancelScope | None = None
-
-    def wake(self) -> None:
-        self.ready.set()
-        if self.watching is not None:
-            self.watching.cancel()
-
-
 class Board:
     """See the module. Belongs to one session and ends with it. All calls raise SessionLost, StoreError,
     DeadlineExceeded, CorruptRecord besides what is named."""
 
     def __init__(
-        self, store: Store, keys: Keys, options: SessionOptions, session: Session, ino: int, kind: LockKind, queue: Queue
+        self,
+        store: Store,
+        keys: Keys,
+        options: SessionOptions,
+        session: Session,
+        ino: int,
+        kind: LockKind,
+        new_ticket: Callable[[], int],
     ) -> None:
+        """`new_ticket` gives a number that no request of the session had before."""
         self._store = store
         self._options = options
         self._session = session
         self.ino = ino
         self.kind = kind
-        self._queue = queue
+        self._new_ticket = new_ticket
         self._places = Places(keys, ino, kind, session.number)
         self._picture = Picture(self._places)
         self._turn = trio.Lock()
         self.held: tuple[Lock, ...] = ()
+        self._stored: tuple[Lock, ...] = ()
+        """What the own key says."""
         self._known = 0
-        """The own key's mod_revision; 0: it is not there."""
+        """Its mod_revision; 0: it is not there."""
         self._keep_key = False
         self._doubtful = False
         self._strays: set[bytes] = set()
@@ -109,8 +102,11 @@ class Board:
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
-    async def acquire(self, wanted: Lock, *, wait: bool) -> None:
-        """Raises LockConflict, LockDeadlock, TooManyLocks; see `LockManager.acquire`."""
+    async def acquire(self, wanted: Lock, *, wait: bool, deadlocked: Callable[[Waiter], bool]) -> None:
+        """Raises LockConflict, LockDeadlock, TooManyLocks; see `LockManager.acquire`.
+
+        `deadlocked` says whether a request, which waits from now on, would do so for ever.
+        """
         async with self._turn:
             await self.settle()
             if covers(self.held, wanted):
@@ -122,7 +118,7 @@ class Board:
                 raise LockConflict("another owner holds or awaits a conflicting lock")
             waiter = await self._enqueue(wanted)
         try:
-            if self.kind is LockKind.POSIX and self._queue.closes_a_circle(self, waiter.lock):
+            if deadlocked(waiter):
                 raise LockDeadlock("the owners would wait for each other")
             await self._await_grant(waiter)
         except BaseException:
@@ -135,18 +131,14 @@ class Board:
     async def release(self, owner: int, start: int, end: int) -> None:
         """One transaction, or none. Whatever is raised, the owner holds nothing in the range any more; if it could not
         be told to the store, `settle` does it later."""
-        async with self._turn:
+        with trio.CancelScope(shield=True):
+            await self._turn.acquire()  # a close that is interrupted must not leave a lock behind
+        try:
             left = subtract(self.held, owner, start, end)
-            if left == self.held:
-                return
             encode_held(self._session.number, left)  # a split may make one too many
-            before, self.held = self.held, left
-            try:
-                if self.settled and before:
-                    await self._write(())
-                await self.settle()
-            finally:
-                self.announce()
+            await self._keep_only(left)
+        finally:
+            self._turn.release()
 
     async def settle(self) -> None:
         """Take back what transactions that were given up, and requests that wait no more, may have left in the store.
@@ -157,10 +149,10 @@ class Board:
             writes: list[Op] = [Delete(key) for key in strays]
             if self._doubtful:
                 self._keep_key = True
-                doubt_ended = await self._write(writes)
+                outcome = await self._write(self.held, writes)
             else:
-                doubt_ended = await self._commit((), writes)
-            if isinstance(doubt_ended, Committed):
+                outcome = await self._commit((), writes)
+            if isinstance(outcome, Committed):
                 self._doubtful = False
                 self._strays.difference_update(strays)
 
@@ -168,7 +160,7 @@ class Board:
         """After a call that failed or was interrupted: `settle`, bounded and shielded; what fails is left for later."""
         if self.settled or self._ended or not self._session.alive:
             return
-        with trio.move_on_after(min(SETTLE_S, self._options.operation_deadline_s), shield=True):
+        with trio.move_on_after(SETTLE_S, shield=True):
             try:
                 async with self._turn:
                     await self.settle()
@@ -184,18 +176,23 @@ class Board:
 
     def announce(self) -> None:
         """Wake the waiters that nothing blocks any more, and one to read the watch if nobody does."""
+        holders, queue = self._standing()
         for waiter in self.waiters:
-            if not waiter.ready.is_set() and next(self.blockers(waiter.lock, waiter.arrival), None) is None:
+            if not waiter.ready.is_set() and not blocked(waiter, holders, queue):
                 waiter.wake()
         if self._watcher is None and self.waiters and not any(each.ready.is_set() for each in self.waiters):
             self.waiters[-1].wake()  # the newest waits longest: the watch changes hands as rarely as can be
 
     def blockers(self, wanted: Lock, arrival: int | None = None) -> Iterator[Lock]:
         """What `wanted` has to wait for as far as is known here; `arrival` None: it is not in the queue."""
-        holders = (*self.held, *self._picture.held)
-        queue = sorted((*self._picture.waiting, *(Waiting(each.arrival, each.lock) for each in self.waiters)), key=_age)
-        ahead = (each.lock for each in queue if arrival is None or each.arrival < arrival)
-        return blockers(wanted, holders, ahead)
+        holders, queue = self._standing()
+        return blockers(wanted, holders, ahead_of(arrival, queue))
+
+    def _standing(self) -> tuple[tuple[Lock, ...], list[Waiting]]:
+        """All locks held, and all requests in order of arrival."""
+        queue = [*self._picture.waiting, *(Waiting(each.arrival, each.lock) for each in self.waiters)]
+        queue.sort(key=lambda waiting: waiting.arrival)
+        return (*self.held, *self._picture.held), queue
 
     @property
     def waiting_elsewhere(self) -> Iterator[Waiting]:
@@ -225,21 +222,29 @@ class Board:
         after = add(self.held, wanted)
         writes = (Delete(waiter.key),) if waiter else ()
         compares = self._places.others_unchanged_since(self._picture.revision)
-        if isinstance(await self._write(writes, compares, after), Conflict):
+        if isinstance(await self._write(after, writes, compares), Conflict):
             return False
         self.held = after
         return True
 
     async def _convert_in_vain(self, wanted: Lock) -> None:
         """flock(2): the lock that was to be converted is given up before the new one is had."""
-        after = self._without_converted(wanted)
-        if after != self.held:
-            self.held = after
-            try:
-                await self._write(())
+        await self._keep_only(self._without_converted(wanted))
+
+    async def _keep_only(self, left: tuple[Lock, ...]) -> None:
+        if left == self.held:
+            return
+        self.held = left
+        try:
+            await self.settle()
+            while self._stored != self.held:
+                await self._write(self.held)
                 await self.settle()
-            finally:
-                self.announce()
+        except BaseException:
+            self._doubtful = True  # the own key must still be told
+            raise
+        finally:
+            self.announce()
 
     def _without_converted(self, wanted: Lock) -> tuple[Lock, ...]:
         return subtract(self.held, wanted.owner, 0, RANGE_END) if self.kind is LockKind.FLOCK else self.held
@@ -248,15 +253,16 @@ class Board:
 
     async def _enqueue(self, wanted: Lock) -> Waiter:
         """Put the request into the store's queue, and see how things stand as of that. One transaction."""
-        waiter = Waiter(self._places.waiter(self._queue.new_ticket()), wanted)
+        waiter = Waiter(self._places.waiter(self._new_ticket()), wanted)
         after = self._without_converted(wanted)
         ask = Range(self._places.all, self._places.end)
         put = Put(waiter.key, encode_waiting(wanted), self._session.lease_id)
         while True:
             try:
-                outcome = await (
-                    self._commit((), (put, ask)) if after == self.held else self._write((put, ask), (), after)
-                )
+                if after == self.held:
+                    outcome = await self._commit((), (put, ask))
+                else:
+                    outcome = await self._write(after, (put, ask))
             except BaseException:
                 self._strays.add(waiter.key)
                 raise
@@ -320,10 +326,9 @@ class Board:
     # -- the store ---------------------------------------------------------------------------------------------------
 
     async def _write(
-        self, writes: Sequence[Op], compares: Sequence[Compare] = (), held: tuple[Lock, ...] | None = None
+        self, held: tuple[Lock, ...], writes: Sequence[Op] = (), compares: Sequence[Compare] = ()
     ) -> Committed | Conflict:
-        """Make the own key say `held` (None: what is held), with some writes more. A Conflict has been looked at."""
-        held = self.held if held is None else held
+        """Make the own key say `held`, and more. A Conflict has been looked at."""
         keep = bool(held) or self._keep_key
         own: tuple[Op, ...] = ()
         if keep:
@@ -334,6 +339,7 @@ class Board:
         outcome = await self._commit(compares, (*own, *writes))
         if isinstance(outcome, Committed):
             self._known = outcome.revision if keep else 0
+            self._stored = held
         return outcome
 
     async def _commit(self, compares: Sequence[Compare], writes: Sequence[Op]) -> Committed | Conflict:
@@ -379,7 +385,3 @@ class Board:
     def _check_session(self) -> None:
         if self._ended or not self._session.alive:
             raise SessionLost("the session has ended, and its locks with it")
-
-
-def _age(waiting: Waiting) -> int:
-    return waiting.arrival

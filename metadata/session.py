@@ -255,7 +255,9 @@ class Session:
         """Renew the lease until it is lost or this is cancelled. A mount that can't renew in time has lost it."""
         ttl_s = self._options.lease_ttl_s
         while self.alive:
-            await trio.sleep(ttl_s / 3)
+            with trio.move_on_after(ttl_s / 3):
+                await self.lost.wait()
+                break
             sent = boot_time()
             try:
                 left_s = await self._store.lease_keepalive(self.lease_id)

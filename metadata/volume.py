@@ -127,6 +127,8 @@ class Volume(NamespaceReader):
     async def _open_session(self, record: MountRecord, *, retry: bool) -> Session:
         while True:
             try:
+                if retry:
+                    await self._check_same_volume()
                 session = await open_session(self._store, self._keys, self._options, record, self.site.id)
             except NotFormatted:
                 raise
@@ -138,6 +140,12 @@ class Volume(NamespaceReader):
                 continue
             log.info("session %d begins on volume %s, site %s", session.number, self._keys.volume, self.site.name)
             return session
+
+    async def _check_same_volume(self) -> None:
+        """Raises NotFormatted if the volume was destroyed, or made anew under the same name, meanwhile."""
+        found = await self._store.range(Range(self._keys.superblock))
+        if not found.kvs or codec.decode_superblock(found.kvs[0].value).uuid != self.superblock.uuid:
+            raise NotFormatted(f"volume {self._keys.volume!r} has been destroyed while it was mounted")
 
     async def _close_session(self, session: Session) -> None:
         with trio.CancelScope(shield=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from apollofs.fs.cli.access import access_of, meta_url_argument, password_file_option, with_store
@@ -73,9 +75,17 @@ def prepare_blobs(blobs: str, *, create: bool) -> tuple[tuple[str, str], ...]:
     """Check that bodies can be kept there; the location as it is stored. Raises BadBlobURL, UserError."""
     import trio
 
-    from apollofs.blobstore import BlobStoreError, BlobStoreOptions, parse_blob_url, prepare_blob_store
+    from apollofs.blobstore import (
+        BlobStoreError,
+        BlobStoreOptions,
+        LocalLocation,
+        parse_blob_url,
+        prepare_blob_store,
+    )
 
     location = parse_blob_url(blobs)
+    # a directory that is there is as good as a bucket that is; only a missing one may be a disk that is not mounted
+    create = create or (isinstance(location, LocalLocation) and os.path.isdir(location.directory))
     try:
         trio.run(prepare_blob_store, location, BlobStoreOptions(ca_file=blob_ca_file()), create)
     except BlobStoreError as exc:

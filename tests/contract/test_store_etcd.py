@@ -144,6 +144,19 @@ async def test_a_watch_goes_on_after_breaks(etcd: EtcdCluster, proxy: TcpProxy) 
         assert seen == [b"%d" % number for number in range(21)]
 
 
+async def test_an_idle_watch_notices_that_its_server_has_gone_silent(etcd: EtcdCluster, proxy: TcpProxy) -> None:
+    """By pings alone: nothing else is asked of this store."""
+    config = EtcdConfig((proxy.endpoint, *etcd.endpoints), ping_s=5, ping_deadline_s=0.5, connect_deadline_s=1)
+    key = b"faults/silent"
+    async with opened(config) as store, opened(EtcdConfig(etcd.endpoints)) as direct:
+        start = (await put(direct, b"1", key)).revision
+        async with store.watch(key, start_revision=start) as batches:
+            assert [event.kv.value for event in (await anext(batches)).events] == [b"1"]
+            proxy.blackhole()
+            await put(direct, b"2", key)
+            assert [event.kv.value for event in (await anext(batches)).events] == [b"2"]
+
+
 async def test_a_watch_that_is_left_is_taken_from_the_server(etcd: EtcdCluster) -> None:
     def watchers() -> float:
         return etcd.server.metric("etcd_debugging_mvcc_watcher_total")

@@ -52,7 +52,8 @@ class Local:
     def view(self) -> bytes:
         shown = bytearray(self.base.ljust(self.size, b"\0"))
         for offset in self.holes:
-            shown[offset] = 0
+            if offset < len(shown):
+                shown[offset] = 0
         for offset, (_, byte) in self.dirty.items():
             shown[offset] = byte
         return bytes(shown)
@@ -162,6 +163,8 @@ class Machine:
             local.holes.add(offset)
         if local.size < size:
             local.grown = size
+        if local.append_from is not None and local.staged_end <= local.append_from:
+            local.append_from = None
         if not keep_size and end > size:
             local.grown = end
         file = self.files[step.mount]
@@ -223,6 +226,8 @@ class Machine:
             local.landed(self.committed)
             local.dirty = later.dirty
             local.append_from = later.append_from if later.staged_end > (later.append_from or 0) else None
+        else:
+            local.rebase(self.committed)
         self.committed = local.commit_over(self.committed)
         local.landed(self.committed)
 

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import trio
 
-from apollofs.blobstore import BlobMetrics, BlobStoreOptions, BlockStore, Buffer
+from apollofs.blobstore import BlobMetrics, BlobStat, BlobStoreOptions, BlockStore, Buffer
 from apollofs.blobstore.memory import MemoryStore as MemoryBlobs
 from apollofs.blobstore.open import wrap
-from apollofs.blobstore.verify import VerifyingStore
 from apollofs.fs.bodies import Bodies, open_bodies
 from apollofs.fs.config import BodyConfig
 from apollofs.metadata.errors import OutcomeUnknown, StoreUnavailable
@@ -45,8 +44,9 @@ class BrokenBlobs(BlockStore):
     async def put(self, name: str, data: Buffer) -> None:
         self.puts.append(name)
         if self.fail_puts:
+            error = self.fail_puts.pop(0)
             await trio.lowlevel.checkpoint()
-            raise self.fail_puts.pop(0)
+            raise error
         self.under_way += 1
         self.under_way_max = max(self.under_way_max, self.under_way)
         try:
@@ -59,8 +59,9 @@ class BrokenBlobs(BlockStore):
     async def read_block(self, name: str, data_length: int, offset: int = 0, length: int | None = None) -> memoryview:
         self.reads.append((name, offset, length))
         if self.fail_reads:
+            error = self.fail_reads.pop(0)
             await trio.lowlevel.checkpoint()
-            raise self.fail_reads.pop(0)
+            raise error
         if self.before_read is not None:
             await self.before_read()
         return await self._inner.read_block(name, data_length, offset, length)
@@ -70,19 +71,16 @@ class BrokenBlobs(BlockStore):
         data, modified_s = self.raw._blobs[name]
         self.raw._blobs[name] = (bytes([data[0] ^ 1]) + data[1:], modified_s)
 
-    def make_verifier(self) -> VerifyingStore:
-        return VerifyingStore(self.raw)
-
     async def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         return await self._inner.read(name, offset, length)
 
-    async def stat(self, name: str):  # type: ignore[no-untyped-def]
+    async def stat(self, name: str) -> BlobStat:
         return await self._inner.stat(name)
 
     async def delete(self, name: str) -> None:
         await self._inner.delete(name)
 
-    def list(self, prefix: str = "", start_after: str = ""):  # type: ignore[no-untyped-def]
+    def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[BlobStat]:
         return self._inner.list(prefix, start_after)
 
     async def aclose(self) -> None:

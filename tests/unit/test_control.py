@@ -38,7 +38,6 @@ async def break_down(request: Mapping[str, Any]) -> Mapping[str, Any]:
 
 async def hang(request: Mapping[str, Any]) -> Mapping[str, Any]:
     await trio.sleep_forever()
-    return {}
 
 
 HANDLERS = {"echo": echo, "refuse": refuse, "break": break_down, "hang": hang}

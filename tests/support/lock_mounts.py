@@ -1,0 +1,108 @@
+"""Lock managers for tests: several mounts of one volume, without the rest of a mount."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import trio.testing
+
+from apollofs.metadata.counting import CountingStore
+from apollofs.metadata.format import format_volume
+from apollofs.metadata.keys import Keys
+from apollofs.metadata.lock_records import decode_held, decode_waiting
+from apollofs.metadata.locks import RANGE_END, Lock, LockKind, LockManager, LockType
+from apollofs.metadata.session import Session, SessionOptions, open_session
+from apollofs.metadata.store import Range, Store, prefix_end
+from tests.support.volumes import SITE, mount_record
+
+INO = 77
+BOUND_S = 60
+OPTIONS = SessionOptions(lease_ttl_s=600, operation_deadline_s=10, slots=8)
+SHARED, EXCLUSIVE = LockType.SHARED, LockType.EXCLUSIVE
+POSIX, FLOCK = LockKind.POSIX, LockKind.FLOCK
+
+
+@dataclass
+class LockMount:
+    """One mount's locks, with shorter calls: whole file of inode INO unless told otherwise. An owner is its pid."""
+
+    store: CountingStore
+    keys: Keys
+    session: Session
+    locks: LockManager
+
+    async def acquire(
+        self,
+        owner: int,
+        type_: LockType = EXCLUSIVE,
+        start: int = 0,
+        end: int = RANGE_END,
+        *,
+        wait: bool = True,
+        ino: int = INO,
+        kind: LockKind = POSIX,
+    ) -> None:
+        await self.locks.acquire(ino, kind, owner, start, end, type_, owner, wait=wait)
+
+    async def release(
+        self, owner: int, start: int = 0, end: int = RANGE_END, *, ino: int = INO, kind: LockKind = POSIX
+    ) -> None:
+        await self.locks.release(ino, kind, owner, start, end)
+
+    async def lose_session(self) -> None:
+        """The lease ends, and the mount comes to know."""
+        await self.session.close()
+        self.locks.end()
+
+
+async def make_lock_volume(store: Store, volume: str) -> None:
+    await format_volume(
+        store, volume, site_name=SITE, site_store=(("kind", "memory"),), inline_bytes_max=4096, block_bytes=1 << 16
+    )
+
+
+async def lock_mount(store: Store, volume: str, options: SessionOptions = OPTIONS) -> LockMount:
+    """One more mount. Its session is not kept alive: the lease is long."""
+    keys = Keys(volume)
+    counting = CountingStore(store)
+    session = await open_session(counting, keys, options, mount_record(), 1)
+    locks = LockManager(counting, keys, options)
+    locks.begin(session)
+    counting.reset()
+    return LockMount(counting, keys, session, locks)
+
+
+@contextlib.asynccontextmanager
+async def lock_mounts(store: Store, volume: str, count: int) -> AsyncIterator[list[LockMount]]:
+    """A fresh volume with that many mounts; their sessions end with the context."""
+    await make_lock_volume(store, volume)
+    mounts = [await lock_mount(store, volume) for _ in range(count)]
+    try:
+        yield mounts
+    finally:
+        for mount in mounts:
+            await mount.session.close()
+
+
+async def in_store(
+    store: Store, keys: Keys, ino: int = INO, kind: LockKind = POSIX
+) -> tuple[list[Lock], list[Lock], int]:
+    """What the store says is held, what waits (oldest first), and how many keys that takes."""
+    prefix = keys.locks_of(ino, kind)
+    found = await store.range(Range(prefix, prefix_end(prefix)))
+    held: list[Lock] = []
+    waiting: list[tuple[int, Lock]] = []
+    for kv in found.kvs:
+        if kv.key.startswith(prefix + b"h/"):
+            held += decode_held(kv.value)
+        else:
+            waiting.append((kv.create_revision, decode_waiting(kv.value)))
+    return held, [lock for _, lock in sorted(waiting, key=lambda each: each[0])], len(found.kvs)
+
+
+async def until_waiting(store: Store, keys: Keys, count: int, ino: int = INO, kind: LockKind = POSIX) -> None:
+    """Return when that many requests wait in the store's queue."""
+    while len((await in_store(store, keys, ino, kind))[1]) != count:
+        await trio.testing.wait_all_tasks_blocked(0.001)
