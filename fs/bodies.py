@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections.abc import AsyncIterator
 
 import trio
@@ -120,7 +119,7 @@ class Bodies:
         """Commit files `commit_interval_s` after they were first written, again and again; until cancelled."""
         while True:
             await trio.sleep(self._interval_s / 2)
-            now = time.monotonic()
+            now = trio.current_time()
             due = [
                 file
                 for file in self.dirty_files

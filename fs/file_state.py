@@ -49,7 +49,7 @@ class FileState:
         self.staged = staged
         self.orphaned = False
         self.dirty_since_s: float | None = None
-        """On the monotonic clock: when the oldest uncommitted change was made."""
+        """By trio's clock: when the oldest uncommitted change was made."""
         self.mtime_ns = 0
         """Of the last write here, or what utimensat has set after it."""
         self._base = body
@@ -145,7 +145,7 @@ class FileState:
         """Something was written or punched."""
         self.mtime_ns = time.time_ns()
         if self.dirty_since_s is None:
-            self.dirty_since_s = time.monotonic()
+            self.dirty_since_s = trio.current_time()
 
     def punch(self, offset: int, length: int) -> None:
         """Bytes become a hole; the size stays."""
@@ -225,8 +225,12 @@ class FileState:
         old_size, new_size = self._base.inode.size_bytes, body.inode.size_bytes
         start = self._append_start()
         self._set_base(body)
-        if start is not None and (new_size > start or start == old_size):
+        if start is not None and new_size > start:
             self._move_appended(start, new_size - start)
+        elif start is not None and start == old_size:
+            # Cut elsewhere: what was appended follows the end, but not into what was written at a fixed place.
+            grown_to = self._grown_to if self._grown_to <= start else 0
+            self._move_appended(start, max(new_size, self.staged.map.end_before(start), grown_to) - start)
 
     def _append_start(self) -> int | None:
         """From where on dirty bytes were appended, those of a flight too."""
@@ -319,7 +323,7 @@ class FileState:
         self._set_base(body)
         if self._append_from is not None:
             self._land_appended(self._append_from + distance, flight.size_at_least + distance)
-        self.dirty_since_s = time.monotonic() if self.is_dirty else None
+        self.dirty_since_s = trio.current_time() if self.is_dirty else None
         self.staged.unpin()
 
     def _land_appended(self, start: int, reached: int) -> None:

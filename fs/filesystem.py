@@ -1,6 +1,10 @@
 """Filesystem: POSIX semantics over a Volume and its Bodies, with no kernel and no FUSE library.
 
-Errors are exceptions of the metadata, blobstore and fs trees; `errno_map.py` turns them into errno.
+The kernel above does path walking, "." and "..", umask and permission checks (default_permissions). Errors are
+exceptions of the metadata, blobstore and fs trees; `errno_map.py` turns them into errno.
+
+A file that is open here is an OpenFile, shared by its handles: its inode is the newest one that was read, overlaid with
+what was written here and not yet committed. If it loses its last name it becomes an orphan and goes on here alone.
 """
 
 from __future__ import annotations
@@ -11,14 +15,16 @@ import stat
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+import trio
+
 from apollofs.fs.attributes import Attributes, Caller, FilesystemStatistics, OpenFlags
 from apollofs.fs.blobs import OpenStore
 from apollofs.fs.bodies import Bodies, open_bodies
 from apollofs.fs.config import BodyConfig
-from apollofs.fs.errors import BadHandle
-from apollofs.fs.late_errors import ErrorCursor
+from apollofs.fs.directory import DirectoryHandle
+from apollofs.fs.file_calls import FileCalls
+from apollofs.fs.handles import HandleTable
 from apollofs.fs.open_file import OpenFile
-from apollofs.fs.reader import AccessPattern
 from apollofs.metadata.errors import (
     EntryExists,
     InvalidArgument,
@@ -27,241 +33,293 @@ from apollofs.metadata.errors import (
     OperationNotPermitted,
     StaleInode,
 )
-from apollofs.metadata.locks import Lock, LockKind, LockType
-from apollofs.metadata.records import DirectoryEntry, Inode, InodeFlag, Owner, RenameFlag, SetAttr, Body
+from apollofs.metadata.records import (
+    NAME_BYTES_MAX,
+    NOW,
+    DirectoryEntry,
+    Inode,
+    InodeFlag,
+    Owner,
+    RenameFlag,
+    SetAttr,
+    Usage,
+)
 from apollofs.metadata.volume import Volume
 
-
-class _Handle:
-    def __init__(self, file, flags, caller):
-        self.file = file
-        self.flags = flags
-        self.pid = caller.pid
-        self.cursor = file.errors.cursor() if hasattr(file.errors, "cursor") else None
-        self.pattern = AccessPattern()
-
-
-class _Dir:
-    def __init__(self, ino):
-        self.ino = ino
-        self.entries = []
+SETTABLE_FLAGS = InodeFlag.IMMUTABLE | InodeFlag.APPEND_ONLY
+XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
+CAPABILITY = b"security.capability"
+"""The kernel asks for it before every write; file capabilities are not supported, so the answer needs no request."""
+CAPACITY_BYTES = 1 << 50
+CAPACITY_INODES = 1 << 40
+"""What statfs says there is in all: object stores have no end that could be asked for."""
+USAGE_FOR_S = 1.0
 
 
-class Filesystem:
+class Filesystem(FileCalls):
+    """Made by `open_filesystem`. `caller` is who asks; `fh` numbers come from open, create and opendir."""
+
     def __init__(self, volume: Volume, bodies: Bodies) -> None:
-        self._volume = volume
-        self._bodies = bodies
-        self._handles = {}
-        self._next = 1
+        super().__init__(volume, bodies)
+        self._directories: HandleTable[DirectoryHandle] = HandleTable()
+        self._usage: tuple[float, Usage] | None = None
 
-    def _add(self, h):
-        self._next += 1
-        self._handles[self._next] = h
-        return self._next
+    # -- attributes --------------------------------------------------------------------------------------------------
 
-    def _attr(self, inode: Inode) -> Attributes:
+    def _attributes(self, inode: Inode) -> Attributes:
+        """Of an inode that was just read; of one that is open here, with what is not yet committed."""
         file = self._bodies.find(inode.ino)
         allocated = inode.allocated_bytes
         if file is not None:
             file.adopt(inode)
-            inode = file.inode
-            allocated = file.allocated_bytes
+            inode, allocated = file.inode, file.allocated_bytes
             if file.orphaned:
                 inode = replace(inode, nlink=0)
-        return Attributes(inode.ino, inode.mode, inode.nlink, inode.uid, inode.gid, inode.rdev, inode.size_bytes, (allocated + 511) // 512, inode.atime_ns, inode.mtime_ns, inode.ctime_ns, inode.btime_ns, int(inode.flags & 0x30))
+        return Attributes(
+            inode.ino,
+            inode.mode,
+            inode.nlink,
+            inode.uid,
+            inode.gid,
+            inode.rdev,
+            inode.size_bytes,
+            (allocated + 511) // 512,
+            inode.atime_ns,
+            inode.mtime_ns,
+            inode.ctime_ns,
+            inode.btime_ns,
+            int(inode.flags & SETTABLE_FLAGS),
+        )
 
-    async def lookup(self, parent, name):
-        return self._attr(await self._volume.lookup(parent, name))
+    async def _fresh(self, inode: Inode) -> Attributes:
+        """As `_attributes`; a body that another mount has changed is taken over first, so that what is read next is
+        at least as new as these attributes."""
+        file = self._bodies.find(inode.ino)
+        if file is not None:
+            try:
+                await file.refresh(inode)
+            except StaleInode:
+                file.orphan()
+        return self._attributes(inode)
 
-    async def getattr(self, ino):
+    async def lookup(self, parent: int, name: bytes) -> Attributes:
+        """The inode that a name means. NoSuchEntry, NameTooLong."""
+        return await self._fresh(await self._volume.lookup(parent, name))
+
+    async def getattr(self, ino: int) -> Attributes:
+        """Newest attributes. StaleInode if the inode has no name any more and is not open here."""
         file = self._bodies.find(ino)
         if file is not None and file.orphaned:
-            return self._attr(file.inode)
+            return self._attributes(file.inode)
         try:
             inode = await self._volume.getattr(ino)
         except StaleInode:
             if file is None:
                 raise
             file.orphan()
-            return self._attr(file.inode)
-        if file is not None:
-            await file.refresh(inode)
-        return self._attr(inode)
+            return self._attributes(file.inode)
+        return await self._fresh(inode)
 
-    async def setattr(self, ino, change, fh=None):
+    async def setattr(self, ino: int, change: SetAttr, fh: int | None = None) -> Attributes:
+        """chmod, chown, utimensat, truncate: at once, for all mounts."""
         file = self._bodies.find(ino)
-        if file is not None and change.size_bytes is not None:
-            return self._attr(await file.truncate(change))
-        if file is not None and change.mtime_ns is not None and file.is_dirty:
-            await file.commit()
-        return self._attr(await self._volume.setattr(ino, change))
-
-    async def readlink(self, ino):
-        return (await self._volume.getattr(ino)).target
-
-    async def mknod(self, parent, name, mode, rdev, caller):
-        return self._attr(await self._volume.mknod(parent, name, mode, rdev, Owner(caller.uid, caller.gid)))
-
-    async def mkdir(self, parent, name, mode, caller):
-        return self._attr(await self._volume.mkdir(parent, name, mode, Owner(caller.uid, caller.gid)))
-
-    async def symlink(self, parent, name, target, caller):
-        return self._attr(await self._volume.symlink(parent, name, target, Owner(caller.uid, caller.gid)))
-
-    async def link(self, ino, new_parent, new_name):
-        return self._attr(await self._volume.link(ino, new_parent, new_name))
-
-    def _gone(self, inode):
-        if inode is not None and inode.nlink == 0:
-            file = self._bodies.find(inode.ino)
-            if file is not None:
+        if file is None:
+            return self._attributes(await self._volume.setattr(ino, change))
+        if change.size_bytes is not None:
+            return self._attributes(await file.truncate(change))
+        if not file.orphaned:
+            if change.mtime_ns is not None and change.mtime_ns != NOW:
+                await file.expect_mtime(change.mtime_ns)
+            try:
+                return self._attributes(await self._volume.setattr(ino, change))
+            except StaleInode:
                 file.orphan()
+        file.adopt(_changed_here(file, change))
+        return self._attributes(file.inode)
 
-    async def unlink(self, parent, name):
-        self._gone(await self._volume.unlink(parent, name))
+    async def readlink(self, ino: int) -> bytes:
+        """A symlink's target. InvalidArgument for anything else."""
+        inode = await self._volume.getattr(ino)
+        if not inode.is_symlink:
+            raise InvalidArgument("not a symlink")
+        return inode.target
 
-    async def rmdir(self, parent, name):
+    async def get_flags(self, ino: int) -> int:
+        """FS_IMMUTABLE_FL and FS_APPEND_FL."""
+        return (await self.getattr(ino)).flags
+
+    async def set_flags(self, ino: int, flags: int, caller: Caller) -> None:
+        """Only root may; NotSupported for other flags."""
+        if flags & ~int(SETTABLE_FLAGS):
+            raise NotSupported("only the immutable and the append-only flag can be set")
+        if caller.uid:
+            raise OperationNotPermitted("only root may change these flags")
+        await self._volume.setattr(ino, SetAttr(flags=InodeFlag(flags)))
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attributes:
+        return self._attributes(await self._volume.mknod(parent, name, mode, rdev, Owner(caller.uid, caller.gid)))
+
+    async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attributes:
+        return self._attributes(await self._volume.mkdir(parent, name, mode, Owner(caller.uid, caller.gid)))
+
+    async def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Attributes:
+        return self._attributes(await self._volume.symlink(parent, name, target, Owner(caller.uid, caller.gid)))
+
+    async def link(self, ino: int, new_parent: int, new_name: bytes) -> Attributes:
+        return self._attributes(await self._volume.link(ino, new_parent, new_name))
+
+    async def unlink(self, parent: int, name: bytes) -> None:
+        self._check_orphaned(await self._volume.unlink(parent, name))
+
+    async def rmdir(self, parent: int, name: bytes) -> None:
         await self._volume.rmdir(parent, name)
 
-    async def rename(self, parent, name, new_parent, new_name, flags):
-        self._gone((await self._volume.rename(parent, name, new_parent, new_name, flags)).replaced)
+    async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: RenameFlag) -> None:
+        done = await self._volume.rename(parent, name, new_parent, new_name, flags)
+        if done.replaced is not None:
+            self._check_orphaned(done.replaced)
 
-    async def create(self, parent, name, mode, flags, caller):
+    def _check_orphaned(self, inode: Inode) -> None:
+        file = self._bodies.find(inode.ino)
+        if file is not None and inode.nlink == 0:
+            file.orphan()
+
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[Attributes, OpenFlags]:
+        """open(O_CREAT). Where another mount was faster, O_EXCL fails with EntryExists; else its file is opened."""
         try:
-            inode = await self._volume.mknod(parent, name, stat.S_IFREG | stat.S_IMODE(mode), 0, Owner(caller.uid, caller.gid))
+            inode = await self._volume.mknod(
+                parent, name, stat.S_IFREG | stat.S_IMODE(mode), 0, Owner(caller.uid, caller.gid)
+            )
         except EntryExists:
             if flags & os.O_EXCL:
                 raise
             inode = await self._volume.lookup(parent, name)
+            if not inode.is_file:
+                raise
             opened = await self.open(inode.ino, flags, caller)
-            return await self.getattr(inode.ino), opened
-        file = self._bodies.open_known(Body(inode))
-        return self._attr(inode), OpenFlags(self._add(_Handle(file, flags, caller)))
+            return self._attributes(inode), opened
+        opened = self.opened_new(inode, flags, caller)
+        return self._attributes(inode), opened
 
-    async def open(self, ino, flags, caller):
-        file = await self._bodies.open(ino)
-        if flags & os.O_TRUNC and file.size_bytes:
-            await file.truncate(SetAttr(size_bytes=0))
-        return OpenFlags(self._add(_Handle(file, flags, caller)), direct_io=bool(flags & os.O_DIRECT))
+    # -- directories -------------------------------------------------------------------------------------------------
 
-    async def read(self, fh, offset, size):
-        h = self._handles[fh]
-        return await h.file.read(offset, size, h.pattern)
+    async def opendir(self, ino: int) -> int:
+        """No request; the first `readdir` takes the snapshot."""
+        return self._directories.add(DirectoryHandle(ino))
 
-    async def write(self, fh, offset, data, *, append=False, kill_suid=False):
-        h = self._handles[fh]
-        n = await (h.file.append(data) if append else h.file.write(offset, data))
-        if h.flags & (os.O_SYNC | os.O_DSYNC):
-            await h.file.commit()
-        return n
+    async def readdir(self, fh: int, offset: int, limit: int) -> list[tuple[int, DirectoryEntry, Attributes | None]]:
+        """Entries from position `offset` (0: the start, a new snapshot): (position after it, entry, attributes if they
+        came along). Empty at the end."""
+        found = await self._directories.get(fh).read(self._volume, offset)
+        return [
+            (position, entry, self._attributes(entry.inode) if entry.inode is not None else None)
+            for position, entry in enumerate(found[:limit], offset + 1)
+        ]
 
-    async def flush(self, fh, lock_owner, pid):
-        await self._handles[fh].file.commit()
-
-    async def fsync(self, fh, *, data_only):
-        await self._handles[fh].file.commit()
-
-    async def release(self, fh, lock_owner, *, flock):
-        h = self._handles.pop(fh)
-        try:
-            await h.file.commit()
-        finally:
-            self._bodies.release(h.file)
-
-    async def fallocate(self, fh, mode, offset, length):
-        f = self._handles[fh].file
-        if mode == 0:
-            await f.grow(offset + length)
-        elif mode == 1:
-            pass
-        elif mode in (3, 0x11):
-            await f.punch(offset, length, keep_size=True)
-        elif mode == 0x10:
-            await f.punch(offset, length, keep_size=False)
-        else:
-            raise NotSupported("")
-
-    async def lseek(self, fh, offset, whence):
-        f = self._handles[fh].file
-        return f.seek_data(offset) if whence == os.SEEK_DATA else f.seek_hole(offset)
-
-    async def copy_file_range(self, a, ao, b, bo, length, flags):
-        data = await self._handles[a].file.read(ao, min(length, 1 << 24))
-        return await self._handles[b].file.write(bo, data)
-
-    async def get_flags(self, ino):
-        return int((await self._volume.getattr(ino)).flags & 0x30)
-
-    async def set_flags(self, ino, flags, caller):
-        if flags & ~0x30:
-            raise NotSupported("")
-        if caller.uid:
-            raise OperationNotPermitted("")
-        await self._volume.setattr(ino, SetAttr(flags=InodeFlag(flags)))
-
-    async def opendir(self, ino):
-        return self._add(_Dir(ino))
-
-    async def readdir(self, fh, offset, limit):
-        d = self._handles[fh]
-        if offset == 0:
-            d.entries = [DirectoryEntry(b".", d.ino, stat.S_IFDIR), DirectoryEntry(b"..", d.ino, stat.S_IFDIR)]
-            page = await self._volume.readdir(d.ino, b"", 1000)
-            d.entries += page.entries
-            while page.more:
-                page = await self._volume.readdir(d.ino, page.entries[-1].name, 1000, page.revision)
-                d.entries += page.entries
-        out = []
-        for i, e in enumerate(d.entries[offset : offset + limit], offset + 1):
-            out.append((i, e, self._attr(e.inode) if e.inode is not None else None))
-        return out
-
-    def listed(self, ino, parent, name):
+    def listed(self, ino: int, parent: int, name: bytes) -> None:
+        """The kernel was given an entry with its attributes, and may ask for it by number now."""
         self._volume.remember(ino, parent, name)
 
-    async def fsyncdir(self, fh):
-        pass
+    async def fsyncdir(self, fh: int) -> None:
+        """Names are durable when the call that made them returns."""
+        self._directories.get(fh)
 
-    async def releasedir(self, fh):
-        self._handles.pop(fh)
+    async def releasedir(self, fh: int) -> None:
+        self._directories.pop(fh)
 
-    async def getxattr(self, ino, name):
-        if name == b"security.capability":
-            raise NoSuchAttribute("")
+    # -- extended attributes -----------------------------------------------------------------------------------------
+
+    async def getxattr(self, ino: int, name: bytes) -> bytes:
+        """NoSuchAttribute; NotSupported for namespaces other than user, trusted and security."""
+        if name == CAPABILITY:
+            raise NoSuchAttribute("file capabilities are not supported")
+        _check_namespace(name)
         return await self._volume.getxattr(ino, name)
 
-    async def setxattr(self, ino, name, value, flags):
-        await self._volume.setxattr(ino, name, value, create=bool(flags & 1), replace=bool(flags & 2))
+    async def setxattr(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
+        """`flags`: 0, XATTR_CREATE or XATTR_REPLACE."""
+        _check_namespace(name)
+        if name == CAPABILITY:
+            raise NotSupported("file capabilities are not supported")
+        if flags & ~(os.XATTR_CREATE | os.XATTR_REPLACE):
+            raise InvalidArgument("unknown setxattr flags")
+        create, replace_ = bool(flags & os.XATTR_CREATE), bool(flags & os.XATTR_REPLACE)
+        await self._volume.setxattr(ino, name, value, create=create, replace=replace_)
 
-    async def listxattr(self, ino):
+    async def listxattr(self, ino: int) -> tuple[bytes, ...]:
         return await self._volume.listxattr(ino)
 
-    async def removexattr(self, ino, name):
+    async def removexattr(self, ino: int, name: bytes) -> None:
+        _check_namespace(name)
         await self._volume.removexattr(ino, name)
 
-    async def setlk(self, ino, kind, owner, start, end, type_, pid, *, wait):
-        if type_ is None:
-            await self._volume.locks.release(ino, kind, owner, start, end)
-        else:
-            await self._volume.locks.acquire(ino, kind, owner, start, end, type_, pid, wait=wait)
+    # -- the whole ---------------------------------------------------------------------------------------------------
 
-    async def getlk(self, ino, kind, owner, start, end, type_):
-        return await self._volume.locks.test(ino, kind, owner, start, end, type_)
+    async def statfs(self) -> FilesystemStatistics:
+        """An estimate: asked of the store once a second at most, and other mounts tell with some delay."""
+        now = trio.current_time()
+        if self._usage is None or now - self._usage[0] > USAGE_FOR_S:
+            self._usage = (now, await self._volume.usage())
+        used = self._usage[1]
+        return FilesystemStatistics(
+            block_bytes=4096,
+            total_bytes=CAPACITY_BYTES,
+            free_bytes=max(CAPACITY_BYTES - used.bytes, 0),
+            total_inodes=CAPACITY_INODES,
+            free_inodes=max(CAPACITY_INODES - used.inodes, 0),
+            name_bytes_max=NAME_BYTES_MAX,
+        )
 
-    async def statfs(self):
-        u = await self._volume.usage()
-        return FilesystemStatistics(4096, 1 << 50, (1 << 50) - u.bytes, 1 << 40, (1 << 40) - u.inodes, 255)
-
-    async def sync(self):
+    async def sync(self) -> None:
+        """Commit every file that was written (umount). Raises the first error, after all were tried."""
         await self._bodies.commit_all()
 
-    def forget(self, ino):
+    def forget(self, ino: int) -> None:
+        """The kernel has forgotten the number. A file with uncommitted bytes still needs its place."""
         if self._bodies.find(ino) is None:
             self._volume.forget(ino)
 
 
+def _changed_here(file: OpenFile, change: SetAttr) -> Inode:
+    """An orphan's inode with a change that only this mount will ever see."""
+    inode = file.inode
+    now_ns = max(inode.ctime_ns + 1, inode.mtime_ns)
+    return replace(
+        inode,
+        mode=inode.mode if change.mode is None else stat.S_IFMT(inode.mode) | stat.S_IMODE(change.mode),
+        uid=inode.uid if change.uid is None else change.uid,
+        gid=inode.gid if change.gid is None else change.gid,
+        atime_ns=_time(change.atime_ns, inode.atime_ns, now_ns),
+        mtime_ns=_time(change.mtime_ns, inode.mtime_ns, now_ns),
+        ctime_ns=now_ns,
+    )
+
+
+def _time(given: int | None, before_ns: int, now_ns: int) -> int:
+    if given is None:
+        return before_ns
+    return now_ns if given == NOW else given
+
+
+def _check_namespace(name: bytes) -> None:
+    if not name.startswith(XATTR_NAMESPACES):
+        raise NotSupported("extended attributes are of the namespaces user, trusted and security")
+
+
 @contextlib.asynccontextmanager
 async def open_filesystem(volume: Volume, open_store: OpenStore, config: BodyConfig) -> AsyncIterator[Filesystem]:
+    """The filesystem of a mounted volume; `open_store` opens a site's store by the site's id.
+
+    At the end nothing is committed any more: `sync` comes before. Raises CacheDirectoryUnusable.
+    """
     async with open_bodies(volume, config, open_store) as bodies:
-        volume.session_lost_hooks.append(bodies.session_lost)
-        yield Filesystem(volume, bodies)
+        filesystem = Filesystem(volume, bodies)
+        volume.session_lost_hooks.append(filesystem.session_lost)
+        try:
+            yield filesystem
+        finally:
+            volume.session_lost_hooks.remove(filesystem.session_lost)

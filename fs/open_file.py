@@ -85,7 +85,7 @@ class OpenFile:
 
     @property
     def dirty_since_s(self) -> float | None:
-        """`time.monotonic()` of the oldest uncommitted change."""
+        """When the oldest uncommitted change was made, by trio's clock."""
         return self._state.dirty_since_s if self._state.is_dirty else None
 
     @property

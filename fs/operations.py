@@ -1,7 +1,8 @@
 """The FUSE shell: decodes a request, calls the Filesystem, encodes the reply. Nothing else is decided here.
 
-`Operations` is what pyfuse3 serves; `operations_wire.py` has the requests that pyfuse3 does not know or hands on with half
-of what they say. The shell counts the kernel's lookups of each inode, so that the Filesystem hears of the last FORGET.
+`Operations` is what pyfuse3 serves; `operations_wire.py` has the requests that pyfuse3 does not know, or hands on with
+half of what they say. The shell counts the kernel's lookups of each inode, so that the Filesystem hears of the last
+FORGET.
 
 What pyfuse3 leaves out of a request (`wire.current()`) is read before the first await: afterwards it is another's.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from apollofs.fs.attributes import Attributes, Caller, OpenFlags
@@ -73,9 +74,7 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
         return self._entry(await self._filesystem.symlink(parent_inode, name, target, caller_of(ctx)))
 
-    async def link(
-        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: Any
-    ) -> pyfuse3.EntryAttributes:
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
         return self._entry(await self._filesystem.link(inode, new_parent_inode, new_name))
 
     async def unlink(self, parent_inode: int, name: bytes, ctx: Any) -> None:
@@ -93,9 +92,7 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
         flags: int,
         ctx: Any,
     ) -> None:
-        await self._filesystem.rename(
-            parent_inode_old, name_old, parent_inode_new, name_new, RenameFlag(flags)
-        )
+        await self._filesystem.rename(parent_inode_old, name_old, parent_inode_new, name_new, RenameFlag(flags))
 
     async def readlink(self, inode: int, ctx: Any) -> bytes:
         return await self._filesystem.readlink(inode)
@@ -113,7 +110,7 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
         return await self._filesystem.getxattr(inode, name)
 
-    async def listxattr(self, inode: int, ctx: Any) -> Iterable[bytes]:
+    async def listxattr(self, inode: int, ctx: Any) -> Sequence[bytes]:
         return await self._filesystem.listxattr(inode)
 
     async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:

@@ -66,9 +66,7 @@ class InterceptedOperations(WireOperations):
     async def setlk(self, request: Request, lock: LockRequest, *, wait: bool) -> None:
         kind = LockKind.FLOCK if lock.flock else LockKind.POSIX
         type_ = None if lock.kind == fcntl.F_UNLCK else _lock_type(lock.kind)
-        await self._filesystem.setlk(
-            request.ino, kind, lock.owner, lock.start, lock.end, type_, lock.pid, wait=wait
-        )
+        await self._filesystem.setlk(request.ino, kind, lock.owner, lock.start, lock.end, type_, lock.pid, wait=wait)
 
     # -- ranges ------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +59,11 @@ class SegmentMap:
                 break
             found.append(segment.cut(max(segment.offset, offset), min(segment.end, end)))
         return found
+
+    def end_before(self, offset: int) -> int:
+        """Where what is staged below `offset` ends; 0 if nothing is."""
+        index = bisect_left(self._segments, offset, key=_start_of)
+        return min(self._segments[index - 1].end, offset) if index else 0
 
     def put(self, segment: Segment) -> list[Segment]:
         """Lay a segment over what was there; returns what it replaced."""
@@ -130,6 +135,10 @@ def shifted(segments: Iterable[Segment], start: int, distance: int) -> tuple[Seg
         whole.put(segment)
     whole.shift(start, distance)
     return whole.segments()
+
+
+def _start_of(segment: Segment) -> int:
+    return segment.offset
 
 
 def _end_of(segment: Segment) -> int:

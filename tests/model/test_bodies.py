@@ -62,7 +62,9 @@ class Local:
         start, old_size = self.append_from, len(self.base)
         self.base = bytearray(committed)
         if start is not None and (len(committed) > start or start == old_size):
-            distance = len(committed) - start
+            fixed = max((at + 1 for at in self.dirty if at < start), default=0)
+            end = max(len(committed), fixed, self.grown if self.grown <= start else 0)
+            distance = end - start
             self.dirty = {at + distance if at >= start else at: byte for at, byte in sorted(self.dirty.items())}
             self.grown += distance if self.grown > start else 0
             self.append_from = start + distance

@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from apollofs.metadata import extents
-from apollofs.metadata.records import Extent
 from hypothesis import given
 from hypothesis import strategies as st
+
+from apollofs.metadata import extents
+from apollofs.metadata.records import Extent
 
 SPACE = 60
 Model = list[tuple[int, int] | None]

@@ -258,7 +258,9 @@ async def test_an_upload_holds_only_so_many_blocks(world: World, tmp_path: Path)
         assert await mount.content(file.ino) == bytes(range(256)) * 40
 
 
-async def test_a_file_in_too_many_pieces_is_rewritten(world: World, mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_file_in_too_many_pieces_is_rewritten(
+    world: World, mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(body_ops, "EXTENTS_MAX", 8)
     monkeypatch.setattr(plan, "RUNS_MAX", 4)
     file = await mount.bodies.open(await mount.create())
@@ -304,11 +306,16 @@ async def test_a_full_store_is_said_to_be_full(world: World, mount: Mount) -> No
         await file.commit()
 
 
-async def test_a_commit_has_a_deadline(world: World, autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_commit_has_a_deadline(world: World, mock_clock: trio.testing.MockClock) -> None:
     async with world.mount("slow", commit_deadline_s=2.0) as mount:
         file = await mount.bodies.open(await mount.create())
         await file.write(0, b"x" * 1000)
-        world.blobs.before_put = trio.sleep_forever
+
+        async def expire() -> None:
+            mock_clock.jump(2.1)
+            await trio.sleep_forever()
+
+        world.blobs.before_put = expire
         with pytest.raises(BodyUnavailable):
             await file.commit()
         world.blobs.before_put = None

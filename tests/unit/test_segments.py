@@ -53,6 +53,7 @@ def test_every_byte_is_where_it_was_put(plan: list[tuple[str, int, int]]) -> Non
             model = {at: place for at, place in before.items() if place not in places}
         assert bytes_of(found.segments()) == model
         assert found.end == max(model, default=-1) + 1
+        assert found.end_before(30) == max((at for at in model if at < 30), default=-1) + 1
         assert bool(found) == bool(model)
         assert model == before or found.version > version
         assert bytes_of(tuple(found.within(20, 25))) == {at: place for at, place in model.items() if 20 <= at < 45}

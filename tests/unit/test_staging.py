@@ -94,7 +94,9 @@ async def test_room_is_given_back(area: StagingArea) -> None:
     file.close()
 
 
-async def test_memory_of_the_mount_is_bounded_and_given_back(area: StagingArea, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_of_the_mount_is_bounded_and_given_back(
+    area: StagingArea, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = [area.open_file(ino) for ino in range(4)]
     area._memory_left = 100
     for file in files:
@@ -186,7 +188,9 @@ writes = st.lists(
 
 @settings(deadline=None)
 @given(plan=writes, in_memory=st.booleans())
-async def test_random_writes(tmp_path_factory: pytest.TempPathFactory, plan: list[tuple[str, int, int]], in_memory: bool) -> None:
+async def test_random_writes(
+    tmp_path_factory: pytest.TempPathFactory, plan: list[tuple[str, int, int]], in_memory: bool
+) -> None:
     async with open_staging(str(tmp_path_factory.mktemp("staging")), 0) as area:
         area._memory_left = staging.MEMORY_BYTES_OF_MOUNT_MAX if in_memory else 0
         file = area.open_file(1)

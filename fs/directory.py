@@ -1,0 +1,80 @@
+"""Directory handles: a listing as one snapshot, read page by page, with positions that stay valid."""
+
+from __future__ import annotations
+
+import stat
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+from apollofs.metadata.errors import Compacted, StaleInode
+from apollofs.metadata.records import ROOT_INO, DirectoryEntry
+from apollofs.metadata.volume import Volume
+
+PAGE_ENTRIES = 1000
+DOTS = 2
+"""Positions that "." and ".." take up."""
+
+
+@dataclass(slots=True)
+class DirectoryHandle:
+    """One open directory. A position is the number of entries before it, "." and ".." included.
+
+    All pages are one snapshot, taken when position 0 is read. Memory: one page, and a name for each page passed.
+    """
+
+    ino: int
+    revision: int = 0
+    starts: list[int] = field(default_factory=list)
+    """Where each page that was read begins, counted without the dots."""
+    afters: list[bytes] = field(default_factory=list)
+    """The name before each page."""
+    page: tuple[DirectoryEntry, ...] = ()
+    page_at: int = 0
+    more: bool = False
+    parent: int = 0
+
+    async def read(self, volume: Volume, position: int) -> list[DirectoryEntry]:
+        """Entries from `position` on, to the end of their page; none at the end of the directory."""
+        if position == 0:
+            await self._begin(volume)
+        found: list[DirectoryEntry] = []
+        if position < DOTS:
+            dots = (DirectoryEntry(b".", self.ino, stat.S_IFDIR), DirectoryEntry(b"..", self.parent, stat.S_IFDIR))
+            found += dots[position:]
+        index = max(position - DOTS, 0)
+        await self._seek(volume, index)
+        found += self.page[index - self.page_at :] if index >= self.page_at else ()
+        return found
+
+    async def _begin(self, volume: Volume) -> None:
+        """Take a new snapshot."""
+        self.starts, self.afters = [0], [b""]
+        self.revision = 0
+        try:
+            self.parent = (await volume.getattr(self.ino)).parent
+        except StaleInode:
+            self.parent = ROOT_INO  # removed while open: it has no entries
+        await self._load(volume, 0)
+
+    async def _seek(self, volume: Volume, index: int) -> None:
+        """Make the page that has `index` the present one, or the last one if there is none."""
+        if not self.starts:
+            await self._begin(volume)
+        number = bisect_right(self.starts, index) - 1
+        if self.starts[number] != self.page_at:
+            await self._load(volume, number)
+        while self.more and index >= self.page_at + len(self.page):
+            number += 1
+            if number == len(self.starts):
+                self.starts.append(self.page_at + len(self.page))
+                self.afters.append(self.page[-1].name)
+            await self._load(volume, number)
+
+    async def _load(self, volume: Volume, number: int) -> None:
+        try:
+            found = await volume.readdir(self.ino, self.afters[number], PAGE_ENTRIES, self.revision)
+        except Compacted:
+            # the snapshot is gone: go on after the same name in the newest state
+            found = await volume.readdir(self.ino, self.afters[number], PAGE_ENTRIES)
+        self.revision = found.revision
+        self.page, self.page_at, self.more = found.entries, self.starts[number], found.more

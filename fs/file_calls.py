@@ -1,0 +1,251 @@
+"""Calls on open files: read, write, flush, fsync, allocation, holes, copies, locks.
+
+Nothing here decides what a body is; that is `open_file.py`. What is decided here is which calls commit, and who hears
+of an error.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from apollofs.fs.attributes import Caller, OpenFlags
+from apollofs.fs.bodies import Bodies
+from apollofs.fs.errors import BodyLost
+from apollofs.fs.handles import FileHandle, HandleTable, closes_for_opener
+from apollofs.fs.open_file import OpenFile
+from apollofs.metadata.errors import (
+    FileTooLarge,
+    InvalidArgument,
+    NotSupported,
+    OperationNotPermitted,
+    StaleInode,
+)
+from apollofs.metadata.locks import RANGE_END, Lock, LockKind, LockType
+from apollofs.metadata.records import FILE_BYTES_MAX, Body, Inode, InodeFlag, SetAttr
+from apollofs.metadata.volume import Volume
+
+FALLOC_KEEP_SIZE = 0x01
+FALLOC_PUNCH_HOLE = 0x02
+FALLOC_ZERO_RANGE = 0x10
+COPY_CALL_BYTES_MAX = 128 << 20
+"""What one copy_file_range copies at most, so that a call ends soon and can be interrupted; callers repeat it."""
+COPY_CHUNK_BYTES = 1 << 20
+
+
+class FileCalls:
+    """The half of a Filesystem that has to do with open files."""
+
+    def __init__(self, volume: Volume, bodies: Bodies) -> None:
+        self._volume = volume
+        self._bodies = bodies
+        self._handles: HandleTable[FileHandle] = HandleTable()
+        self._lock_owners: dict[int, set[tuple[LockKind, int]]] = {}
+        """By inode: who has locks here, as far as this mount was asked."""
+
+    # -- open and close ----------------------------------------------------------------------------------------------
+
+    async def open(self, ino: int, flags: int, caller: Caller) -> OpenFlags:
+        """Open an existing file; `flags` are open(2)'s. The newest body is read: one request.
+
+        Raises OperationNotPermitted where the inode is immutable or append-only, StaleInode.
+        """
+        file = self._bodies.find(ino)
+        if file is not None and file.orphaned:
+            file = self._bodies.open_known(Body(file.inode))
+        else:
+            file = await self._bodies.open(ino)
+        try:
+            _check_guards(file.inode, flags)
+            if flags & os.O_TRUNC:
+                await file.truncate(SetAttr(size_bytes=0))
+        except BaseException:
+            self._bodies.release(file)
+            raise
+        return self._opened(file, flags, caller)
+
+    def opened_new(self, inode: Inode, flags: int, caller: Caller) -> OpenFlags:
+        """A handle for a file that was just created. No request."""
+        return self._opened(self._bodies.open_known(Body(inode)), flags, caller)
+
+    def _opened(self, file: OpenFile, flags: int, caller: Caller) -> OpenFlags:
+        handle = FileHandle(file, flags, caller.pid, file.errors.cursor())
+        return OpenFlags(self._handles.add(handle), direct_io=handle.is_direct)
+
+    async def flush(self, fh: int, lock_owner: int, pid: int) -> None:
+        """One close(2): the owner's POSIX locks end; what was written is committed if the opener closes.
+
+        Raises what could not be committed, and once for each handle what was lost before.
+        """
+        handle = self._handles.get(fh)
+        file = handle.file
+        await self._unlock_owner(file.ino, LockKind.POSIX, lock_owner)
+        if file.is_dirty and not closes_for_opener(handle.opener, pid):
+            return
+        await file.commit(handle.cursor)
+
+    async def fsync(self, fh: int, *, data_only: bool) -> None:
+        """On return what was written before is in the store and in etcd. Raises as `flush`."""
+        handle = self._handles.get(fh)
+        await handle.file.commit(handle.cursor)
+
+    async def release(self, fh: int, lock_owner: int, *, flock: bool) -> None:
+        """The last close: commit what came after the flush (mapped pages), end the flock, drop the handle.
+
+        Nobody hears of an error now; what could not be committed is tried again in the background.
+        """
+        handle = self._handles.pop(fh)
+        try:
+            if flock:
+                await self._unlock_owner(handle.file.ino, LockKind.FLOCK, lock_owner)
+            if handle.file.is_dirty:
+                await handle.file.commit(handle.cursor)
+        finally:
+            self._bodies.release(handle.file)
+
+    # -- bytes -------------------------------------------------------------------------------------------------------
+
+    async def read(self, fh: int, offset: int, size: int) -> bytes:
+        """Bytes `[offset, offset + size)`; fewer only at the end of the file."""
+        handle = self._handles.get(fh)
+        if handle.is_direct:
+            # nobody has asked for attributes before this read, as the kernel does before one through the page cache
+            await self._refresh(handle.file)
+        return await handle.file.read(offset, size, handle.pattern)
+
+    async def _refresh(self, file: OpenFile) -> None:
+        if file.orphaned:
+            return
+        try:
+            await file.refresh(await self._volume.getattr(file.ino))
+        except StaleInode:
+            file.orphan()
+
+    async def write(self, fh: int, offset: int, data: bytes, *, append: bool = False, kill_suid: bool = False) -> int:
+        """Stage `data`; the number of bytes written. `append`: at the end of the file, whatever `offset` says.
+
+        Raises FileTooLarge, StagingFull, BodyLost; O_SYNC and O_DSYNC commit, and raise as `fsync`.
+        """
+        handle = self._handles.get(fh)
+        file = handle.file
+        if kill_suid and file.inode.mode & (stat.S_ISUID | stat.S_ISGID):
+            file.adopt(await self._volume.setattr(file.ino, SetAttr(clear_suid=True)))
+        if append:
+            written = await file.append(data, handle.cursor)
+        else:
+            written = await file.write(offset, data, handle.cursor)
+        if handle.is_synchronous:
+            await file.commit(handle.cursor)
+        return written
+
+    # -- ranges ------------------------------------------------------------------------------------------------------
+
+    async def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
+        """Extend (mode 0), punch (PUNCH_HOLE|KEEP_SIZE) or zero a range (ZERO_RANGE, with or without KEEP_SIZE).
+
+        Space is not reserved: the store has no such thing. What is zeroed becomes a hole. NotSupported for other modes.
+        """
+        handle = self._handles.get(fh)
+        if offset < 0 or length <= 0:
+            raise InvalidArgument("an empty or negative range")
+        if offset + length > FILE_BYTES_MAX:
+            raise FileTooLarge(f"a file has at most {FILE_BYTES_MAX} bytes")
+        keep_size = bool(mode & FALLOC_KEEP_SIZE)
+        if mode in (FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, FALLOC_ZERO_RANGE, FALLOC_ZERO_RANGE | FALLOC_KEEP_SIZE):
+            await handle.file.punch(offset, length, keep_size=keep_size, cursor=handle.cursor)
+        elif mode == 0:
+            if offset + length > handle.file.size_bytes:
+                await handle.file.grow(offset + length, handle.cursor)
+        elif mode != FALLOC_KEEP_SIZE:
+            raise NotSupported(f"fallocate mode {mode:#x}")
+
+    async def lseek(self, fh: int, offset: int, whence: int) -> int:
+        """SEEK_DATA and SEEK_HOLE. NoDataThere (ENXIO) at or past the end."""
+        file = self._handles.get(fh).file
+        await self._refresh(file)
+        if whence == os.SEEK_DATA:
+            return file.seek_data(offset)
+        if whence == os.SEEK_HOLE:
+            return file.seek_hole(offset)
+        raise InvalidArgument("only SEEK_DATA and SEEK_HOLE are asked of a filesystem")
+
+    async def copy_file_range(
+        self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int, flags: int
+    ) -> int:
+        """Copy through this mount; how many bytes, at most COPY_CALL_BYTES_MAX. Holes stay holes past the end."""
+        source, target = self._handles.get(fh_in), self._handles.get(fh_out)
+        if flags or offset_in < 0 or offset_out < 0:
+            raise InvalidArgument("copy_file_range takes no flags and no negative offsets")
+        await self._refresh(source.file)
+        length = min(length, COPY_CALL_BYTES_MAX, source.file.size_bytes - offset_in)
+        if length <= 0:
+            return 0
+        if source.file is target.file and abs(offset_in - offset_out) < length:
+            raise InvalidArgument("the ranges overlap")
+        done = 0
+        while done < length:
+            data = await source.file.read(offset_in + done, min(COPY_CHUNK_BYTES, length - done), source.pattern)
+            if not data:
+                break
+            if data.count(0) != len(data) or offset_out + done < target.file.size_bytes:
+                await target.file.write(offset_out + done, data, target.cursor)
+            done += len(data)
+        if offset_out + done > target.file.size_bytes:
+            await target.file.grow(offset_out + done, target.cursor)
+        return done
+
+    # -- locks -------------------------------------------------------------------------------------------------------
+
+    async def setlk(
+        self,
+        ino: int,
+        kind: LockKind,
+        owner: int,
+        start: int,
+        end: int,
+        type_: LockType | None,
+        pid: int,
+        *,
+        wait: bool,
+    ) -> None:
+        """Take a lock; `type_` None gives it back. Raises LockConflict, LockDeadlock, TooManyLocks."""
+        if type_ is None:
+            await self._volume.locks.release(ino, kind, owner, start, end)
+            if not self._volume.locks.holds(ino, kind, owner):
+                self._forget_owner(ino, kind, owner)
+            return
+        self._lock_owners.setdefault(ino, set()).add((kind, owner))
+        await self._volume.locks.acquire(ino, kind, owner, start, end, type_, pid, wait=wait)
+
+    async def getlk(self, ino: int, kind: LockKind, owner: int, start: int, end: int, type_: LockType) -> Lock | None:
+        """The first lock that would stand in the way."""
+        return await self._volume.locks.test(ino, kind, owner, start, end, type_)
+
+    async def _unlock_owner(self, ino: int, kind: LockKind, owner: int) -> None:
+        if (kind, owner) in self._lock_owners.get(ino, ()):
+            await self._volume.locks.release(ino, kind, owner, 0, RANGE_END)
+            self._forget_owner(ino, kind, owner)
+
+    def _forget_owner(self, ino: int, kind: LockKind, owner: int) -> None:
+        owners = self._lock_owners.get(ino, set())
+        owners.discard((kind, owner))
+        if not owners:
+            self._lock_owners.pop(ino, None)
+
+    def session_lost(self) -> None:
+        """Uncommitted bytes and locks are gone; every handle concerned reports it once."""
+        self._bodies.session_lost()
+        for ino in self._lock_owners:
+            file = self._bodies.find(ino)
+            if file is not None:
+                file.errors.record(BodyLost(f"inode {ino:#x}: its lock is gone with the mount's session"))
+        self._lock_owners.clear()
+
+
+def _check_guards(inode: Inode, flags: int) -> None:
+    """What immutable and append-only files can't be opened for."""
+    writes = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
+    if inode.flags & InodeFlag.IMMUTABLE and writes:
+        raise OperationNotPermitted("the file is immutable")
+    if inode.flags & InodeFlag.APPEND_ONLY and writes and (not flags & os.O_APPEND or flags & os.O_TRUNC):
+        raise OperationNotPermitted("the file is append-only")
