@@ -55,14 +55,14 @@ class Bodies:
         return self._files.get(ino)
 
     async def open(self, ino: int) -> OpenFile:
-        """The inode's open file, as of now; `release` must follow. One request, two if another mount changed it.
+        """The inode's open file, as of now; `release` must follow. One request.
 
         Raises what `Volume.read_body` does.
         """
         body = await self._volume.read_body(ino)
         file = self.open_known(body)
         try:
-            await file.refresh(body.inode)
+            await file.refresh(body.inode, body)
         except BaseException:
             self.release(file)
             raise
@@ -162,15 +162,17 @@ async def open_bodies(volume: BodyVolume, config: BodyConfig, open_store: OpenSt
     async with (
         open_staging(cache_dir, config.disk_free_bytes_min) as staging,
         open_blob_source(open_store, volume.superblock.block_bytes) as source,
+        contextlib.AsyncExitStack() as last,
         trio.open_nursery() as nursery,
     ):
         cache = BlockCache(source, config, os.path.join(staging.directory, "cache"), nursery)
         await cache.start()
         staging.make_room = cache.make_room
         bodies = Bodies(volume, config, source, cache, staging)
+        # Only when the nursery's tasks have ended is nobody reading what is staged.
+        last.callback(bodies.close)
         nursery.start_soon(bodies.write_back)
         try:
             yield bodies
         finally:
-            bodies.close()
             nursery.cancel_scope.cancel()

@@ -198,7 +198,9 @@ class FileState:
         if inode.revision < base.revision or inode.body_version < base.body_version:
             return
         if inode.body_version == base.body_version:
-            self._base = replace(self._base, inode=replace(inode, extents=base.extents))
+            # The same body: its size too, whatever local size the caller may have put there.
+            same = replace(inode, size_bytes=base.size_bytes, extents=base.extents)
+            self._base = replace(self._base, inode=same)
         else:
             kept = replace(
                 base,
@@ -382,8 +384,9 @@ def _distance_if_applied(body: Body, change: BodyChange) -> int | None:
     is what a slower network would have done too.
     """
     if change.inline is not None:
-        newer = body.inode.body_version > change.base_version
-        return 0 if newer and body.inode.is_inline and body.inline.startswith(change.inline) else None
+        # Without bytes there is nothing to recognise, and nothing that a second commit could do twice.
+        shown = bool(change.inline) and body.inode.is_inline and body.inline.startswith(change.inline)
+        return 0 if shown and body.inode.body_version > change.base_version else None
     applied = False
     for laid in change.extents:
         for found in body.inode.extents:

@@ -111,12 +111,15 @@ class OpenFile:
 
     # -- others ------------------------------------------------------------------------------------------------------
 
-    async def refresh(self, inode: Inode) -> None:
+    async def refresh(self, inode: Inode, body: Body | None = None) -> None:
         """`inode` was just read: take over its attributes, and its body if another mount has changed that.
 
-        One request if so. Waits for a transaction under way, not for an upload. Raises what `Volume.read_body` does.
+        One request if so, unless `body` was read with it. Waits for a transaction under way, not for an upload. Raises
+        what `Volume.read_body` does.
         """
         state = self._state
+        if body is not None and body.inode.body_version > state.version and not state.is_transacting:
+            state.rebase(body)
         while not state.orphaned and inode.body_version > state.version:
             await state.wait_for_transaction()
             body = await self._tools.volume.read_body(self.ino)
@@ -151,10 +154,10 @@ class OpenFile:
             if self._state.orphaned:
                 raise
             known = self._state.version
-            inode = (await self._tools.volume.read_body(self.ino)).inode
-            if inode.body_version <= known:
+            body = await self._tools.volume.read_body(self.ino)
+            if body.inode.body_version <= known:
                 raise
-            await self.refresh(inode)
+            await self.refresh(body.inode, body)
         return await self._read(offset, size, pattern)
 
     async def _read(self, offset: int, size: int, pattern: AccessPattern | None) -> bytes:

@@ -10,7 +10,7 @@ The rules (DESIGN section 4; a holder is who has `G/<dir>/<session>`)
 4. A recall that overtakes the reply of an acquisition poisons it: the values are used once, and the key goes at once.
 5. What is cached is used only while the lease is proven (`Session.proven`). With the session everything goes.
 6. While a write of this mount's is in flight, what it changes is not answered from the cache: others may see it
-   already. If its outcome stays unknown, nothing more is cached in this session.
+   already. If its outcome stays unknown, nothing is held until its slot is settled (`Session.in_doubt`).
 7. A reply is kept only if it is as of a revision since which the group has been held without a break.
 """
 
@@ -47,6 +47,7 @@ GROUPS_MAX = 8192
 KEYS_MAX = 400_000
 """Cached keys over all groups."""
 RETURNS_IN_TRANSACTION = 40
+NOTICES_IN_TRANSACTION = 100
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 16.0
 RECALLS_REMEMBERED_MAX = 4096
@@ -63,6 +64,7 @@ class Delegations:
         self._enabled = enabled
         self._wait_s = wait_s
         self._session: Session | None = None
+        self._doubtful = False
         self._held: dict[int, Group] = {}
         self._acquiring: dict[int, bool] = {}
         """Groups being acquired, and whether a recall has come meanwhile."""
@@ -84,6 +86,7 @@ class Delegations:
     def end(self) -> None:
         """The session is gone, and with it everything that was cached under it."""
         self._session = None
+        self._doubtful = False
         self._held.clear()
         self._acquiring = dict.fromkeys(self._acquiring, True)
         self._returning.clear()
@@ -177,7 +180,7 @@ class Delegations:
 
     def wants(self, group: int) -> bool:
         """Whether to take the group now: at its second touch, unless it is hot elsewhere."""
-        if self._session is None or not self._session.proven:
+        if not self._may_take():
             return False
         if group in self._held or group in self._acquiring or group in self._returning:
             return False
@@ -188,6 +191,12 @@ class Delegations:
             return False
         pause = self._recalled.get(group)
         return pause is None or trio.current_time() > pause[0]
+
+    def _may_take(self) -> bool:
+        if self._session is None or not self._session.proven:
+            return False
+        self._doubtful = self._doubtful and self._session.in_doubt
+        return not self._doubtful
 
     async def take(self, group: int, asked: Sequence[Range]) -> list[RangeResult] | None:
         """Read `asked` and take the group with it. One request, a write. None if nothing was read (ask again)."""
@@ -248,7 +257,7 @@ class Delegations:
         if self._session is not session:
             return []
         found: list[Put | Delete] = []
-        if born:
+        if born and self._may_take():
             self._acquiring[born] = False
             found.append(Put(self._keys.delegation(born, session.number), b"", session.lease_id))
         found += [Delete(self._keys.delegation(group, session.number)) for group in self._removed(writes)]
@@ -308,11 +317,11 @@ class Delegations:
         self._grown(len(held.known) - before)
 
     def doubt(self) -> None:
-        """A write of ours may still be applied, we don't know when: cache nothing more in this session."""
-        if self._session is not None:
-            log.warning("a transaction is in doubt: no delegations until the next session")
+        """A write of ours may still be applied, we don't know when: hold nothing until its slot is settled."""
+        if not self._doubtful:
+            log.info("a transaction is in doubt: no delegations until it is settled")
             self._drop_all()
-            self._session = None
+            self._doubtful = True
 
     # -- recalls -----------------------------------------------------------------------------------------------------
 
@@ -333,12 +342,17 @@ class Delegations:
         ]
         groups = dict.fromkeys(group for group, _ in holders)
         puts: list[Op] = [Put(self._keys.writer(group, session.number), b"", session.lease_id) for group in groups]
-        puts += [Put(self._keys.recall(holder, group), b"", session.lease_id) for group, holder in holders[:60]]
-        outcome = await session.commit((), puts, NOTED, time_ns=time.time_ns())
+        puts += [Put(self._keys.recall(holder, group), b"", session.lease_id) for group, holder in holders]
+        # the keys of waiting writers come first: from then on the number of holders only falls
+        revision = 0
+        for at in range(0, len(puts), NOTICES_IN_TRANSACTION):
+            notices = puts[at : at + NOTICES_IN_TRANSACTION]
+            outcome = await session.commit((), notices, NOTED, time_ns=time.time_ns())
+            revision = revision or outcome.revision
         self.counts["recalls_sent"] += len(holders)
         with trio.move_on_after(self._wait_s) as waiting:
             for group in groups:
-                await self._wait_for(group, session.number, outcome.revision)
+                await self._wait_for(group, session.number, revision)
         if waiting.cancelled_caught:
             raise DeadlineExceeded("another mount has not given its delegation back (the operation was not applied)")
         return [Delete(self._keys.writer(group, session.number)) for group in groups]

@@ -221,7 +221,7 @@ class Board:
         """One transaction. False: somebody else has changed something, which is now known."""
         after = add(self.held, wanted)
         writes = (Delete(waiter.key),) if waiter else ()
-        compares = self._places.others_unchanged_since(self._picture.revision)
+        compares = self._places.others_unchanged_since(self._picture.revision, queued=waiter is not None)
         if isinstance(await self._write(after, writes, compares), Conflict):
             return False
         self.held = after

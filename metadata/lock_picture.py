@@ -52,13 +52,14 @@ class Places:
     def is_waiter(self, key: bytes) -> bool:
         return key >= self._waiters  # `w` comes after `h`
 
-    def others_unchanged_since(self, revision: int) -> tuple[Compare, ...]:
-        """True while no other session has put a key after `revision` that is still there (0: has none at all)."""
-        stretches = (
-            (self.all, self.held),
-            (self.held + b"\0", self._first_ticket),
-            (self._past_tickets, self.end),
-        )
+    def others_unchanged_since(self, revision: int, *, queued: bool) -> tuple[Compare, ...]:
+        """True while no other session has put a key after `revision` that is still there (0: has none at all).
+
+        `queued`: for a request with a place in the queue, which doesn't care who comes to stand behind it.
+        """
+        stretches = [(self.all, self.held), (self.held + b"\0", self._waiters)]
+        if not queued:
+            stretches += [(self._waiters, self._first_ticket), (self._past_tickets, self.end)]
         return tuple(Compare(start, Target.MOD, Relation.LESS, revision + 1, end) for start, end in stretches)
 
 

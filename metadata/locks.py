@@ -4,7 +4,8 @@ Locks are keys under the session's lease, so a mount that dies frees its locks, 
 transaction of the session, so a mount that has lost its session gets none. Who must wait puts a key into the store's
 queue and sleeps until a watch says that its turn has come; nothing is polled. Requests are served in order of arrival
 over all mounts: one that conflicts with an earlier one that waits, waits behind it, also if the lock is free. Only
-requests that wait for a lock of the same owner are passed over.
+requests that wait for a lock of the same owner on that inode are passed over. (So owners that lock several inodes in
+different orders can wait for each other over a request in the queue, where Linux has no queue and lets readers pass.)
 
 What is remembered here: the inodes on which this mount holds or awaits locks (`lock_board.py` has the rules).
 """

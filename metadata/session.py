@@ -14,6 +14,7 @@ Rules
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -48,6 +49,7 @@ from apollofs.metadata.store import (
     Target,
 )
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 SESSION_MAX = (1 << 24) - 1
 """Session numbers are 24 bits of a blob's number."""
@@ -175,12 +177,15 @@ class Session:
                 await self._settle(slot)
             yield slot
         finally:
-            # settled slots are taken first, so that a doubtful one disturbs nobody while others are free
-            if slot.doubtful:
-                self._slots.insert(0, slot)
-            else:
-                self._slots.append(slot)
-            self._free.release()
+            self._put_back(slot)
+
+    def _put_back(self, slot: _Slot) -> None:
+        """Settled slots are taken first, so that a doubtful one disturbs nobody while others are free."""
+        if slot.doubtful:
+            self._slots.insert(0, slot)
+        else:
+            self._slots.append(slot)
+        self._free.release()
 
     async def _settle(self, slot: _Slot) -> None:
         self._sequence += 1
@@ -195,6 +200,23 @@ class Session:
         else:
             slot.mod_revision = self._slot_value(result.ranges[0]).mod_revision
         slot.doubtful = False
+
+    async def _settle_free_slots(self) -> None:
+        """Take slots out of doubt that nobody uses now, so that the session as a whole gets out of it."""
+        try:
+            while self.alive and any(slot.doubtful for slot in self._slots):
+                self._free.acquire_nowait()
+                slot = self._slots.pop(0)  # doubtful ones stand first
+                try:
+                    await self._settle(slot)
+                finally:
+                    self._put_back(slot)
+        except trio.WouldBlock:
+            log.debug("all slots are in use; those in doubt are settled later")
+        except (StoreError, DeadlineExceeded) as exc:
+            log.info("a slot stays in doubt: %s", exc)
+        except SessionLost:
+            log.debug("the session has ended before a slot could be settled")
 
     async def _transact(
         self, slot: _Slot, record: SlotRecord, compares: Sequence[Compare], writes: Sequence[Op], orelse: Sequence[Op]
@@ -269,6 +291,7 @@ class Session:
             if left_s <= 0:
                 self._lose()
             self._valid_until = sent + self._proven_s
+            await self._settle_free_slots()
 
     async def close(self) -> None:
         """Give the lease back: slots, locks and the mount's record go at once. Best effort, bounded."""

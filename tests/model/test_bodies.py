@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
 import pytest
 import trio
@@ -274,3 +275,55 @@ def run(plan: list[Step]) -> None:
 @given(st.lists(steps, max_size=30))
 def test_two_mounts_against_plain_bytes(plan: list[Step]) -> None:
     run(plan)
+
+
+async def write_at_once(directory: Path, seed: int) -> None:
+    """Tasks on two mounts write ranges of their own, small and large, and append, while all of them commit."""
+    random = Random(seed)
+    stripe, stripes = 3000, 6
+    expected = bytearray(stripe * stripes)
+
+    async def work(file: OpenFile, number: int) -> None:
+        shuffled = Random(seed * 100 + number)
+        for turn in range(8):
+            start = number * stripe + shuffled.randrange(stripe)
+            data = bytes([number * 8 + turn + 1]) * shuffled.randint(1, (number + 1) * stripe - start)
+            expected[start : start + len(data)] = data
+            await file.write(start, data)
+            if shuffled.random() < 0.5:
+                await file.commit()
+            await trio.lowlevel.checkpoint()
+
+    async def append(file: OpenFile, letter: bytes) -> None:
+        for _ in range(10):
+            await file.append(letter * 10)
+            if random.random() < 0.5:
+                await file.commit()
+
+    async with body_world(directory) as world:
+        async with world.mount("a") as a, world.mount("b") as b:
+            ino = await a.create()
+            await b.volume.inner.lookup(1, b"f")
+            files = (await a.bodies.open(ino), await b.bodies.open(ino))
+            await files[0].truncate(SetAttr(size_bytes=len(expected)))
+            await files[1].refresh(await b.volume.inner.getattr(ino))
+            world.blobs.before_put = trio.lowlevel.checkpoint
+            async with trio.open_nursery() as nursery:
+                for number in range(stripes):
+                    nursery.start_soon(work, files[number % 2], number)
+                nursery.start_soon(append, files[0], b"A")
+                nursery.start_soon(append, files[1], b"B")
+            for file in files:
+                await file.commit()
+            found = await a.content(ino)
+            assert found[: len(expected)] == expected
+            appended = found[len(expected) :]
+            assert len(appended) == 200
+            assert {appended[at : at + 10] for at in range(0, 200, 10)} == {b"A" * 10, b"B" * 10}
+            assert appended.count(b"A") == 100
+        await assert_sound(world.store)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_many_writers_on_two_mounts(tmp_path: Path, seed: int) -> None:
+    trio.run(write_at_once, tmp_path, seed)

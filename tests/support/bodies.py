@@ -94,7 +94,7 @@ class BrokenVolume:
         self.inner = volume
         self.superblock = replace(volume.superblock, block_bytes=block_bytes)
         self.faults: list[str] = []
-        """For the next commits: "refused" (not applied), "lost" (unknown, not applied), "applied" (unknown, applied)."""
+        """For the next commits: "refused", or of unknown outcome: "lost" (not applied), "applied"."""
         self.before_commit: Hook | None = None
         self.commits: list[BodyChange] = []
         self.body_reads = 0

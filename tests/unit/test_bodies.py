@@ -91,3 +91,16 @@ async def test_nothing_is_left_on_disk_but_the_cache(world: World, tmp_path: Pat
         await file.write(0, b"never committed" * 10_000)
     left = [path.name for path in (tmp_path / "m" / "staging").rglob("*") if path.is_file()]
     assert left == [".lock"]
+
+
+async def test_an_open_costs_one_request_whoever_changed_the_file(world: World) -> None:
+    async with world.mount("a") as a, world.mount("b") as b:
+        file = await a.bodies.open(await a.create())
+        await b.volume.inner.lookup(1, b"f")
+        theirs = await b.bodies.open(file.ino)
+        await theirs.write(0, b"x" * 300)
+        await theirs.commit()
+        before = a.volume.body_reads
+        await a.bodies.open(file.ino)
+        assert a.volume.body_reads == before + 1
+        assert file.size_bytes == 300

@@ -153,6 +153,20 @@ async def test_bad_bytes_of_the_store_are_never_handed_out(cached: Cached) -> No
     assert cached.files() == []
 
 
+def spoil(path: Path, damage: str, other: Path) -> bytes:
+    """Damage a file; what it held before."""
+    data = path.read_bytes()
+    spoilt = {
+        "flip": data[:500] + bytes([data[500] ^ 1]) + data[501:],
+        "cut": data[:700],
+        "empty": b"",
+        "footer": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+        "other": other.read_bytes(),
+    }
+    path.write_bytes(spoilt[damage])
+    return data
+
+
 @pytest.mark.expects_log("is damaged and is fetched again")
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "footer", "other"])
 async def test_a_damaged_cache_file_is_fetched_again(cached: Cached, damage: str) -> None:
@@ -162,20 +176,11 @@ async def test_a_damaged_cache_file_is_fetched_again(cached: Cached, damage: str
             await cache.read(wanted, 0, 1000)
         await settled(cache)
         path = Path(cache._files.path(block))
-        data = path.read_bytes()
-        path.write_bytes(
-            {
-                "flip": data[:500] + bytes([data[500] ^ 1]) + data[501:],
-                "cut": data[:700],
-                "empty": b"",
-                "footer": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
-                "other": Path(cache._files.path(other)).read_bytes(),
-            }[damage]
-        )
+        data = spoil(path, damage, Path(cache._files.path(other)))
         cache._index._footers.clear()
         assert await cache.read(block, 0, 1000) == content(block)
         await settled(cache)
-        assert path.read_bytes() == data
+        assert spoil(path, "cut", path) == data
 
 
 async def test_least_recently_used_blocks_leave_first(cached: Cached) -> None:

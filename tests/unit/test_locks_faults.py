@@ -257,19 +257,25 @@ async def test_interrupted_release_still_releases(pair: Pair) -> None:
 
 
 async def test_compaction_under_a_waiter(pair: Pair) -> None:
+    """The lock comes free, and that is no longer told, before the waiter's watch begins."""
+    watches = 0
+
+    async def compact_first(moment: Moment, request: Request) -> None:
+        nonlocal watches
+        if request.method == "watch" and moment is Moment.BEFORE:
+            watches += 1
+            if watches == 1:
+                await pair.good.release(1)
+                await pair.store.compact((await pair.store.txn((), (Put(b"mark", b""),))).revision)
+
+    handle = pair.store.another()
+    mount = await lock_mount(handle, VOLUME)
+    handle.hook = compact_first
     await pair.good.acquire(1)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(pair.faulty.acquire, 1)
-        await until_waiting(pair.store, pair.good.keys, 1)
-        await trio.testing.wait_all_tasks_blocked()
-        board = pair.faulty.locks._boards[INO, POSIX]
-        assert board._watcher is not None
-        board._watcher.wake()  # it looks, sees nothing new, and opens the watch again: from a revision that is gone
-        for number in range(5):
-            await pair.good.acquire(9, ino=number)
-        await pair.store.compact((await pair.store.txn((), (Put(b"mark", b""),))).revision)
-        await pair.good.release(1)
-    await pair.assert_left(1)
+    await mount.acquire(1)
+    assert watches == 1
+    held, queue, _ = await in_store(pair.store, pair.good.keys)
+    assert ([lock.session for lock in held], queue) == ([mount.session.number], [])
 
 
 async def test_a_watch_that_breaks_is_opened_again(pair: Pair) -> None:

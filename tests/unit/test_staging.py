@@ -94,9 +94,7 @@ async def test_room_is_given_back(area: StagingArea) -> None:
     file.close()
 
 
-async def test_memory_of_the_mount_is_bounded_and_given_back(
-    area: StagingArea, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_memory_of_the_mount_is_bounded_and_given_back(area: StagingArea) -> None:
     files = [area.open_file(ino) for ino in range(4)]
     area._memory_left = 100
     for file in files:
