@@ -69,6 +69,7 @@ async def assembled(config: MountConfig) -> AsyncIterator[Assembly]:
         lease_ttl_s=config.session.lease_ttl_s,
         operation_deadline_s=config.session.operation_deadline_s,
         slots=config.session.slots,
+        delegations=config.session.delegations,
     )
     async with (
         connected_store(config.access) as store,

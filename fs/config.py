@@ -48,6 +48,8 @@ class SessionConfig:
     """A mount that was not heard of for this long has lost its session, its locks and its right to write."""
     operation_deadline_s: float = 30.0
     """A metadata operation that could not be done in this time fails with EIO."""
+    delegations: bool = True
+    """Whether directories are cached while nobody else changes them; without, every read asks etcd."""
     slots: int = 32
     """Transactions of this mount that may be in flight at once."""
 

@@ -22,6 +22,7 @@ OWN_VALUES: Final = frozenset(
         "downloads",
         "log_file",
         "password_file",
+        "delegations",
     }
 )
 """Options of ours that need a value."""

@@ -142,7 +142,10 @@ def config_of(request: MountRequest) -> MountConfig:
         commit_deadline=("commit_deadline_s", number),
     )
     session = _given(
-        values, lease_ttl=("lease_ttl_s", whole_number), operation_deadline=("operation_deadline_s", number)
+        values,
+        lease_ttl=("lease_ttl_s", whole_number),
+        operation_deadline=("operation_deadline_s", number),
+        delegations=("delegations", switch),
     )
     flags = request.options.flags
     body_config = BodyConfig(cache_dir=Path(os.path.abspath(cache_dir)), **body)
@@ -183,6 +186,13 @@ def whole_number(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise UserError(f"{text!r} is no whole number")
     return int(text)
+
+
+def switch(text: str) -> bool:
+    """Raises UserError."""
+    if text not in ("on", "off"):
+        raise UserError(f"{text!r} is neither on nor off")
+    return text == "on"
 
 
 def number(text: str) -> float:

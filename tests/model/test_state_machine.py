@@ -79,6 +79,10 @@ def outcome(call: Callable[[], object]) -> tuple[int, object]:
         return exc.errno, None
 
 
+def without_waiting(lock: int) -> int:
+    return lock if lock == fcntl.LOCK_UN else lock | fcntl.LOCK_NB
+
+
 class TwoMounts(RuleBasedStateMachine):
     """One example."""
 
@@ -339,14 +343,14 @@ class TwoMounts(RuleBasedStateMachine):
         length = min(length, BYTES - start)
         granted = self.locks.set_record(holder, lock, start, length)
         client = self.world.clients[holder]
-        seen = client.call(errno_of, clients.lockf, "f", lock | fcntl.LOCK_NB, length, start)
+        seen = client.call(errno_of, clients.lockf, "f", without_waiting(lock), length, start)
         assert seen == (0 if granted else errno.EAGAIN)
 
     @rule(holder=mounts, lock=locks)
     def lock_whole(self, holder: int, lock: int) -> None:
         granted = self.locks.set_whole(holder, lock)
         client = self.world.clients[holder]
-        seen = client.call(errno_of, clients.flock, "f", lock | fcntl.LOCK_NB)
+        seen = client.call(errno_of, clients.flock, "f", without_waiting(lock))
         assert seen == (0 if granted else errno.EAGAIN)
         if not granted:
             client.call(clients.flock, "f", fcntl.LOCK_UN)

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
+from apollofs.metadata import codec
 from apollofs.metadata.etcd import EtcdConfig, EtcdStore
-from apollofs.metadata.records import MountRecord, Owner
-from apollofs.metadata.session import SessionOptions
-from apollofs.metadata.volume import Volume, open_volume
+from apollofs.metadata.keys import Keys
+from apollofs.metadata.records import Inode, Usage
+from apollofs.metadata.store import Put
 from tests.mounted import clients
 from tests.mounted.client import Client
 from tests.mounted.clients import errno_of
-from tests.mounted.conftest import Places
+from tests.mounted.harness import LocalBodies, Namespace
+from tests.mounted.watchdog import Watchdog
 
 pytestmark = pytest.mark.mounted
 
 MANY = 200_000
-OPTIONS = SessionOptions(lease_ttl_s=60, operation_deadline_s=60, slots=32)
+PUTS_MAX = 125
+WORKERS = 4
+INO_BASE = (1 << 32) + (1 << 31)
+"""Numbers that no mount of the test comes to."""
+GROWTH_MAX = 100 << 20
+"""Bytes that listing may add to a daemon's memory."""
 
 
 def test_one_mount_wins_each_exclusive_create(here: Path, there: Path, client: Client, other_client: Client) -> None:
@@ -64,18 +74,64 @@ def test_rmdir_and_create_exclude_each_other(here: Path, there: Path) -> None:
             (there / "directory").rmdir()
 
 
-async def fill(url: tuple[tuple[str, int], ...], volume_name: str, directory: int, count: int) -> None:
-    """Empty files f000000.. straight through the metadata layer, many at once: through the kernel it takes minutes."""
-    store = EtcdStore(EtcdConfig(url))
-    record = MountRecord(0, "test", os.getpid(), "/nowhere", "east", "0", 0)
+def memory_bytes(pid: int) -> int:
+    """The most that a process has had in memory."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) << 10
+
+
+async def fill(namespace: Namespace, directory: int) -> None:
+    """MANY empty files f000000.. put into etcd as records: one create after the other takes minutes.
+
+    Nothing may have the volume mounted meanwhile.
+    """
+    keys = Keys(namespace.volume)
+    file = Inode(0, stat.S_IFREG | 0o644, 1, 0, 0, 0, 0, 0, 0, 0)
+    store = EtcdStore(EtcdConfig(namespace.cluster.endpoints))
+
+    async def put(first: int) -> None:
+        numbers = range(first, min(first + PUTS_MAX, MANY))
+        inodes = [(number, replace(file, ino=INO_BASE + number)) for number in numbers]
+        puts = [Put(keys.dentry(directory, b"f%06d" % n), codec.encode_embedded(inode)) for n, inode in inodes]
+        await store.txn((), tuple(puts))
+
+    async def put_share(worker: int) -> None:
+        for first in range(worker * PUTS_MAX, MANY, WORKERS * PUTS_MAX):
+            await put(first)
+
     try:
-        async with open_volume(store, volume_name, "east", OPTIONS, record) as volume, trio.open_nursery() as nursery:
-            for worker in range(OPTIONS.slots):
-                nursery.start_soon(_fill_part, volume, directory, range(worker, count, OPTIONS.slots))
+        async with trio.open_nursery() as nursery:
+            for worker in range(WORKERS):
+                nursery.start_soon(put_share, worker)
+        await store.txn((), (Put(keys.usage(0), codec.encode_usage(Usage(0, MANY))),))
     finally:
         await store.aclose()
 
 
-async def _fill_part(volume: Volume, directory: int, numbers: range) -> None:
-    for number in numbers:
-        await volume.mknod(directory, b"f%06d" % number, 0o100644, 0, Owner(0, 0))
+@pytest.mark.slow
+def test_a_directory_of_200_000_names_lists_completely_while_others_change_it(
+    tmp_path: Path, watchdog: Watchdog, client: Client
+) -> None:
+    with Namespace.made(tmp_path, [LocalBodies("west"), LocalBodies("east")]) as namespace:
+        first = namespace.mount("west")
+        (first.path / "many").mkdir()
+        number = (first.path / "many").stat().st_ino
+        first.unmount()
+        trio.run(fill, namespace, number)
+        west, east = namespace.mount("west"), namespace.mount("east")
+        watchdog.watch((west.pid, east.pid))
+        before = memory_bytes(east.pid)
+        churning = client.start(clients.churn, west.path / "many", 100)
+        with os.scandir(east.path / "many") as entries:
+            listed = Counter(entry.name for entry in entries)
+        churning.result()
+        stable = {f"f{number:06d}" for number in range(MANY)}
+        assert {name for name in listed if not name.startswith("zz-churn")} == stable
+        assert max(listed.values()) == 1
+        assert memory_bytes(east.pid) - before < GROWTH_MAX
+        # what was changed since is in the next listing
+        (west.path / "many" / "f100000").unlink()
+        names = os.listdir(east.path / "many")
+        assert len(names) == MANY - 1
+        assert "f100000" not in names
+        watchdog.calm()
