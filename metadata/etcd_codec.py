@@ -48,8 +48,9 @@ def encode_txn(compares: Sequence[Compare], then: Sequence[Op], orelse: Sequence
 
 def _encode_compare(message: rpc.Compare, compare: Compare) -> None:
     message.key = compare.key
-    message.target = compare.target
-    message.result = compare.relation
+    # the port's numbers are etcd's; only the generated types don't know it
+    message.target = compare.target  # type: ignore[assignment]
+    message.result = compare.relation  # type: ignore[assignment]
     setattr(message, _OPERAND_FIELDS[compare.target], compare.operand)
     if compare.range_end:
         message.range_end = compare.range_end

@@ -61,8 +61,8 @@ class Connection:
             response_deserializer=rpc.LeaseKeepAliveResponse.FromString,
         )
         self.status: Method = self._client.maintenancestub.Status
-        self.authenticate: Method = etcdrpc.AuthStub(channel).Authenticate
-        self.watch: Method = etcdrpc.WatchStub(channel).Watch
+        self.authenticate: Method = etcdrpc.AuthStub(channel).Authenticate  # type: ignore[no-untyped-call]
+        self.watch: Method = etcdrpc.WatchStub(channel).Watch  # type: ignore[no-untyped-call]
         self._lifeline_method: Method = channel.unary_stream(
             "/etcdserverpb.Watch/Watch",
             request_serializer=rpc.WatchRequest.SerializeToString,

@@ -58,6 +58,7 @@ from apollofs.metadata.view import Recollection
 log = logging.getLogger(__name__)
 NODE_TYPES = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 REOPEN_AFTER_S = 1.0
+MEND_EVERY_S = 5.0
 
 
 class Volume(NamespaceReader):
@@ -111,6 +112,7 @@ class Volume(NamespaceReader):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._usage.keep, session)
                     nursery.start_soon(self.delegations.serve, session)
+                    nursery.start_soon(self._mend_locks)
                     await session.keep_alive()
                     nursery.cancel_scope.cancel()
             except BaseException:
@@ -140,6 +142,15 @@ class Volume(NamespaceReader):
                 continue
             log.info("session %d begins on volume %s, site %s", session.number, self._keys.volume, self.site.name)
             return session
+
+    async def _mend_locks(self) -> None:
+        """Undo, as soon as the store answers, what lock calls that failed have left in it."""
+        while True:
+            await trio.sleep(MEND_EVERY_S)
+            try:
+                await self.locks.mend()
+            except MetadataError as exc:
+                log.info("locks are mended later: %s", exc)
 
     async def _check_same_volume(self) -> None:
         """Raises NotFormatted if the volume was destroyed, or made anew under the same name, meanwhile."""

@@ -220,8 +220,13 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
 def with_certificates(cluster: EtcdCluster) -> tuple[EtcdConfig, Certificates]:
     certificates = cluster.certificates
     assert certificates is not None
-    paths = {"ca_path": certificates.ca, "cert_path": certificates.client_cert, "key_path": certificates.client_key}
-    return EtcdConfig(cluster.endpoints, **paths), certificates
+    config = EtcdConfig(
+        cluster.endpoints,
+        ca_path=certificates.ca,
+        cert_path=certificates.client_cert,
+        key_path=certificates.client_key,
+    )
+    return config, certificates
 
 
 async def test_tls_with_a_client_certificate(secure: EtcdCluster) -> None:

@@ -1,4 +1,4 @@
-"""The system calls of the state machine, on a directory of a mount; and what a mount shows, to compare with the model."""
+"""The system calls of the state machine, and what a mount shows, to compare it with the model."""
 
 from __future__ import annotations
 

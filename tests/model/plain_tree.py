@@ -21,7 +21,7 @@ def fail(number: int) -> OSError:
 
 @dataclass(eq=False)
 class Node:
-    """A file, a directory (`children`) or a symlink (`target`); with several names it is one object at several places."""
+    """A file, a directory (`children`) or a symlink (`target`); with several names it is in several places."""
 
     mode: int
     data: bytearray = field(default_factory=bytearray)

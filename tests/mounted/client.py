@@ -45,7 +45,9 @@ class Pending(Generic[T]):
         """Wait for what the call returns, or raises."""
         if not self.is_done(DEADLINE_S):
             raise TimeoutError(f"client {self._client.pid} does not answer")
-        good, value = _receive(self._client.replies)
+        reply = _receive(self._client.replies)
+        assert reply is not None, f"client {self._client.pid} has died"
+        good, value = reply
         if not good:
             raise value
         answer: T = value
@@ -111,7 +113,11 @@ def _send(stream: IO[bytes], message: object) -> None:
 
 
 def _receive(stream: IO[bytes]) -> Any:
-    (size,) = struct.unpack("<Q", stream.read(8))
+    """A message; None at the end."""
+    header = stream.read(8)
+    if not header:
+        return None
+    (size,) = struct.unpack("<Q", header)
     return pickle.loads(stream.read(size))
 
 
@@ -136,9 +142,8 @@ def main() -> None:
     become(int(sys.argv[1]), sys.argv[2])
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    while header := requests.peek(1):
-        assert header
-        function, args, kwargs = _receive(requests)
+    while request := _receive(requests):
+        function, args, kwargs = request
         try:
             answer = (True, function(*args, **kwargs))
         except BaseException as exc:  # noqa: BLE001  (told to the test)

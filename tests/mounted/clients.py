@@ -1,4 +1,4 @@
-"""What clients (`client.py`) are asked to do: each function runs in the client's process, and keeps open files there."""
+"""What clients (`client.py`) are asked to do. Each function runs in the client's process, and keeps open files there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import mmap
 import os
 import random
 import signal
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,9 +129,30 @@ def errno_of(function: Callable[..., object], *args: object) -> int:
     try:
         function(*args)
     except OSError as exc:
-        assert exc.errno is not None
-        return exc.errno
+        return exc.errno or -1
     return 0
+
+
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
+
+
+def set_flags(path: Path, flags: int) -> None:
+    """FS_IMMUTABLE_FL and its like, as chattr does."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("l", flags))
+    finally:
+        os.close(fd)
+
+
+def get_flags(path: Path) -> int:
+    """As lsattr does."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        flags: int = struct.unpack("l", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8)))[0]
+    finally:
+        os.close(fd)
+    return flags
 
 
 def churn(directory: Path, rounds: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounted.client import Client
-from tests.mounted.harness import GatewayBodies, LocalBodies, Mount, Namespace
+from tests.mounted.harness import Bodies, GatewayBodies, LocalBodies, Mount, Namespace
 from tests.mounted.watchdog import Watchdog
 from tests.support.radosgw_server import shared_gateway
 
@@ -50,7 +50,7 @@ def watchdog() -> Iterator[Watchdog]:
 @pytest.fixture(scope="session")
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Mounted once: mounting for each test would take most of the time."""
-    sites = [GatewayBodies("west", shared_gateway(request.config), "posix"), LocalBodies("east")]
+    sites: list[Bodies] = [GatewayBodies("west", shared_gateway(request.config), "posix"), LocalBodies("east")]
     with Namespace.made(tmp_path_factory.mktemp("pair"), sites, format_options=("--block-size", "1M")) as namespace:
         yield Pair(namespace, namespace.mount("west"), namespace.mount("east"))
 
@@ -75,7 +75,8 @@ def places(request: pytest.FixtureRequest, pair: Pair, watchdog: Watchdog) -> It
         shutil.rmtree(there)
     finally:
         watchdog.calm()
-    alarms = [line for mount in pair.mounts for line in mount.alarms()]
+        alarms = [line for mount in pair.mounts for line in mount.alarms()]
+        print("\n".join(alarms))
     if alarms:
         pytest.fail("the daemons have logged:\n" + "\n".join(alarms), pytrace=False)
     violations = pair.namespace.violations()

@@ -5,8 +5,8 @@
         (west.path / "file").write_bytes(b"text")
         assert (east.path / "file").read_bytes() == b"text"
 
-Every wait is bounded. At the end all mounts are unmounted (by force and by SIGKILL where they do not want to), the whole
-namespace is checked, and what the daemons have logged from WARNING up is reported unless it was announced.
+Every wait is bounded. At the end all mounts are unmounted (by force and by SIGKILL where they do not want to), the
+whole namespace is checked, and what the daemons have logged from WARNING up is reported unless it was announced.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class HarnessError(Exception):
 class Bodies(Protocol):
     """Where one site keeps its bodies."""
 
-    site: str
+    @property
+    def site(self) -> str: ...
 
     def url(self, directory: Path) -> str:
         """The BLOB_URL; `directory` is the namespace's."""

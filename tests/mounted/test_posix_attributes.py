@@ -8,18 +8,17 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.mounted.client import Client
-from tests.mounted.clients import errno_of
+from tests.mounted.clients import errno_of, get_flags, set_flags
 
 pytestmark = pytest.mark.mounted
 
-FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
 IMMUTABLE, APPEND_ONLY, NODUMP = 0x10, 0x20, 0x40
 SECOND = 1_000_000_000
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
@@ -31,23 +30,6 @@ def checked(result: int) -> None:
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-
-
-def set_flags(path: Path, flags: int) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("l", flags))
-    finally:
-        os.close(fd)
-
-
-def get_flags(path: Path) -> int:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        flags: int = struct.unpack("l", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8)))[0]
-    finally:
-        os.close(fd)
-    return flags
 
 
 @contextmanager
@@ -245,8 +227,10 @@ def test_xattr_flags_and_limits(here: Path, there: Path) -> None:
 
 def test_xattr_namespaces(here: Path, nobody: Client) -> None:
     (here / "file").touch()
-    for name in ("security.capability", "system.posix_acl_access", "unknown.name"):
-        assert errno_of(os.setxattr, here / "file", name, b"x") == errno.EOPNOTSUPP, name
+    # a capability that the kernel accepts: version 2, CAP_NET_RAW
+    capability = struct.pack("<5I", 0x02000000, 1 << 13, 0, 0, 0)
+    for name, value in [("security.capability", capability), ("system.posix_acl_access", b"x"), ("unknown.name", b"x")]:
+        assert errno_of(os.setxattr, here / "file", name, value) == errno.EOPNOTSUPP, name
     assert nobody.call(errno_of, os.setxattr, "file", "user.a", b"") == errno.EACCES
     (here / "file").chmod(0o666)
     nobody.call(os.setxattr, "file", "user.a", b"")
@@ -269,17 +253,18 @@ def test_an_immutable_file(here: Path, there: Path) -> None:
     (here / "file").write_bytes(b"kept")
     with flagged(here / "file", IMMUTABLE):
         assert get_flags(path) == IMMUTABLE
-        for call, *arguments in [
-            (os.open, path, os.O_WRONLY),
-            (os.truncate, path, 0),
-            (os.unlink, path),
-            (os.rename, path, there / "x"),
-            (os.link, path, there / "x"),
-            (os.chmod, path, 0o600),
-            (os.chown, path, 1, 1),
-            (os.setxattr, path, "user.a", b""),
-            (os.utime, path, (1, 1)),
-        ]:
+        calls: list[tuple[Callable[..., object], tuple[object, ...]]] = [
+            (os.open, (path, os.O_WRONLY)),
+            (os.truncate, (path, 0)),
+            (os.unlink, (path,)),
+            (os.rename, (path, there / "x")),
+            (os.link, (path, there / "x")),
+            (os.chmod, (path, 0o600)),
+            (os.chown, (path, 1, 1)),
+            (os.setxattr, (path, "user.a", b"")),
+            (os.utime, (path, (1, 1))),
+        ]
+        for call, arguments in calls:
             assert errno_of(call, *arguments) == errno.EPERM, call
     (there / "file").unlink()
 

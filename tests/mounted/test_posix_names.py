@@ -230,7 +230,9 @@ def test_permissions_hold(here: Path, there: Path, nobody: Client) -> None:
     (there / "closed" / "file").touch()
     (there / "secret").write_bytes(b"s")
     (there / "secret").chmod(0o600)
-    for call, path in [(os.listdir, "closed"), (os.stat, "closed/file"), (os.chdir, "closed")]:
+    refused: list[tuple[Callable[..., object], str]]
+    refused = [(os.listdir, "closed"), (os.stat, "closed/file"), (os.chdir, "closed")]
+    for call, path in refused:
         assert nobody.call(errno_of, call, path) == errno.EACCES
     assert nobody.call(errno_of, os.open, "secret", os.O_RDONLY) == errno.EACCES
     assert nobody.call(errno_of, os.chmod, "secret", 0o777) == errno.EPERM
@@ -274,21 +276,21 @@ class Listing:
 
 
 def test_seekdir_comes_back_to_where_telldir_was(here: Path, there: Path) -> None:
-    for number in range(300):
+    for number in range(120):
         (here / f"name{number:03}").touch()
     listing = Listing(there)
     seen = []
     places = []
-    for _ in range(302):
+    for _ in range(122):
         places.append(listing.tell())
         seen.append(listing.next())
     assert listing.next() == b""
-    assert sorted(seen) == sorted([b".", b"..", *(b"name%03d" % number for number in range(300))])
-    for index in (0, 1, 2, 3, 150, 299, 301, 7):
+    assert sorted(seen) == sorted([b".", b"..", *(b"name%03d" % number for number in range(120))])
+    for index in (0, 1, 2, 3, 60, 119, 121, 7):
         listing.seek(places[index])
         assert listing.next() == seen[index]
-    listing.seek(places[200])
-    assert listing.rest() == seen[200:]
+    listing.seek(places[100])
+    assert listing.rest() == seen[100:]
     listing.close()
 
 
@@ -317,7 +319,8 @@ def test_a_listing_tells_types_and_numbers(here: Path, there: Path) -> None:
 
 
 def test_removing_while_listing_removes_all(here: Path, there: Path) -> None:
-    for number in range(2500):
+    for number in range(1100):
+        # more than a page of the metadata layer
         os.mkdir(here / f"{number}") if number % 50 == 0 else os.symlink("x", here / f"{number}")
     with os.scandir(there) as entries:
         for entry in entries:

@@ -6,6 +6,8 @@ import errno
 import fcntl
 import os
 import signal
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,8 @@ from tests.mounted.clients import errno_of
 pytestmark = pytest.mark.mounted
 
 EX, SH, UN, NB = fcntl.LOCK_EX, fcntl.LOCK_SH, fcntl.LOCK_UN, fcntl.LOCK_NB
-KINDS = [clients.flock, clients.lockf]
+Lock = Callable[..., None]
+KINDS: list[Lock] = [clients.flock, clients.lockf]
 
 
 @pytest.fixture
@@ -30,8 +33,7 @@ def file(here: Path, there: Path, client: Client, other_client: Client) -> None:
 
 @pytest.mark.usefixtures("file")
 @pytest.mark.parametrize("lock", KINDS)
-def test_exclusive_and_shared(lock: object, client: Client, other_client: Client) -> None:
-    assert callable(lock)
+def test_exclusive_and_shared(lock: Lock, client: Client, other_client: Client) -> None:
     client.call(lock, "f", EX)
     for operation in (EX, SH):
         assert other_client.call(errno_of, lock, "f", operation | NB) == errno.EAGAIN
@@ -48,8 +50,7 @@ def test_exclusive_and_shared(lock: object, client: Client, other_client: Client
 
 @pytest.mark.usefixtures("file")
 @pytest.mark.parametrize("lock", KINDS)
-def test_a_waiter_gets_the_lock_when_it_is_given_up(lock: object, client: Client, other_client: Client) -> None:
-    assert callable(lock)
+def test_a_waiter_gets_the_lock_when_it_is_given_up(lock: Lock, client: Client, other_client: Client) -> None:
     client.call(lock, "f", EX)
     waiting = other_client.start(lock, "f", EX)
     assert not waiting.is_done(0.3)
@@ -61,8 +62,7 @@ def test_a_waiter_gets_the_lock_when_it_is_given_up(lock: object, client: Client
 @pytest.mark.usefixtures("file")
 @pytest.mark.parametrize("lock", KINDS)
 @pytest.mark.parametrize("way", ["close", "kill"])
-def test_a_lock_ends_with_its_holder(lock: object, way: str, client: Client, other_client: Client) -> None:
-    assert callable(lock)
+def test_a_lock_ends_with_its_holder(lock: Lock, way: str, client: Client, other_client: Client) -> None:
     client.call(lock, "f", EX)
     waiting = other_client.start(lock, "f", EX)
     assert not waiting.is_done(0.1)
@@ -72,8 +72,7 @@ def test_a_lock_ends_with_its_holder(lock: object, way: str, client: Client, oth
 
 @pytest.mark.usefixtures("file")
 @pytest.mark.parametrize("lock", KINDS)
-def test_a_waiter_that_is_interrupted_lets_go(lock: object, client: Client, other_client: Client) -> None:
-    assert callable(lock)
+def test_a_waiter_that_is_interrupted_lets_go(lock: Lock, client: Client, other_client: Client) -> None:
     client.call(lock, "f", EX)
     waiting = other_client.start(clients.interruptible, lock, "f", EX)
     assert not waiting.is_done(0.3)
@@ -87,8 +86,7 @@ def test_a_waiter_that_is_interrupted_lets_go(lock: object, client: Client, othe
 
 @pytest.mark.usefixtures("file")
 @pytest.mark.parametrize("lock", KINDS)
-def test_a_waiter_that_is_killed_does_not_get_the_lock(lock: object, client: Client, other_client: Client) -> None:
-    assert callable(lock)
+def test_a_waiter_that_is_killed_does_not_get_the_lock(lock: Lock, client: Client, other_client: Client) -> None:
     client.call(lock, "f", EX)
     waiting = other_client.start(lock, "f", EX)
     assert not waiting.is_done(0.1)
@@ -114,8 +112,6 @@ def test_record_locks_are_of_ranges(client: Client, other_client: Client) -> Non
 
 @pytest.mark.usefixtures("file")
 def test_getlk_names_a_conflict(here: Path, client: Client, other_client: Client) -> None:
-    import struct
-
     client.call(clients.lockf, "f", EX, 10, 5)
     with (here / "file").open("r+b") as file:
         asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import pytest
 import trio
 import trio.testing
+
 from apollofs.metadata.errors import NoSuchEntry
 from apollofs.metadata.memory import MemoryStore
 from apollofs.metadata.records import ROOT_INO, Owner, SetAttr
 from apollofs.metadata.volume import Volume
-
 from tests.support.volumes import ME, assert_sound, make_volume, mounted
 
 FILE = stat.S_IFREG | 0o644

@@ -55,7 +55,7 @@ CONNECT = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0
         (Code.UNIMPLEMENTED, "unknown service etcdserverpb.KV", Verdict.REFUSED, StoreMisuse),
     ],
 )
-def test_what_surely_changed_nothing(code: Code, details: str, verdict: Verdict, kind: type[StoreError]) -> None:
+def test_what_surely_changed_nothing(code: grpc.StatusCode, details: str, verdict: Verdict, kind: type[StoreError]) -> None:
     failure = classify_status(code, details, "host:1")
     assert (failure.verdict, type(failure.error)) == (verdict, kind)
     assert "host:1" in str(failure.error)
@@ -79,7 +79,7 @@ def test_what_surely_changed_nothing(code: Code, details: str, verdict: Verdict,
         (Code.ABORTED, "something new"),
     ],
 )
-def test_everything_else_may_have_been_applied(code: Code, details: str) -> None:
+def test_everything_else_may_have_been_applied(code: grpc.StatusCode, details: str) -> None:
     assert classify_status(code, details, "host:1").verdict is Verdict.UNKNOWN
 
 

@@ -6,6 +6,7 @@ import stat
 from collections.abc import AsyncIterator
 
 import pytest
+
 from apollofs.metadata import errors
 from apollofs.metadata.memory import MemoryStore
 from apollofs.metadata.records import (
@@ -19,7 +20,6 @@ from apollofs.metadata.records import (
     SetAttr,
 )
 from apollofs.metadata.volume import Volume
-
 from tests.support.volumes import ME, assert_sound, make_volume, mounted
 
 FILE = stat.S_IFREG | 0o644
@@ -203,7 +203,9 @@ async def test_a_file_that_another_mount_moves_is_found_by_number(pair: Pair) ->
     await b.lookup(ROOT_INO, b"f")
     directory = await a.mkdir(ROOT_INO, b"d", 0o755, ME)
     for step in range(5):
-        await a.rename(*((ROOT_INO, b"f") if not step else (directory.ino, b"%d" % (step - 1))), directory.ino, b"%d" % step)
+        await a.rename(
+            *((ROOT_INO, b"f") if not step else (directory.ino, b"%d" % (step - 1))), directory.ino, b"%d" % step
+        )
     assert (await b.getattr(file.ino)).ino == file.ino
     await b.setattr(file.ino, SetAttr(mode=0o400))
     assert (await a.lookup(directory.ino, b"4")).mode == stat.S_IFREG | 0o400

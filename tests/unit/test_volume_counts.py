@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 import pytest
-from apollofs.metadata.errors import NoSuchEntry
+
 from apollofs.metadata.counting import CountingStore
+from apollofs.metadata.errors import NoSuchEntry
 from apollofs.metadata.memory import MemoryStore
 from apollofs.metadata.records import ROOT_INO, BodyChange, Extent, RenameFlag, SetAttr
 from apollofs.metadata.volume import Volume
-
 from tests.support.volumes import ME, OPTIONS, assert_sound, make_volume, mounted
 
 PLAIN = replace(OPTIONS, delegations=False)
@@ -101,9 +101,7 @@ async def test_commit(counted: tuple[Volume, CountingStore]) -> None:
         file = await volume.commit_body(file.ino, BodyChange(file.body_version, 5, inline=b"hello"))
     extent = Extent(0, 1 << 20, volume.new_blob(), 0, 1 << 20)
     with requests(store, 1):
-        await volume.commit_body(
-            file.ino, BodyChange(file.body_version, 1 << 20, extents=(extent,), lifts_inline=True)
-        )
+        await volume.commit_body(file.ino, BodyChange(file.body_version, 1 << 20, extents=(extent,), lifts_inline=True))
     with requests(store, 1):
         assert (await volume.read_body(file.ino)).inode.extents == (extent,)
 
