@@ -1,4 +1,4 @@
-"""A broken S3, by both clients: what helps is tried again, the rest ends as the right error, wrong bytes never leave."""
+"""A broken S3, by both clients: what helps is tried again, the rest is the right error, wrong bytes never leave."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from apollofs.blobstore import (
     open_blob_store,
     prepare_blob_store,
 )
+from apollofs.blobstore.port import BlobStore
 from tests.contract.blob_backends import FAST, S3Place, aws_credentials, opened, opened_wrapped, s3_place
 from tests.support.radosgw_server import RadosGateway, S3User, free_ports, shared_gateway
 from tests.support.s3_faults import Fault, FaultyS3, Kind
@@ -308,6 +309,12 @@ async def test_somebody_elses_bucket(gateway: RadosGateway, place: S3Place) -> N
         await prepare_blob_store(place.using("obstore"), FAST, create=True)
 
 
+async def put_many(store: BlobStore) -> None:
+    """More objects than the quota allows."""
+    for number in range(20):
+        await store.put(str(number), b"x")
+
+
 @pytest.mark.parametrize("client", ["boto3", "obstore"])
 async def test_a_quota_is_reached(gateway: RadosGateway, place: S3Place, client: str) -> None:
     user = gateway.create_user(f"poor-{client}")
@@ -316,8 +323,7 @@ async def test_a_quota_is_reached(gateway: RadosGateway, place: S3Place, client:
         location = replace(place.using(client), bucket=f"poor-{client}")
         async with opened_wrapped(location) as store:
             with pytest.raises(BlobStoreFull):
-                for number in range(20):
-                    await store.put(str(number), b"x")
+                await put_many(store)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import trio
+
 from apollofs.metadata import journal
 from apollofs.metadata.check import check_volume
 from apollofs.metadata.errors import MetadataError
@@ -17,7 +18,6 @@ from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import ROOT_INO, BodyChange, Extent, RenameFlag, SetAttr
 from apollofs.metadata.store import Put, Range, Store, prefix_end
 from apollofs.metadata.volume import Volume
-
 from tests.support.volumes import ME, VOLUME
 
 FILE = stat.S_IFREG | 0o644

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import trio
+
 from apollofs.metadata.errors import SessionLost
 from apollofs.metadata.etcd import EtcdConfig, EtcdStore
 from apollofs.metadata.memory import MemoryStore, Moment, Request
@@ -15,9 +15,17 @@ from apollofs.metadata.records import ROOT_INO, BodyChange
 from apollofs.metadata.session import SessionOptions
 from apollofs.metadata.store import Delete, Range, Store
 from apollofs.metadata.volume import Volume
-
 from tests.faults.hooked_store import HookedStore, no_hook
-from tests.faults.operations import FILE, KEYS, WAIT_S, assert_sound_after_a_crash, contents, furnish, mutations, until_reopened
+from tests.faults.operations import (
+    FILE,
+    KEYS,
+    WAIT_S,
+    assert_sound_after_a_crash,
+    contents,
+    furnish,
+    mutations,
+    until_reopened,
+)
 from tests.support.etcd_server import EtcdCluster
 from tests.support.volumes import ME, make_volume, mounted
 

@@ -1,4 +1,4 @@
-"""What clients (`client.py`) are asked to do. Each function runs in the client's process, and keeps open files there."""
+"""What clients (`client.py`) are asked to do, in their own process, where the files stay open."""
 
 from __future__ import annotations
 

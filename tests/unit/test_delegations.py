@@ -1,8 +1,8 @@
-"""Delegations under delay: whatever the order in which requests, replies and recalls arrive, nothing stale is answered.
+"""Delegations under delay: in whatever order requests, replies and recalls arrive, nothing stale is answered.
 
-Requests and replies are delayed at random (virtual time). One writer at a time changes a thing, on a random mount; readers
-on every mount ask at the same time. A read may answer what was true at some moment between its call and its return; and
-nothing older than what any read that had ended before it answered.
+Requests and replies are delayed at random (virtual time). One writer at a time changes a thing, on a random mount;
+readers on every mount ask at the same time. A read may answer what was true at some moment between its call and its
+return; and nothing older than what any read that had ended before it answered.
 """
 
 from __future__ import annotations
@@ -51,9 +51,77 @@ class Delays:
             await trio.sleep(self._random.random() * self._random.choice((0.001, 0.02)))
 
 
+class Schedule:
+    """Two writers and twelve readers on three mounts of one volume."""
+
+    def __init__(self, seed: int, volumes: list[Volume], directory: int, file: int) -> None:
+        self.rng = random.Random(seed)
+        self.volumes = volumes
+        self.directory = directory
+        self.file = file
+        self.owner, self.subdirectory = Thing(), Thing()
+        self.ended = trio.Event()
+
+    async def run(self, rounds: int) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.change_owner, rounds)
+            nursery.start_soon(self.toggle_subdirectory, rounds)
+            for volume in self.volumes:
+                for ask in (self.ask_number, self.ask_name, self.ask_listing, self.ask_nlink):
+                    nursery.start_soon(self.read, ask, volume)
+
+    async def pause(self) -> Volume:
+        """Wait a little, or long enough for delegations to be taken; a mount to write on."""
+        await trio.sleep(self.rng.random() * self.rng.choice((0.01, 3)))
+        return self.rng.choice(self.volumes)
+
+    async def change_owner(self, rounds: int) -> None:
+        for _ in range(rounds):
+            volume = await self.pause()
+            self.owner.begun += 1
+            await volume.setattr(self.file, SetAttr(uid=self.owner.begun))
+            self.owner.done = max(self.owner.done, self.owner.begun)
+        self.ended.set()
+
+    async def toggle_subdirectory(self, rounds: int) -> None:
+        for _ in range(rounds):
+            volume = await self.pause()
+            self.subdirectory.begun += 1
+            if self.subdirectory.begun % 2:
+                await volume.mkdir(self.directory, b"%d" % self.subdirectory.begun, 0o755, ME)
+            else:
+                await volume.rmdir(self.directory, b"%d" % (self.subdirectory.begun - 1))
+            self.subdirectory.done = max(self.subdirectory.done, self.subdirectory.begun)
+
+    async def read(self, ask: Callable[[Volume], Awaitable[None]], volume: Volume) -> None:
+        while not self.ended.is_set():
+            await trio.sleep(self.rng.random() * 0.05)
+            await ask(volume)
+
+    async def ask_number(self, volume: Volume) -> None:
+        floor = self.owner.done
+        uid = (await volume.getattr(self.file)).uid
+        self.owner.check(floor, lambda version: version == uid, uid)
+
+    async def ask_name(self, volume: Volume) -> None:
+        floor = self.owner.done
+        uid = (await volume.lookup(self.directory, b"f")).uid
+        self.owner.check(floor, lambda version: version == uid, uid)
+
+    async def ask_listing(self, volume: Volume) -> None:
+        floor = self.subdirectory.done
+        page = await volume.readdir(self.directory, b"", 10)
+        names = [int(entry.name) for entry in page.entries if entry.name != b"f"]
+        self.subdirectory.check(floor, lambda version: names == ([version] if version % 2 else []), names)
+
+    async def ask_nlink(self, volume: Volume) -> None:
+        floor = self.subdirectory.done
+        nlink = (await volume.getattr(self.directory)).nlink
+        self.subdirectory.check(floor, lambda version: version % 2 == nlink - 2, nlink)
+
+
 async def run(seed: int, rounds: int) -> None:
-    """Two writers and twelve readers on three mounts."""
-    rng = random.Random(seed)
+    """One schedule; the checker and the counters afterwards."""
     base = MemoryStore()
     await make_volume(base)
     async with AsyncExitStack() as stack:
@@ -63,72 +131,19 @@ async def run(seed: int, rounds: int) -> None:
         for volume in volumes:
             await volume.lookup(ROOT_INO, b"d")
             await volume.lookup(directory.ino, b"f")
-        version, listed = Thing(), Thing()
-        ended = trio.Event()
-
-        async def write() -> None:
-            for _ in range(rounds):
-                await trio.sleep(rng.random() * rng.choice((0.01, 3)))
-                volume = rng.choice(volumes)
-                version.begun += 1
-                await volume.setattr(file.ino, SetAttr(uid=version.begun))
-                version.done = max(version.done, version.begun)
-            ended.set()
-
-        async def toggle() -> None:
-            for _ in range(rounds):
-                await trio.sleep(rng.random() * rng.choice((0.01, 3)))
-                volume = rng.choice(volumes)
-                listed.begun += 1
-                if listed.begun % 2:
-                    await volume.mkdir(directory.ino, b"%d" % listed.begun, 0o755, ME)
-                else:
-                    await volume.rmdir(directory.ino, b"%d" % (listed.begun - 1))
-                listed.done = max(listed.done, listed.begun)
-
-        async def ask_number(volume: Volume) -> None:
-            floor = version.done
-            uid = (await volume.getattr(file.ino)).uid
-            version.check(floor, lambda v: v == uid, uid)
-
-        async def ask_name(volume: Volume) -> None:
-            floor = version.done
-            uid = (await volume.lookup(directory.ino, b"f")).uid
-            version.check(floor, lambda v: v == uid, uid)
-
-        async def ask_listing(volume: Volume) -> None:
-            floor = listed.done
-            page = await volume.readdir(directory.ino, b"", 10)
-            names = [int(entry.name) for entry in page.entries if entry.name != b"f"]
-            listed.check(floor, lambda v: names == ([v] if v % 2 else []), names)
-
-        async def ask_nlink(volume: Volume) -> None:
-            floor = listed.done
-            nlink = (await volume.getattr(directory.ino)).nlink
-            listed.check(floor, lambda v: v % 2 == nlink - 2, nlink)
-
-        async def read(ask: Callable[[Volume], Awaitable[None]], volume: Volume) -> None:
-            while not ended.is_set():
-                await trio.sleep(rng.random() * 0.05)
-                await ask(volume)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(write)
-            nursery.start_soon(toggle)
-            for volume in volumes:
-                for ask in (ask_number, ask_name, ask_listing, ask_nlink):
-                    nursery.start_soon(read, ask, volume)
+        await Schedule(seed, volumes, directory.ino, file.ino).run(rounds)
         taken = sum(volume.delegations.counts["taken"] for volume in volumes)
         recalled = sum(volume.delegations.counts["recalls_heard"] for volume in volumes)
     await assert_sound(base)
-    assert taken and recalled, "the protocol was not exercised"
+    assert taken
+    assert recalled, "the protocol was not exercised"
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(5))
 async def test_nothing_stale_whatever_the_delays(seed: int, autojump_clock: trio.testing.MockClock) -> None:
     del autojump_clock
     with trio.fail_after(100_000):
-        await run(seed, rounds=40)
+        await run(seed, rounds=30)
 
 
 async def test_a_name_is_gone_everywhere_when_unlink_has_returned() -> None:

@@ -55,7 +55,9 @@ CONNECT = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0
         (Code.UNIMPLEMENTED, "unknown service etcdserverpb.KV", Verdict.REFUSED, StoreMisuse),
     ],
 )
-def test_what_surely_changed_nothing(code: grpc.StatusCode, details: str, verdict: Verdict, kind: type[StoreError]) -> None:
+def test_what_surely_changed_nothing(
+    code: grpc.StatusCode, details: str, verdict: Verdict, kind: type[StoreError]
+) -> None:
     failure = classify_status(code, details, "host:1")
     assert (failure.verdict, type(failure.error)) == (verdict, kind)
     assert "host:1" in str(failure.error)
