@@ -20,6 +20,7 @@ import trio
 from apollofs.metadata.delegations import Delegations
 from apollofs.metadata.errors import (
     BodyConflict,
+    CorruptRecord,
     DeadlineExceeded,
     MetadataError,
     NamespaceError,
@@ -125,7 +126,8 @@ class Transactor:
             except Unread:
                 await self._refresh(view)
                 continue
-            except (NamespaceError, BodyConflict, TooManyExtents):
+            except (NamespaceError, BodyConflict, TooManyExtents, CorruptRecord):
+                # records that were remembered at different times may contradict each other: only a fresh read decides
                 if not view.guessed:
                     raise
                 await self._refresh(view)
