@@ -63,11 +63,15 @@ class Filesystem(FileCalls):
         super().__init__(volume, bodies)
         self._directories: HandleTable[DirectoryHandle] = HandleTable()
         self._usage: tuple[float, Usage] | None = None
+        self._seen_directories: dict[int, Inode] = {}
+        """Directories that the kernel knows, as last read: what a process that is in a removed one still sees."""
 
     # -- attributes --------------------------------------------------------------------------------------------------
 
     def _attributes(self, inode: Inode) -> Attributes:
         """Of an inode that was just read; of one that is open here, with what is not yet committed."""
+        if inode.is_dir:
+            self._seen_directories[inode.ino] = inode
         file = self._bodies.find(inode.ino)
         allocated = inode.allocated_bytes
         if file is not None:
@@ -107,7 +111,8 @@ class Filesystem(FileCalls):
         return await self._fresh(await self._volume.lookup(parent, name))
 
     async def getattr(self, ino: int) -> Attributes:
-        """Newest attributes. StaleInode if the inode has no name any more and is not open here."""
+        """Newest attributes; of what has lost its name since it was opened or entered here, the last known, with nlink
+        0. StaleInode for a file that has no name any more and is not open here: the kernel then walks the path anew."""
         file = self._bodies.find(ino)
         if file is not None and file.orphaned:
             return self._attributes(file.inode)
@@ -115,10 +120,16 @@ class Filesystem(FileCalls):
             inode = await self._volume.getattr(ino)
         except StaleInode:
             if file is None:
-                raise
+                return self._removed_directory(ino)
             file.orphan()
             return self._attributes(file.inode)
         return await self._fresh(inode)
+
+    def _removed_directory(self, ino: int) -> Attributes:
+        seen = self._seen_directories.get(ino)
+        if seen is None:
+            raise StaleInode(f"inode {ino:#x} has no name any more")
+        return self._attributes(replace(seen, nlink=0))
 
     async def setattr(self, ino: int, change: SetAttr, fh: int | None = None) -> Attributes:
         """chmod, chown, utimensat, truncate: at once, for all mounts."""
@@ -280,6 +291,7 @@ class Filesystem(FileCalls):
 
     def forget(self, ino: int) -> None:
         """The kernel has forgotten the number. A file with uncommitted bytes still needs its place."""
+        self._seen_directories.pop(ino, None)
         if self._bodies.find(ino) is None:
             self._volume.forget(ino)
 

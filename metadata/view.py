@@ -38,7 +38,10 @@ class Recollection:
                 del self._known[oldest]
 
     def note_range(self, asked: Range, found: RangeResult) -> None:
-        """Take over what a read returned. Only a read of a single key tells that something is absent."""
+        """Take over what a read returned. Only a read of a single key tells that something is absent, and one that
+        asked for keys only tells nothing of their values."""
+        if asked.keys_only:
+            return
         for kv in found.kvs:
             self.note(kv.key, kv, found.revision)
         if not asked.range_end and not found.kvs:

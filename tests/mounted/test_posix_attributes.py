@@ -229,7 +229,8 @@ def test_xattr_namespaces(here: Path, nobody: Client) -> None:
     (here / "file").touch()
     # a capability that the kernel accepts: version 2, CAP_NET_RAW
     capability = struct.pack("<5I", 0x02000000, 1 << 13, 0, 0, 0)
-    for name, value in [("security.capability", capability), ("system.posix_acl_access", b"x"), ("unknown.name", b"x")]:
+    acl = struct.pack("<IHHIHHIHHI", 2, 1, 7, 0xFFFFFFFF, 4, 5, 0xFFFFFFFF, 32, 5, 0xFFFFFFFF)
+    for name, value in [("security.capability", capability), ("system.posix_acl_access", acl), ("unknown.name", b"x")]:
         assert errno_of(os.setxattr, here / "file", name, value) == errno.EOPNOTSUPP, name
     assert nobody.call(errno_of, os.setxattr, "file", "user.a", b"") == errno.EACCES
     (here / "file").chmod(0o666)

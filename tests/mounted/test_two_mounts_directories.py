@@ -131,7 +131,5 @@ def test_a_directory_of_200_000_names_lists_completely_while_others_change_it(
         assert memory_bytes(east.pid) - before < GROWTH_MAX
         # what was changed since is in the next listing
         (west.path / "many" / "f100000").unlink()
-        names = os.listdir(east.path / "many")
-        assert len(names) == MANY - 1
-        assert "f100000" not in names
+        assert set(os.listdir(east.path / "many")) == stable - {"f100000"}
         watchdog.calm()

@@ -143,6 +143,17 @@ async def test_rmdir_wants_an_empty_directory(pair: Pair) -> None:
     assert await names(a) == []
 
 
+async def test_a_refused_rmdir_spoils_nothing_that_is_remembered(pair: Pair) -> None:
+    a, b = pair
+    directory = await a.mkdir(ROOT_INO, b"d", 0o755, ME)
+    file = await a.mknod(directory.ino, b"f", FILE, 0, ME)
+    await b.lookup(ROOT_INO, b"d")
+    await b.setattr(directory.ino, SetAttr(mode=0o700))
+    with pytest.raises(errors.DirectoryNotEmpty):
+        await a.rmdir(ROOT_INO, b"d")
+    assert (await a.lookup(directory.ino, b"f")).ino == file.ino
+
+
 async def test_types_are_kept_apart(pair: Pair) -> None:
     a, b = pair
     await a.mkdir(ROOT_INO, b"d", 0o755, ME)
