@@ -1,8 +1,8 @@
 """How much the volume holds: each session counts its own changes in `u/<session>`, and readers add them up.
 
 A session writes its sum every few seconds and when it ends, fenced like everything else. What a crashed mount had not
-yet written is missing until `check --repair-usage` counts anew, so the numbers serve statfs and nothing else. The sums
-of ended sessions are folded into `u/0`, so that the keys do not grow with the number of mounts there ever were.
+yet written stays missing, so the numbers serve statfs and nothing else. The sums of ended sessions are folded into
+`u/0`, so that the keys do not grow with the number of mounts there ever were.
 """
 
 from __future__ import annotations
