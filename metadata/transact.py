@@ -26,6 +26,7 @@ from apollofs.metadata.errors import (
     NamespaceError,
     TooManyExtents,
 )
+from apollofs.metadata.group_commit import GroupCommit, Request
 from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import Usage
@@ -93,6 +94,7 @@ class Transactor:
         self._keys = keys
         self.recollection = recollection
         self._delegations = delegations
+        self._group = GroupCommit(keys)
         self._deadline_s = deadline_s
         self.usage_bytes = 0
         self.usage_inodes = 0
@@ -151,14 +153,17 @@ class Transactor:
         delegations.start_write(decision.writes)
         revision = 0
         try:
-            outcome = await session.commit(
+            request = Request(
+                session,
                 [*view.compares(), *guards],
                 (*decision.writes, *decision.reads, *companions),
-                (decision.change,) if decision.change else (),
-                time_ns=attempt.time_ns,
-                orelse=questions,
+                decision.change,
+                attempt.time_ns,
+                questions,
             )
+            outcome = await self._group.commit(request)
             revision = outcome.revision if isinstance(outcome, Committed) else 0
+            decision.writes = [request.final.get(write.key, write) for write in decision.writes]
         finally:
             delegations.end_write(decision.writes, revision, decision.born)
             if not revision and session.in_doubt:

@@ -49,7 +49,7 @@ from apollofs.metadata.records import (
     Superblock,
     Usage,
 )
-from apollofs.metadata.session import Session, SessionOptions, open_session
+from apollofs.metadata.session import Session, SessionOptions, open_session, retry
 from apollofs.metadata.store import Range, Store, prefix_end
 from apollofs.metadata.transact import Transactor
 from apollofs.metadata.usage import UsageKeeper, read_usage
@@ -311,8 +311,8 @@ async def open_volume(
     `record` says who mounts; its session number is filled in. Raises NotFormatted, UnknownSite, StoreError.
     """
     keys = Keys(volume)
-    found = await store.txn((), (Range(keys.superblock), Range(keys.site(site)), Range(keys.inode(ROOT_INO))))
-    superblock, site_found, _ = found.ranges
+    asked = (Range(keys.superblock), Range(keys.site(site)))
+    superblock, site_found = (await retry(lambda: store.txn((), asked), options.operation_deadline_s)).ranges
     assert superblock is not None and site_found is not None
     if not superblock.kvs:
         raise NotFormatted(f"there is no volume {volume!r}: make it with `apollofs format`")

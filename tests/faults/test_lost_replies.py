@@ -1,4 +1,4 @@
-"""A proxy that swallows replies after etcd has applied the request: 500 of each kind, each done once and reported so."""
+"""A proxy that swallows replies after etcd has applied the request: 500 of each kind, each done once, and success."""
 
 from __future__ import annotations
 
