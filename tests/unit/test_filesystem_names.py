@@ -1,0 +1,138 @@
+"""The Filesystem without a kernel: directories, attributes, locks, lost sessions."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+import pytest
+import trio
+import trio.testing
+
+from apollofs.fs.errno_map import errno_of
+from apollofs.fs.errors import BodyLost
+from apollofs.fs.filesystem import Filesystem
+from apollofs.metadata.errors import (
+    InvalidArgument,
+    LockConflict,
+    NoSuchAttribute,
+    NotSupported,
+)
+from apollofs.metadata.locks import RANGE_END, LockKind, LockType
+from apollofs.metadata.records import ROOT_INO
+from tests.support.filesystems import LARGE, OWNER, USER, Pair, close, content, create, save
+from tests.support.volumes import ME
+
+# -- directories and attributes ---------------------------------------------------------------------------------------
+
+
+async def listing(fs: Filesystem, fh: int, limit: int = 1000) -> list[bytes]:
+    names: list[bytes] = []
+    position = 0
+    while found := await fs.readdir(fh, position, limit):
+        names += [entry.name for _, entry, _ in found]
+        position = found[-1][0]
+    return names
+
+
+async def test_a_listing_is_one_snapshot(pair: Pair) -> None:
+    stable = [b"s%05d" % number for number in range(2500)]
+    for name in stable:
+        await pair.volume.mknod(ROOT_INO, name, stat.S_IFREG | 0o644, 0, ME)
+    fh = await pair.there.opendir(ROOT_INO)
+    names: list[bytes] = []
+    position = 0
+    while found := await pair.there.readdir(fh, position, 700):
+        names += [entry.name for _, entry, _ in found]
+        position = found[-1][0]
+        await pair.here.unlink(ROOT_INO, stable[position % 2000])
+        await pair.here.mkdir(ROOT_INO, b"new%d" % position, 0o755, USER)
+    assert names == [b".", b"..", *stable]
+    fifth = await pair.there.readdir(fh, 5, 1)
+    assert fifth[0][1].name == stable[3]
+    assert await pair.there.readdir(fh, len(stable) + 2, 1) == []
+    again = await listing(pair.there, fh)
+    assert any(name.startswith(b"new") for name in again)
+    await pair.there.releasedir(fh)
+
+
+async def test_listed_files_have_their_attributes(pair: Pair) -> None:
+    await save(pair.here, b"f", LARGE)
+    await pair.here.mkdir(ROOT_INO, b"d", 0o755, USER)
+    fh = await pair.there.opendir(ROOT_INO)
+    found = {entry.name: attributes for _, entry, attributes in await pair.there.readdir(fh, 0, 10)}
+    assert found[b"d"] is None
+    file = found[b"f"]
+    assert file is not None
+    assert file.size_bytes == len(LARGE)
+    pair.there.listed(file.ino, ROOT_INO, b"f")
+    assert (await pair.there.getattr(file.ino)).size_bytes == len(LARGE)
+
+
+async def test_xattr_rules(pair: Pair) -> None:
+    ino = await save(pair.here, b"f", b"")
+    await pair.here.setxattr(ino, b"user.a", b"1", os.XATTR_CREATE)
+    with pytest.raises(NoSuchAttribute):
+        await pair.here.getxattr(ino, b"security.capability")
+    for name in (b"security.capability", b"system.posix_acl_access", b"odd.name"):
+        with pytest.raises(NotSupported):
+            await pair.here.setxattr(ino, name, b"", 0)
+    with pytest.raises(InvalidArgument):
+        await pair.here.setxattr(ino, b"user.b", b"", 8)
+    await pair.there.lookup(ROOT_INO, b"f")
+    assert await pair.there.listxattr(ino) == (b"user.a",)
+    await pair.there.removexattr(ino, b"user.a")
+    assert await pair.here.listxattr(ino) == ()
+
+
+async def test_symlinks_and_statfs(pair: Pair) -> None:
+    link = await pair.here.symlink(ROOT_INO, b"l", b"target", USER)
+    assert await pair.there.readlink((await pair.there.lookup(ROOT_INO, b"l")).ino) == b"target"
+    with pytest.raises(InvalidArgument):
+        await pair.here.readlink(ROOT_INO)
+    found = await pair.here.statfs()
+    assert found.total_inodes - found.free_inodes == 1
+    assert link.size_bytes == 6
+
+
+# -- locks and sessions -----------------------------------------------------------------------------------------------
+
+
+async def test_close_ends_the_owners_locks(pair: Pair) -> None:
+    attributes, fh = await create(pair.here)
+    await pair.there.lookup(ROOT_INO, b"f")
+    await pair.here.setlk(attributes.ino, LockKind.POSIX, OWNER, 0, 9, LockType.EXCLUSIVE, 1, wait=False)
+    with pytest.raises(LockConflict):
+        await pair.there.setlk(attributes.ino, LockKind.POSIX, 8, 5, 5, LockType.SHARED, 1, wait=False)
+    held = await pair.there.getlk(attributes.ino, LockKind.POSIX, 8, 0, RANGE_END, LockType.SHARED)
+    assert held is not None
+    assert (held.start, held.end, held.type) == (0, 9, LockType.EXCLUSIVE)
+    await close(pair.here, fh)
+    await pair.there.setlk(attributes.ino, LockKind.POSIX, 8, 5, 5, LockType.SHARED, 1, wait=False)
+    await pair.there.setlk(attributes.ino, LockKind.POSIX, 8, 0, RANGE_END, None, 1, wait=False)
+
+
+@pytest.mark.expects_log("has lost its lease")
+async def test_a_lost_session_is_reported_once_by_each_handle(pair: Pair) -> None:
+    attributes, fh = await create(pair.here)
+    clean = await save(pair.here, b"clean", LARGE)
+    locked = (await pair.here.open(clean, os.O_RDWR, USER)).fh
+    await pair.here.setlk(clean, LockKind.FLOCK, OWNER, 0, RANGE_END, LockType.EXCLUSIVE, 1, wait=False)
+    await pair.here.write(fh, 0, LARGE)
+    lost = pair.volume.session
+    await pair.store.lease_revoke(lost.lease_id)
+    with pytest.raises(Exception, match="session") as caught:
+        await pair.here.fsync(fh, data_only=False)
+    assert errno_of(caught.value) == errno.EIO
+    await lost.lost.wait()
+    await trio.testing.wait_all_tasks_blocked(0.05)  # until the next session has begun
+    assert pair.volume.session is not lost
+    with pytest.raises(BodyLost):
+        await pair.here.write(locked, 0, b"x")
+    await pair.here.write(locked, 0, b"x")
+    await close(pair.here, locked)
+    await pair.here.release(fh, OWNER, flock=False)
+    assert (await pair.there.lookup(ROOT_INO, b"f")).size_bytes == 0
+    assert (await content(pair.there, b"clean"))[:1] == b"x"
+    assert attributes.ino != clean
