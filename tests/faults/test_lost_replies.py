@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -38,7 +38,7 @@ class Losses(HookedStore):
         self.lost: set[bytes] = set()
         """Slot records: each names one transaction."""
 
-    async def txn(self, compares: tuple[Compare, ...], then: tuple[Op, ...], orelse: tuple[Op, ...] = ()) -> TxnResult:
+    async def txn(self, compares: Sequence[Compare], then: Sequence[Op], orelse: Sequence[Op] = ()) -> TxnResult:
         """See the port."""
         try:
             return await super().txn(compares, then, orelse)

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,10 @@ def test_a_frozen_mount_changes_nothing_and_serves_again(namespace: Namespace, t
         assert (east.path / "frozen").read_bytes() in (b"", b"frozen")
 
 
+def has_saved(report: Path, count: int) -> bool:
+    return saved(report) >= count
+
+
 def _alive(namespace: Namespace, session: int) -> bool:
     return any(one["session"] == session and one["alive"] for one in namespace.report("mounts", namespace.url))
 
@@ -130,7 +135,7 @@ def test_etcd_restarted_amid_work(namespace: Namespace, size: int, tmp_path: Pat
     with Client.started() as client:
         writing = client.start(save_until_it_fails, west.path, tmp_path / "report", size)
         for done in (10, 20, 30):
-            until(lambda done=done: saved(tmp_path / "report") >= done, f"{done} files saved")
+            until(partial(has_saved, tmp_path / "report", done), f"{done} files saved")
             namespace.cluster.server.kill()
             namespace.cluster.server.start()
         count = saved(tmp_path / "report")
