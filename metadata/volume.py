@@ -36,7 +36,6 @@ from apollofs.metadata.ops.setattr import SetAttributes
 from apollofs.metadata.ops.unlink import Unlink
 from apollofs.metadata.ops.xattr import SetXattr, check_attribute
 from apollofs.metadata.records import (
-    ROOT_INO,
     TARGET_BYTES_MAX,
     BodyChange,
     Inode,

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 from time import monotonic
 
 import pytest
-
-from apollofs.fs.control import socket_path
-from tests.mounted.harness import Mount
 
 WAIT_S = 90.0
 POLL_S = 0.05
@@ -86,22 +82,3 @@ def read_or_errno(path: Path) -> bytes | int:
         return path.read_bytes()
     except OSError as exc:
         return exc.errno or errno.EIO
-
-
-def take_away(mount: Mount) -> None:
-    """Kill a mount's daemon, and clear away what a dead one leaves: its place in the tree and its control socket."""
-    socket = control_socket(mount)
-    mount.kill()
-    subprocess.run(["umount", "--lazy", str(mount.path)], check=True, timeout=WAIT_S)
-    socket.unlink(missing_ok=True)
-
-
-def control_socket(mount: Mount) -> Path:
-    """Where it listens."""
-    directory = Path(mount.namespace.environment()["APOLLOFS_RUNTIME_DIR"])
-    device = next(
-        line.split()[2]
-        for line in Path("/proc/self/mountinfo").read_text().splitlines()
-        if line.split()[4] == str(mount.path)
-    )
-    return Path(socket_path(str(directory), device))

@@ -1,0 +1,46 @@
+"""A bug in one handler gives its request EIO, and the log a traceback; the mount lives."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.buggy_mount import BUGS
+from tests.faults.mount_faults import works
+from tests.mounted.clients import errno_of
+from tests.mounted.harness import LocalBodies, Mount, Namespace
+
+pytestmark = [pytest.mark.faults, pytest.mark.mounted]
+
+
+@pytest.fixture(scope="module")
+def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    with Namespace.made(tmp_path_factory.mktemp("bug"), [LocalBodies("here")]) as namespace:
+        namespace.program = "tests.faults.buggy_mount"
+        mount = namespace.mount("here")
+        mount.expected_logs += [r"failed with EIO"]
+        yield mount
+
+
+@pytest.mark.parametrize("name", sorted(bug.decode() for bug in BUGS))
+def test_an_exception_of_any_type_is_eio_for_its_request_alone(mount: Mount, name: str) -> None:
+    mount.log.news()
+    assert errno_of(os.mkdir, mount.path / f"bug-{name}") == errno.EIO
+    (record,) = mount.log.news()
+    assert "ERROR" in record
+    assert "Traceback (most recent call last)" in record
+    assert "buggy_mkdir" in record
+    assert name in record
+    assert works(mount.path / "after")
+    assert errno_of(os.mkdir, mount.path / f"good-{name}") == 0
+
+
+def test_a_reply_of_the_wrong_type_is_eio(mount: Mount) -> None:
+    mount.log.news()
+    assert errno_of(os.mkdir, mount.path / "odd-reply") == errno.EIO
+    (record,) = mount.log.news()
+    assert "ERROR" in record
+    assert works(mount.path / "after")
