@@ -1,5 +1,7 @@
-"""The command with bugs in one handler: mkdir of `bug-TYPE` raises an exception of that type, and of `odd-reply` returns
-what no mkdir returns. Run as `apollofs` is."""
+"""The command with bugs in one handler, run as `apollofs` is.
+
+mkdir of `bug-TYPE` raises an exception of that type, and of `odd-reply` returns what no mkdir returns.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,9 @@ import sys
 
 import trio
 
-from apollofs.fs.attributes import Attributes
+from apollofs.fs.attributes import Attributes, Caller
 from apollofs.fs.cli.app import main
-from apollofs.fs.filesystem import Caller, Filesystem
-from apollofs.metadata.errors import StoreMisuse
+from apollofs.fs.filesystem import Filesystem
 
 
 class Unheard(BaseException):
@@ -29,7 +30,6 @@ BUGS: dict[bytes, BaseException] = {
     b"TooSlowError": trio.TooSlowError("a bug"),
     b"ClosedResourceError": trio.ClosedResourceError("a bug"),
     b"OSError": OSError("a bug without a number"),
-    b"StoreMisuse": StoreMisuse("a bug"),
     b"Unheard": Unheard("a bug"),
     b"GeneratorExit": GeneratorExit("a bug"),
 }

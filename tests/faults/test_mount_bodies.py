@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +35,6 @@ READ_FAULTS = {
     "flip at the end": Fault("flip", "GET", position=-1),
     "short": Fault("short", "GET"),
     "ignore_range": Fault("ignore_range", "GET"),
-    "hang": Fault("hang", "GET"),
-    "stall": Fault("stall", "GET"),
 }
 WRITE_FAULTS = {
     "500": Fault("status", "PUT", status=500),
@@ -54,9 +52,6 @@ class FaultyBodies(GatewayBodies):
 
     def url(self, directory: Path) -> str:
         return f"s3://{self.bucket}/bodies?endpoint={self.faulty.endpoint}&region=us-east-1"
-
-    def environment(self) -> Mapping[str, str]:
-        return super().environment()
 
 
 @dataclass(frozen=True)
@@ -104,14 +99,14 @@ def test_a_read_that_fails_twice_is_repeated(faulty: Faulty, name: str) -> None:
     assert (faulty.there.path / name).read_bytes() == data
 
 
-@pytest.mark.parametrize("name", [name for name in READ_FAULTS if name not in ("hang", "stall")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["500", "flip"])
 def test_a_read_that_always_fails_is_eio(faulty: Faulty, name: str) -> None:
     path = f"always {name}"
     data = content(len(name) + 100, SIZE)
     assert open_and_write(faulty.here.path / path, data) == 0
     faulty.s3.add(repeated(READ_FAULTS[name], 1_000_000))
-    # a store that ignores the range, but sends the right bytes, does no harm
-    assert read_or_errno(faulty.there.path / path) in ((data, errno.EIO) if name == "ignore_range" else (errno.EIO,))
+    assert read_or_errno(faulty.there.path / path) == errno.EIO
     assert works(faulty.there.path / "works-inline")
     faulty.s3.clear()
     assert (faulty.there.path / path).read_bytes() == data

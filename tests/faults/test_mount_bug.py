@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,15 +13,34 @@ import pytest
 from tests.faults.buggy_mount import BUGS
 from tests.faults.mount_faults import works
 from tests.mounted.clients import errno_of
-from tests.mounted.harness import LocalBodies, Mount, Namespace
+from tests.mounted.harness import COMMAND_DEADLINE_S, ROOT, LocalBodies, Mount, Namespace
 
 pytestmark = [pytest.mark.faults, pytest.mark.mounted]
 
 
+class BuggyNamespace(Namespace):
+    """Whose mounts have the bugs of `buggy_mount.py`."""
+
+    def command(self, *words: str, deadline_s: float = COMMAND_DEADLINE_S) -> str:
+        if words[0] != "mount":
+            return super().command(*words, deadline_s=deadline_s)
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.faults.buggy_mount", *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=deadline_s,
+            check=False,
+            env=self.environment(),
+            cwd=ROOT,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
 @pytest.fixture(scope="module")
 def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    with Namespace.made(tmp_path_factory.mktemp("bug"), [LocalBodies("here")]) as namespace:
-        namespace.program = "tests.faults.buggy_mount"
+    with BuggyNamespace.made(tmp_path_factory.mktemp("bug"), [LocalBodies("here")]) as namespace:
         mount = namespace.mount("here")
         mount.expected_logs += [r"failed with EIO"]
         yield mount

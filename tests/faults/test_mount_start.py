@@ -90,13 +90,12 @@ def test_a_wrong_password(world: World, tmp_path: Path) -> None:
     with EtcdCluster.started(tmp_path / "auth") as cluster:
         cluster.enable_auth(("stranger", "secret"))
         address = cluster.server.endpoint
-        good, bad = {"APOLLOFS_ETCD_PASSWORD": ROOT_PASSWORD}, {"APOLLOFS_ETCD_PASSWORD": "guessed"}
         formatted = world.execute(
             "format", url_of(address, user="root@"), "--site", "here", "--blobs", world.blobs("here"),
-            "--create-bucket", **good,
+            "--create-bucket", APOLLOFS_ETCD_PASSWORD=ROOT_PASSWORD,
         )  # fmt: skip
         assert formatted.returncode == 0, formatted.stderr
-        line = world.fail(*words(world, url_of(address, user="root@")), **bad)
+        line = world.fail(*words(world, url_of(address, user="root@")), APOLLOFS_ETCD_PASSWORD="guessed")
         assert "does not let us in" in line
         assert "guessed" not in line
         line = world.fail(*words(world, url_of(address, user="stranger@")), APOLLOFS_ETCD_PASSWORD="secret")
