@@ -106,6 +106,23 @@ class Filesystem(FileCalls):
                 file.orphan()
         return self._attributes(inode)
 
+    def cached_lookup(self, parent: int, name: bytes) -> Attributes | None:
+        """As `lookup`, where nobody need be asked; None: call that. NoSuchEntry where that is known."""
+        inode = self._volume.cached_lookup(parent, name)
+        return self._current(inode) if inode is not None else None
+
+    def cached_getattr(self, ino: int) -> Attributes | None:
+        """As `getattr`, where nobody need be asked; None: call that."""
+        inode = self._volume.cached_getattr(ino)
+        return self._current(inode) if inode is not None else None
+
+    def _current(self, inode: Inode) -> Attributes | None:
+        """Attributes, unless the inode is open here with an older body than these speak of."""
+        file = self._bodies.find(inode.ino)
+        if file is not None and (file.orphaned or inode.body_version > file.inode.body_version):
+            return None
+        return self._attributes(inode)
+
     async def lookup(self, parent: int, name: bytes) -> Attributes:
         """The inode that a name means. NoSuchEntry, NameTooLong."""
         return await self._fresh(await self._volume.lookup(parent, name))

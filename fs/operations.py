@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from apollofs.fs.attributes import Attributes, Caller, OpenFlags
@@ -26,10 +26,11 @@ from apollofs.fs.wire_structs import SetattrDetails, decode_flush, decode_releas
 from apollofs.metadata.records import NOW, RenameFlag, SetAttr
 
 MAY_WAIT = (
-    "access create fsync fsyncdir flush getattr getxattr link listxattr lookup mkdir mknod open opendir read readlink "
-    "removexattr rename rmdir setattr statfs symlink unlink write"
+    "create fsync fsyncdir flush getxattr link listxattr mkdir mknod open read readlink "
+    "removexattr rename rmdir setattr statfs symlink unlink"
 )
-"""Requests that may wait for a server; a process that was killed meanwhile is let go (EINTR)."""
+"""Requests that wait for a server as a rule; a process that was killed meanwhile is let go (EINTR). lookup and getattr,
+which are mostly answered from memory, do the same where they wait."""
 
 
 class Operations(InterceptedOperations, pyfuse3.Operations):
@@ -49,6 +50,15 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
         modes = dict.fromkeys(MAY_WAIT.split(), Interruptible.FATAL)
         guard_operations(self, wire.faults, wire.interrupts, modes)
 
+    async def _interruptible(self, ctx: Any, work: Awaitable[Attributes]) -> Attributes:
+        """What may wait for a server. To be called before the handler's first await."""
+        assert self._wire is not None
+        found: Attributes | None = None
+        with self._wire.interrupts.interruptible(Wire.current_unique(), Interruptible.FATAL, ctx.pid):
+            found = await work
+        assert found is not None, "an interrupted block raises"
+        return found
+
     # -- the kernel's references -------------------------------------------------------------------------------------
 
     def _entry(self, attributes: Attributes) -> pyfuse3.EntryAttributes:
@@ -63,7 +73,8 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
     # -- names -------------------------------------------------------------------------------------------------------
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
-        return self._entry(await self._filesystem.lookup(parent_inode, name))
+        found = self._filesystem.cached_lookup(parent_inode, name)
+        return self._entry(found or await self._interruptible(ctx, self._filesystem.lookup(parent_inode, name)))
 
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any) -> pyfuse3.EntryAttributes:
         return self._entry(await self._filesystem.mknod(parent_inode, name, mode, rdev, caller_of(ctx)))
@@ -100,7 +111,8 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
     # -- attributes --------------------------------------------------------------------------------------------------
 
     async def getattr(self, inode: int, ctx: Any) -> pyfuse3.EntryAttributes:
-        return entry_attributes(await self._filesystem.getattr(inode))
+        found = self._filesystem.cached_getattr(inode)
+        return entry_attributes(found or await self._interruptible(ctx, self._filesystem.getattr(inode)))
 
     async def setattr(self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> pyfuse3.EntryAttributes:
         _, body = Wire.current()

@@ -33,7 +33,7 @@ import trio
 from apollofs.fs.wire_constants import InitFlag, Opcode
 from apollofs.fs.wire_device import Device
 from apollofs.fs.wire_dispatch import Route, routes
-from apollofs.fs.wire_guard import ErrnoOf, Faults, errno_of_oserror
+from apollofs.fs.wire_guard import ErrnoOf, Faults, ends_the_mount, errno_of_oserror
 from apollofs.fs.wire_interrupts import Interrupts
 from apollofs.fs.wire_load import hook
 from apollofs.fs.wire_operations import WireOperations
@@ -219,7 +219,9 @@ class Wire:
             if not isinstance(result, CoroutineType):
                 return encode(result)
             return self._later(request, result, encode, body)
-        except Exception as exc:  # noqa: BLE001  (whatever it is, the caller gets an errno)
+        except BaseException as exc:
+            if ends_the_mount(exc):
+                raise
             return self.faults.errno_for(exc, f"opcode {opcode}")
 
     def _later(
@@ -256,7 +258,9 @@ class Wire:
             with scope:
                 data = encode(await work)
                 error = 0
-        except Exception as exc:  # noqa: BLE001  (as in _dispatch)
+        except BaseException as exc:
+            if ends_the_mount(exc):
+                raise
             error = self.faults.errno_for(exc, f"opcode {request.opcode}")
         finally:
             work.close()

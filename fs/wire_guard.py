@@ -11,6 +11,8 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
+import trio
+
 from apollofs.fs.wire_interrupts import Interruptible, Interrupts
 from apollofs.fs.wire_load import hook, pyfuse3
 
@@ -87,6 +89,13 @@ class Faults:
         log.error("%s failed with EIO: %r", what, exc, exc_info=exc)
 
 
+def ends_the_mount(exc: BaseException) -> bool:
+    """Whether an exception is none of a handler's: the mount is ending, or a nursery is being cancelled."""
+    if isinstance(exc, BaseExceptionGroup):
+        return any(ends_the_mount(member) for member in exc.exceptions)
+    return isinstance(exc, (trio.Cancelled, KeyboardInterrupt, SystemExit))
+
+
 def guarded(
     handler: Handler,
     faults: Faults,
@@ -110,7 +119,9 @@ def guarded(
             if 0 < exc.errno <= ERRNO_MAX:
                 raise
             raise pyfuse3.FUSEError(faults.errno_for(exc, what)) from exc
-        except Exception as exc:
+        except BaseException as exc:
+            if ends_the_mount(exc):
+                raise
             raise pyfuse3.FUSEError(faults.errno_for(exc, what)) from exc
         if returns is not None and not isinstance(result, returns):
             wrong = TypeError(f"{what} returned {type(result).__name__}")
@@ -135,7 +146,9 @@ def guarded_forget(handler: Handler, faults: Faults) -> Handler:
     async def call(*args: Any) -> None:
         try:
             await handler(*args)
-        except Exception as exc:  # noqa: BLE001  (logged and counted there)
+        except BaseException as exc:
+            if ends_the_mount(exc):
+                raise
             faults.bug(exc, "forget")
 
     return call

@@ -38,6 +38,24 @@ class NamespaceReader:
         self._locations: dict[int, Location] = {}
         """As many as the kernel knows inodes: entries leave with `forget`."""
 
+    def cached_lookup(self, parent: int, name: bytes) -> Inode | None:
+        """As `lookup`, of what is delegated; None: ask. Raises NoSuchEntry where that is known."""
+        known = self.delegations.peek(parent, self._keys.dentry(parent, name))
+        if known is None:
+            return None
+        if known[0] is None:
+            check_name(name)
+            raise NoSuchEntry("no such name")
+        dentry = codec.decode_dentry(known[0].value, known[0].mod_revision)
+        if dentry.inode is not None:
+            self._locations[dentry.ino] = (parent, name)
+            return dentry.inode
+        return self._delegated_own(dentry.ino)
+
+    def cached_getattr(self, ino: int) -> Inode | None:
+        """As `getattr`, of what is delegated; None: ask."""
+        return self._delegated_file(ino) or self._delegated_own(ino)
+
     async def lookup(self, parent: int, name: bytes) -> Inode:
         """The inode that a name means. No request for what is delegated; otherwise one, and for a directory, or a file
         with several names, at most two."""
@@ -119,7 +137,7 @@ class NamespaceReader:
 
     async def getattr(self, ino: int) -> Inode:
         """No request for what is delegated; otherwise one, unless another mount has moved the file."""
-        inode = self._delegated_file(ino) or self._delegated_own(ino)
+        inode = self.cached_getattr(ino)
         if inode is None:
             inode, _ = await self._by_number(ino, ())
         return inode
