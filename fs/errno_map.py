@@ -7,6 +7,7 @@ walks the trees and proves it. Whatever is not here is a bug: the caller of `err
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
@@ -83,6 +84,11 @@ ERRNO: Final[Mapping[type[BaseException], int]] = MappingProxyType(
 )
 
 
+log = logging.getLogger(__name__)
+LOGGED = (meta.CorruptRecord, meta.UnsupportedFormat, meta.StoreMisuse)
+"""What never happens in a sound volume, so that it must not pass as just another EIO."""
+
+
 def errno_of(exc: BaseException) -> int | None:
     """The errno for an exception of the error trees; None for anything else, which is a bug.
 
@@ -95,6 +101,8 @@ def errno_of(exc: BaseException) -> int | None:
         if None in numbers:
             return None
         return numbers.pop() if len(numbers) == 1 else errno.EIO
+    if isinstance(exc, LOGGED):
+        log.error("a request fails with EIO: %s: %s", type(exc).__name__, exc)
     for cls in type(exc).__mro__:
         if cls in ERRNO:
             return ERRNO[cls]
