@@ -76,6 +76,14 @@ class Scope:
             raise CorruptRecord(f"dentry without inode {dentry.ino:#x}")
         return Home(codec.decode_inode(kv.value, kv.mod_revision), None)
 
+    def named(self, view: View, location: Location) -> tuple[Inode, Home]:
+        """The directory and the inode of a name that is to go. NoSuchEntry."""
+        directory = self.directory(view, location[0])
+        dentry = self.dentry(view, *location)
+        if dentry is None:
+            raise NoSuchEntry("no such name")
+        return directory, self.home_of(view, location, dentry)
+
     def find(self, view: View, ino: int, location: Location | None) -> Home:
         """An inode by number: where it was last seen, where it has moved to, or in its own key. StaleInode if gone."""
         for _ in range(MOVES_MAX):

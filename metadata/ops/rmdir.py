@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from apollofs.metadata.errors import DirectoryNotEmpty, NoSuchEntry, NotADirectory
+from apollofs.metadata.errors import DirectoryNotEmpty, NotADirectory
 from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.ops.common import Scope, check_may_remove, revised
 from apollofs.metadata.records import Inode, Usage
@@ -23,14 +23,10 @@ class Rmdir:
 
     def decide(self, view: View) -> Decision[Inode]:
         location = (self.parent, self.name)
-        directory = self.scope.directory(view, self.parent)
-        dentry = self.scope.dentry(view, *location)
-        if dentry is None:
-            raise NoSuchEntry("no such name")
-        home = self.scope.home_of(view, location, dentry)
+        directory, home = self.scope.named(view, location)
         if not home.inode.is_dir:
             raise NotADirectory("not a directory")
-        if not view.is_empty(self.scope.keys.dentries_of(dentry.ino)):
+        if not view.is_empty(self.scope.keys.dentries_of(home.inode.ino)):
             raise DirectoryNotEmpty("the directory is not empty")
         check_may_remove(directory, home.inode)
         inode = replace(home.inode, nlink=0, ctime_ns=self.scope.now_ns)

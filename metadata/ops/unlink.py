@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from apollofs.metadata.errors import IsADirectory, NoSuchEntry
+from apollofs.metadata.errors import IsADirectory
 from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.ops.common import Scope, check_may_remove, revised
 from apollofs.metadata.records import Inode, Usage
@@ -23,11 +23,7 @@ class Unlink:
 
     def decide(self, view: View) -> Decision[Inode]:
         location = (self.parent, self.name)
-        directory = self.scope.directory(view, self.parent)
-        dentry = self.scope.dentry(view, *location)
-        if dentry is None:
-            raise NoSuchEntry("no such name")
-        home = self.scope.home_of(view, location, dentry)
+        directory, home = self.scope.named(view, location)
         if home.inode.is_dir:
             raise IsADirectory("a directory is removed by rmdir")
         check_may_remove(directory, home.inode)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
+import pytest
+
 from apollofs.metadata.check import check_volume
 from apollofs.metadata.format import format_volume
+from apollofs.metadata.memory import MemoryStore
 from apollofs.metadata.records import MountRecord, Owner
 from apollofs.metadata.session import SessionOptions
 from apollofs.metadata.store import Store
@@ -34,6 +37,9 @@ async def make_volume(store: Store, *, inline_bytes_max: int = 4096, block_bytes
     )
 
 
+Pair = tuple[Volume, Volume]
+
+
 @contextlib.asynccontextmanager
 async def mounted(store: Store, options: SessionOptions = OPTIONS) -> AsyncIterator[Volume]:
     """One more mount of VOLUME."""
@@ -45,3 +51,13 @@ async def assert_sound(store: Store) -> None:
     """The whole-namespace checker finds nothing."""
     violations = [violation async for violation in check_volume(store, VOLUME)]
     assert violations == []
+
+
+@pytest.fixture
+async def volumes() -> AsyncIterator[Pair]:
+    """Two mounts of one volume."""
+    store = MemoryStore()
+    await make_volume(store)
+    async with mounted(store) as a, mounted(store) as b:
+        yield a, b
+    await assert_sound(store)

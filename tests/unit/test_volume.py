@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import AsyncIterator
 
 import pytest
 
 from apollofs.metadata import errors
-from apollofs.metadata.memory import MemoryStore
 from apollofs.metadata.records import (
     NOW,
     ROOT_INO,
@@ -19,20 +17,9 @@ from apollofs.metadata.records import (
     SetAttr,
 )
 from apollofs.metadata.volume import Volume
-from tests.support.volumes import ME, assert_sound, make_volume, mounted
+from tests.support.volumes import ME, Pair
 
 FILE = stat.S_IFREG | 0o644
-Pair = tuple[Volume, Volume]
-
-
-@pytest.fixture
-async def pair() -> AsyncIterator[Pair]:
-    """Two mounts of one volume."""
-    store = MemoryStore()
-    await make_volume(store)
-    async with mounted(store) as a, mounted(store) as b:
-        yield a, b
-    await assert_sound(store)
 
 
 async def names(volume: Volume, directory: int = ROOT_INO) -> list[bytes]:
@@ -42,8 +29,8 @@ async def names(volume: Volume, directory: int = ROOT_INO) -> list[bytes]:
 # -- create -----------------------------------------------------------------------------------------------------------
 
 
-async def test_created_file_is_seen_by_the_other_mount(pair: Pair) -> None:
-    a, b = pair
+async def test_created_file_is_seen_by_the_other_mount(volumes: Pair) -> None:
+    a, b = volumes
     made = await a.mknod(ROOT_INO, b"f", FILE, 0, ME)
     found = await b.lookup(ROOT_INO, b"f")
     assert found == made
@@ -51,8 +38,8 @@ async def test_created_file_is_seen_by_the_other_mount(pair: Pair) -> None:
     assert found.btime_ns == found.mtime_ns == found.ctime_ns
 
 
-async def test_create_refuses_an_existing_name(pair: Pair) -> None:
-    a, b = pair
+async def test_create_refuses_an_existing_name(volumes: Pair) -> None:
+    a, b = volumes
     await a.mknod(ROOT_INO, b"f", FILE, 0, ME)
     with pytest.raises(errors.EntryExists):
         await b.mknod(ROOT_INO, b"f", FILE, 0, ME)
@@ -60,8 +47,8 @@ async def test_create_refuses_an_existing_name(pair: Pair) -> None:
         await b.mkdir(ROOT_INO, b"f", 0o755, ME)
 
 
-async def test_create_in_a_removed_directory_fails(pair: Pair) -> None:
-    a, b = pair
+async def test_create_in_a_removed_directory_fails(volumes: Pair) -> None:
+    a, b = volumes
     directory = await a.mkdir(ROOT_INO, b"d", 0o755, ME)
     await b.lookup(ROOT_INO, b"d")
     await a.rmdir(ROOT_INO, b"d")
@@ -69,8 +56,8 @@ async def test_create_in_a_removed_directory_fails(pair: Pair) -> None:
         await b.mknod(directory.ino, b"f", FILE, 0, ME)
 
 
-async def test_setgid_directory_hands_on_its_group(pair: Pair) -> None:
-    a, b = pair
+async def test_setgid_directory_hands_on_its_group(volumes: Pair) -> None:
+    a, b = volumes
     directory = await a.mkdir(ROOT_INO, b"d", 0o2775, Owner(1, 77))
     file = await b.mknod(directory.ino, b"f", FILE, 0, ME)
     sub = await b.mkdir(directory.ino, b"s", 0o755, ME)
@@ -80,15 +67,15 @@ async def test_setgid_directory_hands_on_its_group(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("mode", [stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK])
-async def test_nodes(pair: Pair, mode: int) -> None:
-    a, b = pair
+async def test_nodes(volumes: Pair, mode: int) -> None:
+    a, b = volumes
     await a.mknod(ROOT_INO, b"n", mode | 0o600, 0x0103, ME)
     found = await b.lookup(ROOT_INO, b"n")
     assert (found.mode, found.rdev) == (mode | 0o600, 0x0103)
 
 
-async def test_symlink(pair: Pair) -> None:
-    a, b = pair
+async def test_symlink(volumes: Pair) -> None:
+    a, b = volumes
     await a.symlink(ROOT_INO, b"s", b"x" * 4095, ME)
     found = await b.lookup(ROOT_INO, b"s")
     assert found.is_symlink
@@ -99,13 +86,13 @@ async def test_symlink(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("name", [b"", b".", b"..", b"a/b", b"a\0b"])
-async def test_names_that_are_none(pair: Pair, name: bytes) -> None:
+async def test_names_that_are_none(volumes: Pair, name: bytes) -> None:
     with pytest.raises(errors.InvalidArgument):
-        await pair[0].mknod(ROOT_INO, name, FILE, 0, ME)
+        await volumes[0].mknod(ROOT_INO, name, FILE, 0, ME)
 
 
-async def test_names_of_any_bytes(pair: Pair) -> None:
-    a, b = pair
+async def test_names_of_any_bytes(volumes: Pair) -> None:
+    a, b = volumes
     odd = [bytes([byte]) * 255 for byte in range(1, 256) if byte != 0x2F and byte != 0x2E]
     for name in odd:
         await a.mknod(ROOT_INO, name, FILE, 0, ME)
@@ -117,8 +104,8 @@ async def test_names_of_any_bytes(pair: Pair) -> None:
 # -- remove -----------------------------------------------------------------------------------------------------------
 
 
-async def test_unlink(pair: Pair) -> None:
-    a, b = pair
+async def test_unlink(volumes: Pair) -> None:
+    a, b = volumes
     file = await a.mknod(ROOT_INO, b"f", FILE, 0, ME)
     await b.lookup(ROOT_INO, b"f")
     assert (await a.unlink(ROOT_INO, b"f")).nlink == 0
@@ -130,8 +117,8 @@ async def test_unlink(pair: Pair) -> None:
         await b.unlink(ROOT_INO, b"f")
 
 
-async def test_rmdir_wants_an_empty_directory(pair: Pair) -> None:
-    a, b = pair
+async def test_rmdir_wants_an_empty_directory(volumes: Pair) -> None:
+    a, b = volumes
     directory = await a.mkdir(ROOT_INO, b"d", 0o755, ME)
     await b.lookup(ROOT_INO, b"d")
     await a.mknod(directory.ino, b"f", FILE, 0, ME)
@@ -142,8 +129,8 @@ async def test_rmdir_wants_an_empty_directory(pair: Pair) -> None:
     assert await names(a) == []
 
 
-async def test_a_refused_rmdir_spoils_nothing_that_is_remembered(pair: Pair) -> None:
-    a, b = pair
+async def test_a_refused_rmdir_spoils_nothing_that_is_remembered(volumes: Pair) -> None:
+    a, b = volumes
     directory = await a.mkdir(ROOT_INO, b"d", 0o755, ME)
     file = await a.mknod(directory.ino, b"f", FILE, 0, ME)
     await b.lookup(ROOT_INO, b"d")
@@ -153,8 +140,8 @@ async def test_a_refused_rmdir_spoils_nothing_that_is_remembered(pair: Pair) -> 
     assert (await a.lookup(directory.ino, b"f")).ino == file.ino
 
 
-async def test_types_are_kept_apart(pair: Pair) -> None:
-    a, b = pair
+async def test_types_are_kept_apart(volumes: Pair) -> None:
+    a, b = volumes
     await a.mkdir(ROOT_INO, b"d", 0o755, ME)
     await a.mknod(ROOT_INO, b"f", FILE, 0, ME)
     with pytest.raises(errors.IsADirectory):
@@ -163,8 +150,8 @@ async def test_types_are_kept_apart(pair: Pair) -> None:
         await b.rmdir(ROOT_INO, b"f")
 
 
-async def test_nlink_of_directories(pair: Pair) -> None:
-    a, b = pair
+async def test_nlink_of_directories(volumes: Pair) -> None:
+    a, b = volumes
     for name in (b"x", b"y"):
         await a.mkdir(ROOT_INO, name, 0o755, ME)
     await a.mknod(ROOT_INO, b"f", FILE, 0, ME)
@@ -176,8 +163,8 @@ async def test_nlink_of_directories(pair: Pair) -> None:
 # -- links ------------------------------------------------------------------------------------------------------------
 
 
-async def test_hard_links(pair: Pair) -> None:
-    a, b = pair
+async def test_hard_links(volumes: Pair) -> None:
+    a, b = volumes
     file = await a.mknod(ROOT_INO, b"one", FILE, 0, ME)
     await b.lookup(ROOT_INO, b"one")
     linked = await a.link(file.ino, ROOT_INO, b"two")
@@ -191,8 +178,8 @@ async def test_hard_links(pair: Pair) -> None:
     assert await names(b) == []
 
 
-async def test_links_that_are_refused(pair: Pair) -> None:
-    a, _ = pair
+async def test_links_that_are_refused(volumes: Pair) -> None:
+    a, _ = volumes
     directory = await a.mkdir(ROOT_INO, b"d", 0o755, ME)
     file = await a.mknod(ROOT_INO, b"f", FILE, 0, ME)
     with pytest.raises(errors.OperationNotPermitted):
@@ -207,8 +194,8 @@ async def test_links_that_are_refused(pair: Pair) -> None:
 # -- rename -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_file_that_another_mount_moves_is_found_by_number(pair: Pair) -> None:
-    a, b = pair
+async def test_a_file_that_another_mount_moves_is_found_by_number(volumes: Pair) -> None:
+    a, b = volumes
     file = await a.mknod(ROOT_INO, b"f", FILE, 0, ME)
     await b.lookup(ROOT_INO, b"f")
     directory = await a.mkdir(ROOT_INO, b"d", 0o755, ME)
@@ -221,8 +208,8 @@ async def test_a_file_that_another_mount_moves_is_found_by_number(pair: Pair) ->
     assert (await a.lookup(directory.ino, b"4")).mode == stat.S_IFREG | 0o400
 
 
-async def test_rename_replaces(pair: Pair) -> None:
-    a, b = pair
+async def test_rename_replaces(volumes: Pair) -> None:
+    a, b = volumes
     old = await a.mknod(ROOT_INO, b"old", FILE, 0, ME)
     new = await a.mknod(ROOT_INO, b"new", FILE, 0, ME)
     done = await b.rename(ROOT_INO, b"new", ROOT_INO, b"old")
@@ -232,8 +219,8 @@ async def test_rename_replaces(pair: Pair) -> None:
     assert await names(a) == [b"old"]
 
 
-async def test_rename_flags(pair: Pair) -> None:
-    a, b = pair
+async def test_rename_flags(volumes: Pair) -> None:
+    a, b = volumes
     one = await a.mknod(ROOT_INO, b"1", FILE, 0, ME)
     two = await a.mkdir(ROOT_INO, b"2", 0o755, ME)
     with pytest.raises(errors.EntryExists):
@@ -249,8 +236,8 @@ async def test_rename_flags(pair: Pair) -> None:
     assert (await b.getattr(two.ino)).name == b"3"
 
 
-async def test_rename_of_types(pair: Pair) -> None:
-    a, _ = pair
+async def test_rename_of_types(volumes: Pair) -> None:
+    a, _ = volumes
     await a.mkdir(ROOT_INO, b"d", 0o755, ME)
     full = await a.mkdir(ROOT_INO, b"full", 0o755, ME)
     await a.mknod(full.ino, b"x", FILE, 0, ME)
@@ -265,8 +252,8 @@ async def test_rename_of_types(pair: Pair) -> None:
     assert (await a.lookup(ROOT_INO, b"d")).ino == full.ino
 
 
-async def test_rename_to_another_name_of_the_same_file_does_nothing(pair: Pair) -> None:
-    a, b = pair
+async def test_rename_to_another_name_of_the_same_file_does_nothing(volumes: Pair) -> None:
+    a, b = volumes
     file = await a.mknod(ROOT_INO, b"1", FILE, 0, ME)
     await a.link(file.ino, ROOT_INO, b"2")
     await b.rename(ROOT_INO, b"1", ROOT_INO, b"2")
@@ -274,8 +261,8 @@ async def test_rename_to_another_name_of_the_same_file_does_nothing(pair: Pair) 
     assert await names(a) == [b"1", b"2"]
 
 
-async def test_no_cycle_however_two_mounts_move(pair: Pair) -> None:
-    a, b = pair
+async def test_no_cycle_however_two_mounts_move(volumes: Pair) -> None:
+    a, b = volumes
     x = await a.mkdir(ROOT_INO, b"x", 0o755, ME)
     y = await a.mkdir(ROOT_INO, b"y", 0o755, ME)
     await b.lookup(ROOT_INO, b"x")
@@ -290,8 +277,8 @@ async def test_no_cycle_however_two_mounts_move(pair: Pair) -> None:
 # -- attributes -------------------------------------------------------------------------------------------------------
 
 
-async def test_setattr(pair: Pair) -> None:
-    a, b = pair
+async def test_setattr(volumes: Pair) -> None:
+    a, b = volumes
     file = await a.mknod(ROOT_INO, b"f", FILE, 0, ME)
     await a.setattr(file.ino, SetAttr(mode=0o4711, uid=5, gid=6, atime_ns=-1, mtime_ns=-(10**18)))
     found = await b.lookup(ROOT_INO, b"f")
@@ -303,8 +290,8 @@ async def test_setattr(pair: Pair) -> None:
     assert now.mode == stat.S_IFREG | 0o711
 
 
-async def test_times_of_directories(pair: Pair) -> None:
-    a, b = pair
+async def test_times_of_directories(volumes: Pair) -> None:
+    a, b = volumes
     directory = await a.mkdir(ROOT_INO, b"d", 0o755, ME)
     await a.setattr(directory.ino, SetAttr(mtime_ns=5))
     assert (await b.getattr(directory.ino)).mtime_ns == 5
@@ -317,8 +304,8 @@ async def test_times_of_directories(pair: Pair) -> None:
     assert after.ctime_ns > before.ctime_ns
 
 
-async def test_flags(pair: Pair) -> None:
-    a, b = pair
+async def test_flags(volumes: Pair) -> None:
+    a, b = volumes
     file = await a.mknod(ROOT_INO, b"f", FILE, 0, ME)
     await b.lookup(ROOT_INO, b"f")
     await a.setattr(file.ino, SetAttr(flags=InodeFlag.IMMUTABLE))
@@ -340,8 +327,8 @@ async def test_flags(pair: Pair) -> None:
     await b.unlink(ROOT_INO, b"f")
 
 
-async def test_xattrs(pair: Pair) -> None:
-    a, b = pair
+async def test_xattrs(volumes: Pair) -> None:
+    a, b = volumes
     file = await a.mknod(ROOT_INO, b"f", FILE, 0, ME)
     await b.lookup(ROOT_INO, b"f")
     await a.setxattr(file.ino, b"user.b", b"1", create=True)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import AsyncIterator
 
 import pytest
 
 from apollofs.metadata import errors
-from apollofs.metadata.memory import MemoryStore
 from apollofs.metadata.records import (
     ROOT_INO,
     BodyChange,
@@ -16,20 +14,9 @@ from apollofs.metadata.records import (
     SetAttr,
 )
 from apollofs.metadata.volume import Volume
-from tests.support.volumes import ME, assert_sound, make_volume, mounted
+from tests.support.volumes import ME, Pair
 
 FILE = stat.S_IFREG | 0o644
-Pair = tuple[Volume, Volume]
-
-
-@pytest.fixture
-async def pair() -> AsyncIterator[Pair]:
-    """Two mounts of one volume."""
-    store = MemoryStore()
-    await make_volume(store)
-    async with mounted(store) as a, mounted(store) as b:
-        yield a, b
-    await assert_sound(store)
 
 
 # -- bodies -----------------------------------------------------------------------------------------------------------
@@ -39,8 +26,8 @@ def extent(volume: Volume, offset: int, length: int) -> Extent:
     return Extent(offset, length, volume.new_blob(), 0, length)
 
 
-async def test_two_mounts_keep_each_others_ranges(pair: Pair) -> None:
-    a, b = pair
+async def test_two_mounts_keep_each_others_ranges(volumes: Pair) -> None:
+    a, b = volumes
     file = await a.mknod(ROOT_INO, b"f", FILE, 0, ME)
     await b.lookup(ROOT_INO, b"f")
     left, right = extent(a, 0, 100), extent(b, 200, 100)
@@ -52,8 +39,8 @@ async def test_two_mounts_keep_each_others_ranges(pair: Pair) -> None:
     assert body.inode.allocated_bytes == 200
 
 
-async def test_appends_move_behind_each_other(pair: Pair) -> None:
-    a, b = pair
+async def test_appends_move_behind_each_other(volumes: Pair) -> None:
+    a, b = volumes
     file = await a.mknod(ROOT_INO, b"f", FILE, 0, ME)
     await b.lookup(ROOT_INO, b"f")
     await a.commit_body(file.ino, BodyChange(0, 100, extents=(extent(a, 0, 100),), append_from=0))
@@ -62,8 +49,8 @@ async def test_appends_move_behind_each_other(pair: Pair) -> None:
     assert done.size_bytes == 150
 
 
-async def test_inline_bodies_do_not_merge(pair: Pair) -> None:
-    a, b = pair
+async def test_inline_bodies_do_not_merge(volumes: Pair) -> None:
+    a, b = volumes
     file = await a.mknod(ROOT_INO, b"f", FILE, 0, ME)
     await b.lookup(ROOT_INO, b"f")
     await a.commit_body(file.ino, BodyChange(0, 5, inline=b"hello"))
@@ -78,8 +65,8 @@ async def test_inline_bodies_do_not_merge(pair: Pair) -> None:
     assert (await a.read_body(file.ino)).inode.extents == (lifted,)
 
 
-async def test_truncate(pair: Pair) -> None:
-    a, b = pair
+async def test_truncate(volumes: Pair) -> None:
+    a, b = volumes
     file = await a.mknod(ROOT_INO, b"f", FILE, 0, ME)
     await a.commit_body(file.ino, BodyChange(0, 5, inline=b"hello"))
     await b.lookup(ROOT_INO, b"f")
@@ -95,8 +82,8 @@ async def test_truncate(pair: Pair) -> None:
         await a.setattr(ROOT_INO, SetAttr(size_bytes=0))
 
 
-async def test_many_extents_go_to_pages_and_back(pair: Pair) -> None:
-    a, b = pair
+async def test_many_extents_go_to_pages_and_back(volumes: Pair) -> None:
+    a, b = volumes
     file = await a.mknod(ROOT_INO, b"f", FILE, 0, ME)
     spread = tuple(extent(a, 1000 * number, 10) for number in range(1500))
     await a.commit_body(file.ino, BodyChange(0, 1_500_000, extents=spread))
@@ -113,8 +100,8 @@ async def test_many_extents_go_to_pages_and_back(pair: Pair) -> None:
         await a.commit_body(file.ino, BodyChange(0, 1, extents=too_many))
 
 
-async def test_usage(pair: Pair) -> None:
-    a, b = pair
+async def test_usage(volumes: Pair) -> None:
+    a, b = volumes
     file = await a.mknod(ROOT_INO, b"f", FILE, 0, ME)
     await a.commit_body(file.ino, BodyChange(0, 100, extents=(extent(a, 0, 100),)))
     usage = await a.usage()
