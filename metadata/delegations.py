@@ -20,6 +20,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import trio
 
@@ -27,7 +28,7 @@ from apollofs.metadata.errors import Compacted, DeadlineExceeded, MetadataError,
 from apollofs.metadata.groups import Group, groups_written
 from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.keys import Keys
-from apollofs.metadata.session import Committed, Session
+from apollofs.metadata.session import Committed, Session, retry
 from apollofs.metadata.store import (
     Compare,
     Delete,
@@ -55,6 +56,15 @@ NOTED = (Change(Kind.NOTHING),)
 Answer = tuple[KeyValue | None]
 
 
+@dataclass(slots=True)
+class _Acquisition:
+    """A delegation that was asked for. A recall that comes before the reply poisons it; own writes that are through
+    before it are kept, as what was read with it may be older."""
+
+    poisoned: bool = False
+    writes: list[tuple[Put | Delete, int]] = field(default_factory=list)
+
+
 class Delegations:
     """The delegations of one mount, over all its sessions."""
 
@@ -65,11 +75,11 @@ class Delegations:
         self._enabled = enabled
         self._wait_s = wait_s
         self._session: Session | None = None
-        self._doubtful = False
         self._held: dict[int, Group] = {}
-        self._acquiring: dict[int, bool] = {}
-        """Groups being acquired, and whether a recall has come meanwhile."""
-        self._returning: dict[int, None] = {}
+        self._acquiring: dict[int, _Acquisition] = {}
+        self._returning: dict[int, int] = {}
+        """Groups whose keys are to be deleted; a number that tells whether that was asked for again."""
+        self._returns = 0
         self._wakeup = trio.Event()
         self._recalled: dict[int, tuple[float, float]] = {}
         """Until when a group is not taken again, and how long that pause was."""
@@ -87,9 +97,8 @@ class Delegations:
     def end(self) -> None:
         """The session is gone, and with it everything that was cached under it."""
         self._session = None
-        self._doubtful = False
         self._held.clear()
-        self._acquiring = dict.fromkeys(self._acquiring, True)
+        self._poison_all()
         self._returning.clear()
         self._touched.clear()
         self._cached_keys = 0
@@ -196,14 +205,13 @@ class Delegations:
     def _may_take(self) -> bool:
         if self._session is None or not self._session.proven:
             return False
-        self._doubtful = self._doubtful and self._session.in_doubt
-        return not self._doubtful
+        return not self._session.in_doubt
 
     async def take(self, group: int, asked: Sequence[Range]) -> list[RangeResult] | None:
         """Read `asked` and take the group with it. One request, a write. None if nothing was read (ask again)."""
         session = self._session
         assert session is not None
-        self._acquiring[group] = False
+        acquisition = self._acquiring[group] = _Acquisition()
         waiting = self._keys.writers_on(group)
         free = Compare(waiting, Target.CREATE, Relation.EQUAL, 0, prefix_end(waiting))
         put = Put(self._keys.delegation(group, session.number), b"", session.lease_id)
@@ -212,14 +220,16 @@ class Delegations:
             outcome = await session.commit((free,), (put, *asked), NOTED, time_ns=time.time_ns(), orelse=asked)
             taken = isinstance(outcome, Committed)
         finally:
-            poisoned = self._acquiring.pop(group)
-            if self._session is session and (poisoned or not taken):
+            del self._acquiring[group]
+            if self._session is session and (acquisition.poisoned or not taken):
                 self._return(group)  # whether or not the key is there
         ranges = outcome.ranges[1:] if isinstance(outcome, Committed) and outcome.ranges else None
-        if isinstance(outcome, Committed) and not poisoned and self._session is session:
+        if isinstance(outcome, Committed) and not acquisition.poisoned and self._session is session:
             self._hold(group, outcome.revision)
             if ranges is not None:
                 self.learn(group, asked, [found for found in ranges if found is not None], outcome.revision)
+            for write, revision in acquisition.writes:
+                self._apply(write, revision)
         if not isinstance(outcome, Committed):
             ranges = outcome.ranges
         return [found for found in ranges if found is not None] if ranges is not None else None
@@ -259,7 +269,7 @@ class Delegations:
             return []
         found: list[Put | Delete] = []
         if born and self._may_take():
-            self._acquiring[born] = False
+            self._acquiring[born] = _Acquisition()
             found.append(Put(self._keys.delegation(born, session.number), b"", session.lease_id))
         found += [Delete(self._keys.delegation(group, session.number)) for group in self._removed(writes)]
         return found
@@ -284,15 +294,15 @@ class Delegations:
                 self._cached_keys -= len(self._held.pop(group).known)
             for write in writes:
                 self._apply(write, revision)
-        poisoned = self._acquiring.pop(born, None) if born else None
-        if poisoned is False and revision and self._session is not None:
+        birth = self._acquiring.pop(born, None) if born else None
+        if birth is not None and not birth.poisoned and revision and self._session is not None:
             held = self._hold(born, revision)
             held.complete = True
             held.count(0, revision)
             for write in writes:
                 if self._keys.group_of(write.key) == born:
                     self._apply(write, revision)
-        elif poisoned and revision and self._session is not None:
+        elif birth is not None and revision and self._session is not None:
             self._return(born)
 
     def _written_keys(self, writes: Sequence[Put | Delete]) -> list[bytes]:
@@ -311,8 +321,10 @@ class Delegations:
 
     def _apply(self, write: Put | Delete, revision: int) -> None:
         group = self._keys.group_of(write.key)
+        if group in self._acquiring:
+            self._acquiring[group].writes.append((write, revision))
         held = self._held.get(group) if group is not None else None
-        if held is None:
+        if held is None or revision < held.taken_revision:
             return
         if write.key.startswith(self._keys.children_of(held.ino)):
             held.change_children(1 if isinstance(write, Put) else -1, revision)
@@ -324,37 +336,41 @@ class Delegations:
 
     def doubt(self) -> None:
         """A write of ours may still be applied, we don't know when: hold nothing until its slot is settled."""
-        if not self._doubtful:
-            log.info("a transaction is in doubt: no delegations until it is settled")
-            self._drop_all()
-            self._doubtful = True
+        log.info("a transaction is in doubt: no delegations until it is settled")
+        self._drop_all()
 
     # -- recalls -----------------------------------------------------------------------------------------------------
 
     def held_by_others(self, session: Session, found: Sequence[RangeResult]) -> bool:
         """Whether the answers to `guards`' questions name another holder."""
-        return any(self._keys.parse_numbers(kv.key)[1] != session.number for answer in found for kv in answer.kvs)
+        return bool(self._others(session, found))
+
+    def _others(self, session: Session, found: Sequence[RangeResult]) -> list[tuple[int, int]]:
+        """(group, session) of each holder that `found` names, but for this session."""
+        numbers = [self._keys.parse_numbers(kv.key) for answer in found for kv in answer.kvs]
+        return [(group, holder) for group, holder in numbers if holder != session.number]
 
     async def recall_others(self, session: Session, found: Sequence[RangeResult]) -> list[Delete]:
         """Ask every other holder of the groups in `found` (answers to `guards`' questions) to give back, and wait.
 
         Returns what the writer's transaction must delete too. Raises DeadlineExceeded, SessionLost, StoreError.
         """
-        holders = [
-            numbers
-            for answer in found
-            for numbers in (self._keys.parse_numbers(kv.key) for kv in answer.kvs)
-            if numbers[1] != session.number
-        ]
-        groups = dict.fromkeys(group for group, _ in holders)
-        puts: list[Op] = [Put(self._keys.writer(group, session.number), b"", session.lease_id) for group in groups]
-        puts += [Put(self._keys.recall(holder, group), b"", session.lease_id) for group, holder in holders]
-        # the keys of waiting writers come first: from then on the number of holders only falls
-        revision = 0
-        for at in range(0, len(puts), NOTICES_IN_TRANSACTION):
-            notices = puts[at : at + NOTICES_IN_TRANSACTION]
-            outcome = await session.commit((), notices, NOTED, time_ns=time.time_ns())
-            revision = revision or outcome.revision
+        groups = dict.fromkeys(group for group, _ in self._others(session, found))
+        claims: list[Op] = [Put(self._keys.writer(group, session.number), b"", session.lease_id) for group in groups]
+        # with these keys in place nobody takes the groups any more: those who hold them now are all
+        prefixes = [self._keys.delegations_on(group) for group in groups]
+        asked = [Range(prefix, prefix_end(prefix), keys_only=True) for prefix in prefixes]
+        outcome = await session.commit((), [*claims, *asked], NOTED, time_ns=time.time_ns())
+        revision = outcome.revision
+        if outcome.ranges is not None:
+            answers = outcome.ranges[len(claims) :]
+        else:
+            answers = (await retry(lambda: self._store.txn((), asked), self._wait_s)).ranges
+        holders = self._others(session, [answer for answer in answers if answer is not None])
+        notices: list[Op] = [Put(self._keys.recall(holder, group), b"", session.lease_id) for group, holder in holders]
+        for at in range(0, len(notices), NOTICES_IN_TRANSACTION):
+            part = notices[at : at + NOTICES_IN_TRANSACTION]
+            await session.commit((), part, NOTED, time_ns=time.time_ns())
         self.counts["recalls_sent"] += len(holders)
         with trio.move_on_after(self._wait_s) as waiting:
             for group in groups:
@@ -375,7 +391,8 @@ class Delegations:
                 revision = (await self._store.range(Range(prefix))).revision
 
     async def _is_free(self, prefix: bytes, mine: int) -> bool:
-        found = await self._store.range(Range(prefix, prefix_end(prefix), keys_only=True))
+        asked = Range(prefix, prefix_end(prefix), keys_only=True)
+        found = await retry(lambda: self._store.range(asked), self._wait_s)
         return all(self._keys.parse_numbers(kv.key)[1] == mine for kv in found.kvs)
 
     def _recall(self, group: int) -> None:
@@ -388,27 +405,32 @@ class Delegations:
         if len(self._recalled) > RECALLS_REMEMBERED_MAX:
             self._recalled.pop(next(iter(self._recalled)))
         if group in self._acquiring:
-            self._acquiring[group] = True
+            self._acquiring[group].poisoned = True
         self._return(group)
 
     def _return(self, group: int) -> None:
         held = self._held.pop(group, None)
         if held is not None:
             self._cached_keys -= len(held.known)
-        self._returning[group] = None
+        self._returns += 1
+        self._returning[group] = self._returns
         self._wakeup.set()
 
     def _drop_all(self) -> None:
-        self._acquiring = dict.fromkeys(self._acquiring, True)
+        self._poison_all()
         for group in list(self._held):
             self._return(group)
+
+    def _poison_all(self) -> None:
+        for acquisition in self._acquiring.values():
+            acquisition.poisoned = True
 
     async def _give_back(self, session: Session) -> None:
         """Delete the keys of what is no longer held, several in one transaction."""
         while True:
             await self._wakeup.wait()
             self._wakeup = trio.Event()
-            while groups := list(self._returning)[:RETURNS_IN_TRANSACTION]:
+            while groups := dict(list(self._returning.items())[:RETURNS_IN_TRANSACTION]):
                 deletes: list[Op] = []
                 for group in groups:
                     deletes.append(Delete(self._keys.delegation(group, session.number)))
@@ -422,6 +444,7 @@ class Delegations:
                     await trio.sleep(0.5)
                     continue
                 self.counts["returned"] += len(groups)
-                for group in groups:
-                    if not self._acquiring.get(group):
-                        self._returning.pop(group, None)
+                for group, asked in groups.items():
+                    # asked for again meanwhile: the key may have come into being after this deletion
+                    if self._returning.get(group) == asked:
+                        del self._returning[group]
