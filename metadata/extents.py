@@ -93,8 +93,10 @@ def merge(extents: Iterable[Extent]) -> Extents:
 
 
 def pieces(extents: Extents, offset: int, length: int) -> list[Piece]:
-    """What file bytes `[offset, offset + length)` consist of, in order and without gaps."""
+    """What file bytes `[offset, offset + length)` consist of, in order and without gaps; nothing of an empty range."""
     found: list[Piece] = []
+    if length <= 0:
+        return found
     end = offset + length
     at = offset
     for index in range(_first_ending_after(extents, offset), len(extents)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from apollofs.metadata import extents
@@ -72,6 +72,7 @@ def test_shift_moves_what_lies_at_or_past_the_start(newest: extents.Extents, sta
 
 
 @given(lists, st.integers(0, 2 * SPACE), st.integers(0, SPACE))
+@example((Extent(0, 2, 1, 0, 1000),), 1, 0)
 def test_pieces_cover_the_range_without_gaps(newest: extents.Extents, offset: int, length: int) -> None:
     found = extents.pieces(newest, offset, length)
     assert sum(piece.length for piece in found) == length
