@@ -6,8 +6,8 @@ import stat
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
-from apollofs.metadata.errors import Compacted, StaleInode
-from apollofs.metadata.records import ROOT_INO, DirectoryEntry
+from apollofs.metadata.errors import Compacted
+from apollofs.metadata.records import ROOT_INO, DirectoryEntry, DirectoryPage
 from apollofs.metadata.volume import Volume
 
 PAGE_ENTRIES = 1000
@@ -31,7 +31,8 @@ class DirectoryHandle:
     page: tuple[DirectoryEntry, ...] = ()
     page_at: int = 0
     more: bool = False
-    parent: int = 0
+    parent: int = ROOT_INO
+    """What ".." is; for whoever reads position 0 to say."""
 
     async def read(self, volume: Volume, position: int) -> list[DirectoryEntry]:
         """Entries from `position` on, to the end of their page; none at the end of the directory."""
@@ -47,14 +48,10 @@ class DirectoryHandle:
         return found
 
     async def _begin(self, volume: Volume) -> None:
-        """Take a new snapshot."""
+        """Take a new snapshot. Failed or cancelled, the former one stays."""
+        found = await volume.readdir(self.ino, b"", PAGE_ENTRIES)
         self.starts, self.afters = [0], [b""]
-        self.revision = 0
-        try:
-            self.parent = (await volume.getattr(self.ino)).parent
-        except StaleInode:
-            self.parent = ROOT_INO  # removed while open: it has no entries
-        await self._load(volume, 0)
+        self._show(found, 0)
 
     async def _seek(self, volume: Volume, index: int) -> None:
         """Make the page that has `index` the present one, or the last one if there is none."""
@@ -74,7 +71,11 @@ class DirectoryHandle:
         try:
             found = await volume.readdir(self.ino, self.afters[number], PAGE_ENTRIES, self.revision)
         except Compacted:
-            # the snapshot is gone: go on after the same name in the newest state
+            # the snapshot is gone: go on after the same name in the newest state, where later pages begin elsewhere
             found = await volume.readdir(self.ino, self.afters[number], PAGE_ENTRIES)
+            del self.starts[number + 1 :], self.afters[number + 1 :]
+        self._show(found, number)
+
+    def _show(self, found: DirectoryPage, number: int) -> None:
         self.revision = found.revision
         self.page, self.page_at, self.more = found.entries, self.starts[number], found.more

@@ -7,13 +7,13 @@ of an error.
 from __future__ import annotations
 
 import os
-import stat
 
 from apollofs.fs.attributes import Caller, OpenFlags
 from apollofs.fs.bodies import Bodies
 from apollofs.fs.errors import BodyLost
 from apollofs.fs.handles import FileHandle, HandleTable, closes_for_opener
 from apollofs.fs.open_file import OpenFile
+from apollofs.fs.orphans import changed_here, without_suid
 from apollofs.metadata.errors import (
     FileTooLarge,
     InvalidArgument,
@@ -41,21 +41,20 @@ class FileCalls:
         self._bodies = bodies
         self._handles: HandleTable[FileHandle] = HandleTable()
         self._lock_owners: dict[int, set[tuple[LockKind, int]]] = {}
-        """By inode: who has locks here, as far as this mount was asked."""
+        """By inode: who holds locks here."""
 
     # -- open and close ----------------------------------------------------------------------------------------------
 
     async def open(self, ino: int, flags: int, caller: Caller) -> OpenFlags:
         """Open an existing file; `flags` are open(2)'s. The newest body is read: one request.
 
-        Raises OperationNotPermitted where the inode is immutable or append-only, StaleInode.
+        Raises OperationNotPermitted where the inode is immutable or append-only, InvalidArgument for what is no regular
+        file, StaleInode if it has no name any more and is not open here.
         """
-        file = self._bodies.find(ino)
-        if file is not None and file.orphaned:
-            file = self._bodies.open_known(Body(file.inode))
-        else:
-            file = await self._bodies.open(ino)
+        file = await self._open_newest(ino)
         try:
+            if not file.inode.is_file:
+                raise InvalidArgument("only a regular file has bytes")
             _check_guards(file.inode, flags)
             if flags & os.O_TRUNC:
                 await file.truncate(SetAttr(size_bytes=0))
@@ -63,6 +62,18 @@ class FileCalls:
             self._bodies.release(file)
             raise
         return self._opened(file, flags, caller)
+
+    async def _open_newest(self, ino: int) -> OpenFile:
+        file = self._bodies.find(ino)
+        if file is None or not file.orphaned:
+            try:
+                return await self._bodies.open(ino)
+            except StaleInode:
+                file = self._bodies.find(ino)
+                if file is None:
+                    raise
+                file.orphan()
+        return self._bodies.open_known(Body(file.inode))
 
     def opened_new(self, inode: Inode, flags: int, caller: Caller) -> OpenFlags:
         """A handle for a file that was just created. No request."""
@@ -73,16 +84,22 @@ class FileCalls:
         return OpenFlags(self._handles.add(handle), direct_io=handle.is_direct)
 
     async def flush(self, fh: int, lock_owner: int, pid: int) -> None:
-        """One close(2): the owner's POSIX locks end; what was written is committed if the opener closes.
+        """One close(2): what was written is committed if the opener closes; then the owner's POSIX locks end.
+
+        In this order, as in Linux (filp_flush): who gets the lock next, on whatever mount, reads what was written
+        under it.
 
         Raises what could not be committed, and once for each handle what was lost before.
         """
         handle = self._handles.get(fh)
         file = handle.file
-        await self._unlock_owner(file.ino, LockKind.POSIX, lock_owner)
-        if file.is_dirty and not closes_for_opener(handle.opener, pid):
-            return
-        await file.commit(handle.cursor)
+        try:
+            # A child's close neither commits nor takes away the error that its parent is to hear of.
+            concerns = file.is_dirty or file.errors.cursor().seen != handle.cursor.seen
+            if concerns and closes_for_opener(handle.opener, pid):
+                await file.commit(handle.cursor)
+        finally:
+            await self._unlock_owner(file.ino, LockKind.POSIX, lock_owner)
 
     async def fsync(self, fh: int, *, data_only: bool) -> None:
         """On return what was written before is in the store and in etcd. Raises as `flush`."""
@@ -96,10 +113,12 @@ class FileCalls:
         """
         handle = self._handles.pop(fh)
         try:
-            if flock:
-                await self._unlock_owner(handle.file.ino, LockKind.FLOCK, lock_owner)
-            if handle.file.is_dirty:
-                await handle.file.commit(handle.cursor)
+            try:
+                if handle.file.is_dirty:
+                    await handle.file.commit(handle.cursor)
+            finally:
+                if flock:
+                    await self._unlock_owner(handle.file.ino, LockKind.FLOCK, lock_owner)
         finally:
             self._bodies.release(handle.file)
 
@@ -128,8 +147,8 @@ class FileCalls:
         """
         handle = self._handles.get(fh)
         file = handle.file
-        if kill_suid and file.inode.mode & (stat.S_ISUID | stat.S_ISGID):
-            file.adopt(await self._volume.setattr(file.ino, SetAttr(clear_suid=True)))
+        if kill_suid and without_suid(file.inode.mode) != file.inode.mode:
+            await self._change(file, SetAttr(clear_suid=True))
         if append:
             written = await file.append(data, handle.cursor)
         else:
@@ -137,6 +156,16 @@ class FileCalls:
         if handle.is_synchronous:
             await file.commit(handle.cursor)
         return written
+
+    async def _change(self, file: OpenFile, change: SetAttr) -> None:
+        """Attributes other than the size: for all mounts, or of an orphan for this one."""
+        if not file.orphaned:
+            try:
+                file.adopt(await self._volume.setattr(file.ino, change))
+                return
+            except StaleInode:
+                file.orphan()
+        file.adopt(changed_here(file.inode, change))
 
     # -- ranges ------------------------------------------------------------------------------------------------------
 
@@ -154,6 +183,8 @@ class FileCalls:
         if mode in (FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, FALLOC_ZERO_RANGE, FALLOC_ZERO_RANGE | FALLOC_KEEP_SIZE):
             await handle.file.punch(offset, length, keep_size=keep_size, cursor=handle.cursor)
         elif mode == 0:
+            # another mount may have cut the file since it was last read
+            await self._refresh(handle.file)
             if offset + length > handle.file.size_bytes:
                 await handle.file.grow(offset + length, handle.cursor)
         elif mode != FALLOC_KEEP_SIZE:
@@ -192,6 +223,8 @@ class FileCalls:
             done += len(data)
         if offset_out + done > target.file.size_bytes:
             await target.file.grow(offset_out + done, target.cursor)
+        if target.is_synchronous:
+            await target.file.commit(target.cursor)
         return done
 
     # -- locks -------------------------------------------------------------------------------------------------------
@@ -214,16 +247,26 @@ class FileCalls:
             if not self._volume.locks.holds(ino, kind, owner):
                 self._forget_owner(ino, kind, owner)
             return
-        self._lock_owners.setdefault(ino, set()).add((kind, owner))
-        await self._volume.locks.acquire(ino, kind, owner, start, end, type_, pid, wait=wait)
+        try:
+            await self._volume.locks.acquire(ino, kind, owner, start, end, type_, pid, wait=wait)
+        finally:
+            # who was refused has nothing to lose; a conversion that failed may have lost what was held
+            if self._volume.locks.holds(ino, kind, owner):
+                self._lock_owners.setdefault(ino, set()).add((kind, owner))
+            else:
+                self._forget_owner(ino, kind, owner)
 
     async def getlk(self, ino: int, kind: LockKind, owner: int, start: int, end: int, type_: LockType) -> Lock | None:
         """The first lock that would stand in the way."""
         return await self._volume.locks.test(ino, kind, owner, start, end, type_)
 
     async def _unlock_owner(self, ino: int, kind: LockKind, owner: int) -> None:
-        if (kind, owner) in self._lock_owners.get(ino, ()):
+        if (kind, owner) not in self._lock_owners.get(ino, ()):
+            return
+        try:
             await self._volume.locks.release(ino, kind, owner, 0, RANGE_END)
+        finally:
+            # whatever came of it, the owner holds nothing any more
             self._forget_owner(ino, kind, owner)
 
     def _forget_owner(self, ino: int, kind: LockKind, owner: int) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -24,7 +25,6 @@ from apollofs.fs.config import BodyConfig
 from apollofs.fs.directory import DirectoryHandle
 from apollofs.fs.file_calls import FileCalls
 from apollofs.fs.handles import HandleTable
-from apollofs.fs.open_file import OpenFile
 from apollofs.metadata.errors import (
     EntryExists,
     InvalidArgument,
@@ -36,6 +36,7 @@ from apollofs.metadata.errors import (
 from apollofs.metadata.records import (
     NAME_BYTES_MAX,
     NOW,
+    ROOT_INO,
     DirectoryEntry,
     Inode,
     InodeFlag,
@@ -154,15 +155,14 @@ class Filesystem(FileCalls):
         if file is None:
             return self._attributes(await self._volume.setattr(ino, change))
         if change.size_bytes is not None:
-            return self._attributes(await file.truncate(change))
-        if not file.orphaned:
-            if change.mtime_ns is not None and change.mtime_ns != NOW:
-                await file.expect_mtime(change.mtime_ns)
-            try:
-                return self._attributes(await self._volume.setattr(ino, change))
-            except StaleInode:
-                file.orphan()
-        file.adopt(_changed_here(file, change))
+            await file.truncate(change)
+            if file.orphaned:
+                mtime_ns = NOW if change.mtime_ns is None else change.mtime_ns
+                await self._change(file, replace(change, size_bytes=None, mtime_ns=mtime_ns))
+            return self._attributes(file.inode)
+        if change.mtime_ns is not None:
+            await file.expect_mtime(time.time_ns() if change.mtime_ns == NOW else change.mtime_ns)
+        await self._change(file, change)
         return self._attributes(file.inode)
 
     async def readlink(self, ino: int) -> bytes:
@@ -217,19 +217,19 @@ class Filesystem(FileCalls):
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[Attributes, OpenFlags]:
-        """open(O_CREAT). Where another mount was faster, O_EXCL fails with EntryExists; else its file is opened."""
+        """open(O_CREAT). Where another mount was faster, O_EXCL fails with EntryExists.
+
+        Without it StaleInode is raised, not the other's file opened: the kernel asks for no permission on a file that
+        it takes for new, but walks the path anew after ESTALE (do_filp_open in fs/namei.c), and then opens as usual.
+        """
         try:
             inode = await self._volume.mknod(
                 parent, name, stat.S_IFREG | stat.S_IMODE(mode), 0, Owner(caller.uid, caller.gid)
             )
-        except EntryExists:
+        except EntryExists as exc:
             if flags & os.O_EXCL:
                 raise
-            inode = await self._volume.lookup(parent, name)
-            if not inode.is_file:
-                raise
-            opened = await self.open(inode.ino, flags, caller)
-            return self._attributes(inode), opened
+            raise StaleInode("another mount has made this name since it was looked up") from exc
         opened = self.opened_new(inode, flags, caller)
         return self._attributes(inode), opened
 
@@ -242,11 +242,24 @@ class Filesystem(FileCalls):
     async def readdir(self, fh: int, offset: int, limit: int) -> list[tuple[int, DirectoryEntry, Attributes | None]]:
         """Entries from position `offset` (0: the start, a new snapshot): (position after it, entry, attributes if they
         came along). Empty at the end."""
-        found = await self._directories.get(fh).read(self._volume, offset)
+        handle = self._directories.get(fh)
+        if offset == 0:
+            handle.parent = await self._parent_of(handle.ino)
+        found = await handle.read(self._volume, offset)
         return [
             (position, entry, self._attributes(entry.inode) if entry.inode is not None else None)
             for position, entry in enumerate(found[:limit], offset + 1)
         ]
+
+    async def _parent_of(self, ino: int) -> int:
+        """Where a directory was when it was last read, which is no longer ago than the walk to it."""
+        seen = self._seen_directories.get(ino)
+        if seen is not None:
+            return seen.parent
+        try:
+            return (await self._volume.getattr(ino)).parent
+        except StaleInode:
+            return ROOT_INO  # removed while open: it has no entries
 
     def listed(self, ino: int, parent: int, name: bytes) -> None:
         """The kernel was given an entry with its attributes, and may ask for it by number now."""
@@ -311,27 +324,6 @@ class Filesystem(FileCalls):
         self._seen_directories.pop(ino, None)
         if self._bodies.find(ino) is None:
             self._volume.forget(ino)
-
-
-def _changed_here(file: OpenFile, change: SetAttr) -> Inode:
-    """An orphan's inode with a change that only this mount will ever see."""
-    inode = file.inode
-    now_ns = max(inode.ctime_ns + 1, inode.mtime_ns)
-    return replace(
-        inode,
-        mode=inode.mode if change.mode is None else stat.S_IFMT(inode.mode) | stat.S_IMODE(change.mode),
-        uid=inode.uid if change.uid is None else change.uid,
-        gid=inode.gid if change.gid is None else change.gid,
-        atime_ns=_time(change.atime_ns, inode.atime_ns, now_ns),
-        mtime_ns=_time(change.mtime_ns, inode.mtime_ns, now_ns),
-        ctime_ns=now_ns,
-    )
-
-
-def _time(given: int | None, before_ns: int, now_ns: int) -> int:
-    if given is None:
-        return before_ns
-    return now_ns if given == NOW else given
 
 
 def _check_namespace(name: bytes) -> None:
