@@ -13,7 +13,7 @@ from apollofs.fs.bodies import Bodies
 from apollofs.fs.errors import BodyLost
 from apollofs.fs.handles import FileHandle, HandleTable, closes_for_opener
 from apollofs.fs.open_file import OpenFile
-from apollofs.fs.orphans import changed_here, without_suid
+from apollofs.fs.orphans import changed_here
 from apollofs.metadata.errors import (
     FileTooLarge,
     InvalidArgument,
@@ -22,7 +22,7 @@ from apollofs.metadata.errors import (
     StaleInode,
 )
 from apollofs.metadata.locks import RANGE_END, Lock, LockKind, LockType
-from apollofs.metadata.records import FILE_BYTES_MAX, Body, Inode, InodeFlag, SetAttr
+from apollofs.metadata.records import FILE_BYTES_MAX, Body, Inode, InodeFlag, SetAttr, without_suid
 from apollofs.metadata.volume import Volume
 
 FALLOC_KEEP_SIZE = 0x01

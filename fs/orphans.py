@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from dataclasses import replace
 
-from apollofs.metadata.records import NOW, Inode, SetAttr
+from apollofs.metadata.records import NOW, Inode, SetAttr, without_suid
 
 
 def changed_here(inode: Inode, change: SetAttr) -> Inode:
@@ -21,11 +21,6 @@ def changed_here(inode: Inode, change: SetAttr) -> Inode:
         mtime_ns=_time(change.mtime_ns, inode.mtime_ns, now_ns),
         ctime_ns=now_ns,
     )
-
-
-def without_suid(mode: int) -> int:
-    """A file's mode after a write or a chown: no setuid bit, and no setgid bit if the group may execute."""
-    return mode & ~stat.S_ISUID & (~stat.S_ISGID if mode & stat.S_IXGRP else ~0)
 
 
 def _time(given: int | None, before_ns: int, now_ns: int) -> int:

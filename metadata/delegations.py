@@ -20,12 +20,11 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 import trio
 
 from apollofs.metadata.errors import Compacted, DeadlineExceeded, MetadataError, SessionLost
-from apollofs.metadata.groups import Group, groups_written
+from apollofs.metadata.groups import Acquisition, Group, groups_written
 from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.session import Committed, Session, retry
@@ -56,15 +55,6 @@ NOTED = (Change(Kind.NOTHING),)
 Answer = tuple[KeyValue | None]
 
 
-@dataclass(slots=True)
-class _Acquisition:
-    """A delegation that was asked for. A recall that comes before the reply poisons it; own writes that are through
-    before it are kept, as what was read with it may be older."""
-
-    poisoned: bool = False
-    writes: list[tuple[Put | Delete, int]] = field(default_factory=list)
-
-
 class Delegations:
     """The delegations of one mount, over all its sessions."""
 
@@ -76,7 +66,7 @@ class Delegations:
         self._wait_s = wait_s
         self._session: Session | None = None
         self._held: dict[int, Group] = {}
-        self._acquiring: dict[int, _Acquisition] = {}
+        self._acquiring: dict[int, Acquisition] = {}
         self._returning: dict[int, int] = {}
         """Groups whose keys are to be deleted; a number that tells whether that was asked for again."""
         self._returns = 0
@@ -131,10 +121,15 @@ class Delegations:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
+    def _usable(self, group: int) -> Group | None:
+        """A held group, while what is cached of it may be answered."""
+        held = self._held.get(group)
+        return held if held is not None and self._session is not None and self._session.proven else None
+
     def peek(self, group: int, key: bytes) -> Answer | None:
         """What is cached of a single key: (its value or None if it is absent,), or None if that is not known."""
-        held = self._held.get(group)
-        if held is None or key in self._pending or self._session is None or not self._session.proven:
+        held = self._usable(group)
+        if held is None or key in self._pending:
             return None
         found = held.known.get(key)
         if found is not None:
@@ -143,15 +138,15 @@ class Delegations:
 
     def children(self, group: int) -> int | None:
         """How many subdirectories a held directory has, if known."""
-        held = self._held.get(group)
-        if held is None or self._session is None or not self._session.proven:
+        held = self._usable(group)
+        if held is None:
             return None
         return None if self._keys.children_of(group) in self._pending else held.children
 
     def listing(self, group: int) -> list[KeyValue] | None:
         """All dentries of a completely known directory, in name order."""
-        held = self._held.get(group)
-        if held is None or not held.complete or self._session is None or not self._session.proven:
+        held = self._usable(group)
+        if held is None or not held.complete:
             return None
         prefix = self._keys.dentries_of(group)
         if any(key.startswith(prefix) for key in self._pending):
@@ -211,7 +206,7 @@ class Delegations:
         """Read `asked` and take the group with it. One request, a write. None if nothing was read (ask again)."""
         session = self._session
         assert session is not None
-        acquisition = self._acquiring[group] = _Acquisition()
+        acquisition = self._acquiring[group] = Acquisition()
         waiting = self._keys.writers_on(group)
         free = Compare(waiting, Target.CREATE, Relation.EQUAL, 0, prefix_end(waiting))
         put = Put(self._keys.delegation(group, session.number), b"", session.lease_id)
@@ -269,7 +264,7 @@ class Delegations:
             return []
         found: list[Put | Delete] = []
         if born and self._may_take():
-            self._acquiring[born] = _Acquisition()
+            self._acquiring[born] = Acquisition()
             found.append(Put(self._keys.delegation(born, session.number), b"", session.lease_id))
         found += [Delete(self._keys.delegation(group, session.number)) for group in self._removed(writes)]
         return found

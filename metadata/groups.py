@@ -44,6 +44,15 @@ class Group:
             self.children += difference
 
 
+@dataclass(slots=True)
+class Acquisition:
+    """A delegation that was asked for. A recall that comes before the reply poisons it; own writes that are through
+    before it are kept, as what was read with it may be older."""
+
+    poisoned: bool = False
+    writes: list[tuple[Put | Delete, int]] = field(default_factory=list)
+
+
 def groups_written(keys: Keys, writes: Iterable[Put | Delete]) -> dict[int, None]:
     """The groups that a transaction changes, in order of appearance."""
     found: dict[int, None] = {}

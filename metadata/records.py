@@ -184,6 +184,11 @@ NOW = -(1 << 63)
 """In `SetAttr.atime_ns` and `mtime_ns`: the time of the operation (UTIME_NOW)."""
 
 
+def without_suid(mode: int) -> int:
+    """A file's mode after a write or a chown: no setuid bit, and no setgid bit if the group may execute."""
+    return mode & ~stat.S_ISUID & (~stat.S_ISGID if mode & stat.S_IXGRP else ~0)
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
     """Credentials of who creates something."""

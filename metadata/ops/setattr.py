@@ -12,7 +12,7 @@ from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.ops.body import BodyKeys
 from apollofs.metadata.ops.common import Home, Location, Scope
 from apollofs.metadata.ops.inspect import directory_questions, with_answers
-from apollofs.metadata.records import FILE_BYTES_MAX, NOW, Inode, InodeFlag, SetAttr, Usage
+from apollofs.metadata.records import FILE_BYTES_MAX, NOW, Inode, InodeFlag, SetAttr, Usage, without_suid
 from apollofs.metadata.store import Delete, Put
 from apollofs.metadata.transact import Decision
 from apollofs.metadata.view import View
@@ -87,7 +87,7 @@ class SetAttributes:
         if attr.mode is not None:
             mode = stat.S_IFMT(mode) | stat.S_IMODE(attr.mode)
         if attr.clear_suid and inode.is_file:
-            mode &= ~stat.S_ISUID & (~stat.S_ISGID if mode & stat.S_IXGRP else ~0)
+            mode = without_suid(mode)
         flags = inode.flags
         if attr.flags is not None:
             flags = (flags & ~GUARDS) | (attr.flags & GUARDS)

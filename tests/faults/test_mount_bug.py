@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +11,7 @@ import pytest
 from tests.faults.buggy_mount import BUGS
 from tests.faults.mount_faults import works
 from tests.mounted.clients import errno_of
-from tests.mounted.harness import COMMAND_DEADLINE_S, ROOT, LocalBodies, Mount, Namespace
+from tests.mounted.harness import LocalBodies, Mount, Namespace
 
 pytestmark = [pytest.mark.faults, pytest.mark.mounted]
 
@@ -21,21 +19,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.mounted]
 class BuggyNamespace(Namespace):
     """Whose mounts have the bugs of `buggy_mount.py`."""
 
-    def command(self, *words: str, deadline_s: float = COMMAND_DEADLINE_S) -> str:
-        if words[0] != "mount":
-            return super().command(*words, deadline_s=deadline_s)
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.faults.buggy_mount", *words],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=deadline_s,
-            check=False,
-            env=self.environment(),
-            cwd=ROOT,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    mount_module = "tests.faults.buggy_mount"
 
 
 @pytest.fixture(scope="module")

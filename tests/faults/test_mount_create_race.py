@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.racing_mount import SOMEBODY
-from tests.mounted.harness import COMMAND_DEADLINE_S, ROOT, LocalBodies, Mount, Namespace
+from tests.mounted.harness import COMMAND_DEADLINE_S, LocalBodies, Mount, Namespace
 
 pytestmark = [pytest.mark.faults, pytest.mark.mounted]
 STRANGER = 2000
@@ -33,21 +33,7 @@ else:
 class RacingNamespace(Namespace):
     """Whose mounts are `racing_mount.py`."""
 
-    def command(self, *words: str, deadline_s: float = COMMAND_DEADLINE_S) -> str:
-        if words[0] != "mount":
-            return super().command(*words, deadline_s=deadline_s)
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.faults.racing_mount", *words],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=deadline_s,
-            check=False,
-            env=self.environment(),
-            cwd=ROOT,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    mount_module = "tests.faults.racing_mount"
 
 
 @pytest.fixture(scope="module")
