@@ -2,6 +2,7 @@
  *
  * _fusewire_hook.c  the functions that libfuse calls (read, writev, mount)
  * _fusewire.c       the Python module: settings, state, replies
+ * _fusewire_notify.c  many notifications at once; touches nothing of the state
  *
  * Everything here is read and written with the GIL held.  The only calls that
  * arrive without it are notifications (writev with unique 0), which touch
@@ -70,5 +71,9 @@ extern struct fw_hook fw;
 /* Send one reply for `unique`.  error is 0 or a positive errno; anything a reply
  * cannot carry becomes EIO.  Returns 0, or -1 with errno set by writev(2). */
 int fw_send_reply(uint64_t unique, int error, const void *data, size_t len);
+
+/* Functions of the module that are in _fusewire_notify.c. */
+PyObject *fw_invalidate_attributes(PyObject *module, PyObject *args);
+PyObject *fw_expire_entries(PyObject *module, PyObject *args);
 
 #endif

@@ -77,7 +77,9 @@ async def assembled(config: MountConfig) -> AsyncIterator[Assembly]:
     ):
         stores = SiteStores(volume, options)
         await _check_store(stores, volume)
-        async with open_filesystem(volume, stores.open, body_config(config, volume)) as filesystem:
+        async with open_filesystem(
+            volume, stores.open, body_config(config, volume), cache_entries=config.session.entry_cache
+        ) as filesystem:
             operations = Operations(filesystem)
             wire = Wire(operations, errno_of=errno_of)
             operations.guard(wire)

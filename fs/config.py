@@ -29,6 +29,7 @@ class BodyConfig:
     commit_deadline_s: float = 120.0
     """fsync and close answer EIO when the bodies could not be stored in this time."""
     read_deadline_s: float = 60.0
+    """read answers EIO when a block could not be fetched in this time."""
 
     def __post_init__(self) -> None:
         check_bounds("cache-size", self.cache_bytes_max, 16 * MIB, 1 << 50)
@@ -50,6 +51,8 @@ class SessionConfig:
     """A metadata operation that could not be done in this time fails with EIO."""
     delegations: bool = True
     """Whether directories are cached while nobody else changes them; without, every read asks etcd."""
+    entry_cache: bool = True
+    """Whether the kernel caches names of these directories too; without, it caches their attributes only."""
     slots: int = 32
     """Transactions of this mount that may be in flight at once."""
 

@@ -29,8 +29,12 @@ from apollofs.metadata.errors import (
 )
 from apollofs.metadata.records import Body, BodyChange, Inode
 
-_CERTAIN = (BodyConflict, TooManyExtents, NamespaceError, SessionLost, StoreUnavailable)
-"""Errors of a commit after which nothing was committed."""
+
+def _is_certain(error: BaseException) -> bool:
+    """Whether nothing was committed, after a commit that failed so."""
+    if isinstance(error, SessionLost):
+        return not error.in_doubt
+    return isinstance(error, BodyConflict | TooManyExtents | NamespaceError | StoreUnavailable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,7 +373,7 @@ class FileState:
         try:
             yield
         except BaseException as exc:
-            if self._flight is not None and not isinstance(exc, _CERTAIN):
+            if self._flight is not None and not _is_certain(exc):
                 self._doubt = _Doubt(self._flight, change)
             raise
         finally:

@@ -25,14 +25,17 @@ from apollofs.fs.config import BodyConfig
 from apollofs.fs.directory import DirectoryHandle
 from apollofs.fs.file_calls import FileCalls
 from apollofs.fs.handles import HandleTable
+from apollofs.fs.kernel_cache import KernelCache
 from apollofs.metadata.errors import (
     EntryExists,
     InvalidArgument,
     NoSuchAttribute,
+    NoSuchEntry,
     NotSupported,
     OperationNotPermitted,
     StaleInode,
 )
+from apollofs.metadata.namespace_reader import Cached
 from apollofs.metadata.records import (
     NAME_BYTES_MAX,
     NOW,
@@ -60,8 +63,10 @@ USAGE_FOR_S = 1.0
 class Filesystem(FileCalls):
     """Made by `open_filesystem`. `caller` is who asks; `fh` numbers come from open, create and opendir."""
 
-    def __init__(self, volume: Volume, bodies: Bodies) -> None:
+    def __init__(self, volume: Volume, bodies: Bodies, kernel: KernelCache) -> None:
         super().__init__(volume, bodies)
+        self.kernel = kernel
+        """What the kernel may keep: asked wherever attributes are made that are replied without a further await."""
         self._directories: HandleTable[DirectoryHandle] = HandleTable()
         self._usage: tuple[float, Usage] | None = None
         self._seen_directories: dict[int, Inode] = {}
@@ -69,8 +74,11 @@ class Filesystem(FileCalls):
 
     # -- attributes --------------------------------------------------------------------------------------------------
 
-    def _attributes(self, inode: Inode) -> Attributes:
-        """Of an inode that was just read; of one that is open here, with what is not yet committed."""
+    def _attributes(self, inode: Inode, group: int = 0, entry: tuple[int, bytes] | None = None) -> Attributes:
+        """Of an inode that was just read; of one that is open here, with what is not yet committed.
+
+        `group`: the held group that they are in. `entry`: the name that means it, in a held group.
+        """
         if inode.is_dir:
             self._seen_directories[inode.ino] = inode
         file = self._bodies.find(inode.ino)
@@ -80,6 +88,8 @@ class Filesystem(FileCalls):
             inode, allocated = file.inode, file.allocated_bytes
             if file.orphaned:
                 inode = replace(inode, nlink=0)
+            if file.is_dirty or file.orphaned:
+                group = 0  # they change without the kernel's doing
         return Attributes(
             inode.ino,
             inode.mode,
@@ -94,6 +104,8 @@ class Filesystem(FileCalls):
             inode.ctime_ns,
             inode.btime_ns,
             int(inode.flags & SETTABLE_FLAGS),
+            self.kernel.attributes(group, inode.ino) if group else 0.0,
+            self.kernel.entry(*entry) if entry else 0.0,
         )
 
     async def _fresh(self, inode: Inode) -> Attributes:
@@ -109,24 +121,37 @@ class Filesystem(FileCalls):
 
     def cached_lookup(self, parent: int, name: bytes) -> Attributes | None:
         """As `lookup`, where nobody need be asked; None: call that. NoSuchEntry where that is known."""
-        inode = self._volume.cached_lookup(parent, name)
-        return self._current(inode) if inode is not None else None
+        cached = self._volume.cached_lookup(parent, name)
+        return self._current(cached, (parent, name)) if cached is not None else None
 
     def cached_getattr(self, ino: int) -> Attributes | None:
         """As `getattr`, where nobody need be asked; None: call that."""
-        inode = self._volume.cached_getattr(ino)
-        return self._current(inode) if inode is not None else None
+        cached = self._volume.cached_getattr(ino)
+        return self._current(cached) if cached is not None else None
 
-    def _current(self, inode: Inode) -> Attributes | None:
+    def _current(self, cached: Cached, entry: tuple[int, bytes] | None = None) -> Attributes | None:
         """Attributes, unless the inode is open here with an older body than these speak of."""
-        file = self._bodies.find(inode.ino)
-        if file is not None and (file.orphaned or inode.body_version > file.inode.body_version):
+        file = self._bodies.find(cached.inode.ino)
+        if file is not None and (file.orphaned or cached.inode.body_version > file.inode.body_version):
             return None
+        return self._attributes(cached.inode, cached.group, entry)
+
+    def _made(self, parent: int, name: bytes, inode: Inode) -> Attributes:
+        """Of what was just entered as `name`, with how long the kernel may keep it."""
+        with contextlib.suppress(NoSuchEntry):
+            cached = self._volume.cached_lookup(parent, name)
+            if cached is not None and cached.inode.ino == inode.ino:
+                return self._attributes(cached.inode, cached.group, (parent, name))
         return self._attributes(inode)
 
     async def lookup(self, parent: int, name: bytes) -> Attributes:
         """The inode that a name means. NoSuchEntry, NameTooLong."""
-        return await self._fresh(await self._volume.lookup(parent, name))
+        attributes = await self._fresh(await self._volume.lookup(parent, name))
+        return self.cached_lookup(parent, name) or attributes
+
+    def absent(self, parent: int, name: bytes) -> float:
+        """For how many seconds the kernel may answer by itself that there is no such name."""
+        return self.kernel.entry(parent, name) if self._volume.delegated_revision(parent, name) == 0 else 0.0
 
     async def getattr(self, ino: int) -> Attributes:
         """Newest attributes; of what has lost its name since it was opened or entered here, the last known, with nlink
@@ -141,7 +166,8 @@ class Filesystem(FileCalls):
                 return self._removed_directory(ino)
             file.orphan()
             return self._attributes(file.inode)
-        return await self._fresh(inode)
+        attributes = await self._fresh(inode)
+        return self.cached_getattr(ino) or attributes
 
     def _removed_directory(self, ino: int) -> Attributes:
         seen = self._seen_directories.get(ino)
@@ -153,7 +179,8 @@ class Filesystem(FileCalls):
         """chmod, chown, utimensat, truncate: at once, for all mounts."""
         file = self._bodies.find(ino)
         if file is None:
-            return self._attributes(await self._volume.setattr(ino, change))
+            attributes = self._attributes(await self._volume.setattr(ino, change))
+            return self.cached_getattr(ino) or attributes
         if change.size_bytes is not None:
             await file.truncate(change)
             if file.orphaned:
@@ -183,20 +210,26 @@ class Filesystem(FileCalls):
         if caller.uid:
             raise OperationNotPermitted("only root may change these flags")
         await self._volume.setattr(ino, SetAttr(flags=InodeFlag(flags)))
+        self.kernel.changed(ino)
 
     # -- names -------------------------------------------------------------------------------------------------------
 
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attributes:
-        return self._attributes(await self._volume.mknod(parent, name, mode, rdev, Owner(caller.uid, caller.gid)))
+        inode = await self._volume.mknod(parent, name, mode, rdev, Owner(caller.uid, caller.gid))
+        return self._made(parent, name, inode)
 
     async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attributes:
-        return self._attributes(await self._volume.mkdir(parent, name, mode, Owner(caller.uid, caller.gid)))
+        inode = await self._volume.mkdir(parent, name, mode, Owner(caller.uid, caller.gid))
+        return self._made(parent, name, inode)
 
     async def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Attributes:
-        return self._attributes(await self._volume.symlink(parent, name, target, Owner(caller.uid, caller.gid)))
+        inode = await self._volume.symlink(parent, name, target, Owner(caller.uid, caller.gid))
+        return self._made(parent, name, inode)
 
     async def link(self, ino: int, new_parent: int, new_name: bytes) -> Attributes:
-        return self._attributes(await self._volume.link(ino, new_parent, new_name))
+        inode = await self._volume.link(ino, new_parent, new_name)
+        self.kernel.changed(ino)  # its attributes are in a group of its own from now on
+        return self._made(new_parent, new_name, inode)
 
     async def unlink(self, parent: int, name: bytes) -> None:
         self._check_orphaned(await self._volume.unlink(parent, name))
@@ -206,8 +239,16 @@ class Filesystem(FileCalls):
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: RenameFlag) -> None:
         done = await self._volume.rename(parent, name, new_parent, new_name, flags)
+        self._moved(done.moved, (parent, name), (new_parent, new_name))
         if done.replaced is not None:
             self._check_orphaned(done.replaced)
+            if flags & RenameFlag.EXCHANGE:
+                self._moved(done.replaced, (new_parent, new_name), (parent, name))
+
+    def _moved(self, inode: Inode, source: tuple[int, bytes], target: tuple[int, bytes]) -> None:
+        """The kernel moves its entry too, as soon as it hears."""
+        self.kernel.renamed(*source, *target)
+        self.kernel.changed(inode.ino)
 
     def _check_orphaned(self, inode: Inode) -> None:
         file = self._bodies.find(inode.ino)
@@ -231,7 +272,7 @@ class Filesystem(FileCalls):
                 raise
             raise StaleInode("another mount has made this name since it was looked up") from exc
         opened = self.opened_new(inode, flags, caller)
-        return self._attributes(inode), opened
+        return self._made(parent, name, inode), opened
 
     # -- directories -------------------------------------------------------------------------------------------------
 
@@ -239,17 +280,25 @@ class Filesystem(FileCalls):
         """No request; the first `readdir` takes the snapshot."""
         return self._directories.add(DirectoryHandle(ino))
 
-    async def readdir(self, fh: int, offset: int, limit: int) -> list[tuple[int, DirectoryEntry, Attributes | None]]:
-        """Entries from position `offset` (0: the start, a new snapshot): (position after it, entry, attributes if they
-        came along). Empty at the end."""
+    async def readdir(self, fh: int, offset: int, limit: int) -> list[tuple[int, DirectoryEntry]]:
+        """Entries from position `offset` (0: the start, a new snapshot), each with the position after it. Empty at the
+        end."""
         handle = self._directories.get(fh)
         if offset == 0:
             handle.parent = await self._parent_of(handle.ino)
         found = await handle.read(self._volume, offset)
-        return [
-            (position, entry, self._attributes(entry.inode) if entry.inode is not None else None)
-            for position, entry in enumerate(found[:limit], offset + 1)
-        ]
+        return list(enumerate(found[:limit], offset + 1))
+
+    def listed(self, directory: int, entry: DirectoryEntry) -> Attributes | None:
+        """Attributes of an entry of a listing, if they are known."""
+        if entry.inode is None:
+            cached = self._volume.cached_getattr(entry.ino)
+            if cached is None or self._volume.delegated_revision(directory, entry.name) is None:
+                return None
+            return self._current(cached, (directory, entry.name))
+        if self._volume.delegated_revision(directory, entry.name) == entry.inode.revision:
+            return self._attributes(entry.inode, directory, (directory, entry.name))
+        return self._attributes(entry.inode)
 
     async def _parent_of(self, ino: int) -> int:
         """Where a directory was when it was last read, which is no longer ago than the walk to it."""
@@ -261,9 +310,10 @@ class Filesystem(FileCalls):
         except StaleInode:
             return ROOT_INO  # removed while open: it has no entries
 
-    def listed(self, ino: int, parent: int, name: bytes) -> None:
-        """The kernel was given an entry with its attributes, and may ask for it by number now."""
-        self._volume.remember(ino, parent, name)
+    def remember(self, directory: int, entry: DirectoryEntry) -> None:
+        """The kernel was given an entry with its attributes, and may ask for it by number from now on."""
+        if entry.inode is not None:
+            self._volume.remember(entry.ino, directory, entry.name)
 
     async def fsyncdir(self, fh: int) -> None:
         """Names are durable when the call that made them returns."""
@@ -290,6 +340,7 @@ class Filesystem(FileCalls):
             raise InvalidArgument("unknown setxattr flags")
         create, replace_ = bool(flags & os.XATTR_CREATE), bool(flags & os.XATTR_REPLACE)
         await self._volume.setxattr(ino, name, value, create=create, replace=replace_)
+        self.kernel.changed(ino)
 
     async def listxattr(self, ino: int) -> tuple[bytes, ...]:
         return await self._volume.listxattr(ino)
@@ -297,6 +348,7 @@ class Filesystem(FileCalls):
     async def removexattr(self, ino: int, name: bytes) -> None:
         _check_namespace(name)
         await self._volume.removexattr(ino, name)
+        self.kernel.changed(ino)
 
     # -- the whole ---------------------------------------------------------------------------------------------------
 
@@ -322,6 +374,7 @@ class Filesystem(FileCalls):
     def forget(self, ino: int) -> None:
         """The kernel has forgotten the number. A file with uncommitted bytes still needs its place."""
         self._seen_directories.pop(ino, None)
+        self.kernel.forget(ino)
         if self._bodies.find(ino) is None:
             self._volume.forget(ino)
 
@@ -332,13 +385,18 @@ def _check_namespace(name: bytes) -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_filesystem(volume: Volume, open_store: OpenStore, config: BodyConfig) -> AsyncIterator[Filesystem]:
-    """The filesystem of a mounted volume; `open_store` opens a site's store by the site's id.
+async def open_filesystem(
+    volume: Volume, open_store: OpenStore, config: BodyConfig, *, cache_entries: bool = True
+) -> AsyncIterator[Filesystem]:
+    """The filesystem of a mounted volume; `open_store` opens a site's store by the site's id. The kernel may keep what
+    is delegated; without `cache_entries` only attributes.
 
     At the end nothing is committed any more: `sync` comes before. Raises CacheDirectoryUnusable.
     """
     async with open_bodies(volume, config, open_store) as bodies:
-        filesystem = Filesystem(volume, bodies)
+        kernel = KernelCache(volume.delegations.validity_s, entries=cache_entries)
+        volume.delegations.put_above(kernel)
+        filesystem = Filesystem(volume, bodies, kernel)
         volume.session_lost_hooks.append(filesystem.session_lost)
         try:
             yield filesystem

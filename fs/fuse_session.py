@@ -8,13 +8,16 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import trio
 
 from apollofs.fs import fastloop
-from apollofs.fs.mountinfo import FSNAME_PREFIX, mount_at
+from apollofs.fs.mountinfo import FSNAME_PREFIX, has_mounts_below, mount_at
+from apollofs.fs.operations import Operations
 from apollofs.fs.user_error import UserError
 from apollofs.fs.wire import Wire
+from apollofs.fs.wire_constants import Opcode
 from apollofs.fs.wire_load import pyfuse3
 
 log = logging.getLogger(__name__)
@@ -46,8 +49,8 @@ class FuseOptions:
 class FuseSession:
     """One per process, as pyfuse3 has one. `mount`, then `serve`; `close` after that in any case."""
 
-    def __init__(self, operations: pyfuse3.Operations, wire: Wire, mountpoint: str, options: FuseOptions) -> None:
-        """`wire` was made for the same operations, and they are guarded (`wire_guard.guard_operations`)."""
+    def __init__(self, operations: Operations, wire: Wire, mountpoint: str, options: FuseOptions) -> None:
+        """`wire` was made for the same operations, and they are guarded."""
         self._operations = operations
         self.wire = wire
         self._mountpoint = mountpoint
@@ -83,14 +86,19 @@ class FuseSession:
             async with trio.open_nursery() as nursery:
                 self.wire.start(nursery)
                 self._loop = fastloop.install(self.wire.fd)
+                self._operations.kernel.attach(self.wire.device, self._operations.is_referenced, self._has_submounts)
                 await pyfuse3.main(1, WORKERS_MAX)
                 # lock waits and the like have nobody left to answer
                 nursery.cancel_scope.cancel()
         finally:
             self._serving = False
+            self._operations.kernel.detach()
             if self._loop is not None:
                 self._loop.uninstall()
                 self._loop = None
+
+    def _has_submounts(self) -> bool:
+        return has_mounts_below(self._device)
 
     def terminate(self) -> None:
         """Have `serve` return, with requests that are being answered answered. Harmless when it does not serve."""
@@ -107,10 +115,12 @@ class FuseSession:
         entry = mount_at(self._mountpoint)
         pyfuse3.close(unmount=entry is not None and entry.device == self._device)
 
-    def statistics(self) -> Mapping[str, int]:
+    def statistics(self) -> Mapping[str, Any]:
         """Counters for `status`."""
+        counts = self.wire.request_counts()
         return {
-            "requests": sum(self.wire.request_counts().values()),
+            "requests": sum(counts.values()),
+            "requests_by_kind": {opcode.name.lower(): counts[opcode] for opcode in Opcode if opcode in counts},
             "handlers_at_work": self.wire.tasks,
             "bugs": self.wire.faults.bugs,
         }

@@ -22,7 +22,9 @@ OWN_VALUES: Final = frozenset(
         "downloads",
         "log_file",
         "password_file",
+        "read_deadline",
         "delegations",
+        "entry_cache",
     }
 )
 """Options of ours that need a value."""

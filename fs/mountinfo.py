@@ -78,3 +78,10 @@ def absolute(path: str) -> str:
     """Absolute and without symlinks in its parent, never asking the last component itself: it may be a dead mount."""
     parent, name = os.path.split(os.path.abspath(path))
     return os.path.join(os.path.realpath(parent), name) if name else "/"
+
+
+def has_mounts_below(device: str, mounts: list[MountEntry] | None = None) -> bool:
+    """Whether something is mounted on a directory or file of the filesystem `device`, in this mount namespace."""
+    known = read_mounts() if mounts is None else mounts
+    roots = tuple(entry.mountpoint.rstrip("/") + "/" for entry in known if entry.device == device)
+    return any(entry.mountpoint.startswith(roots) for entry in known)

@@ -16,6 +16,7 @@ from typing import Any
 
 from apollofs.fs.attributes import Attributes, Caller, OpenFlags
 from apollofs.fs.filesystem import Filesystem
+from apollofs.fs.kernel_cache import KernelCache
 from apollofs.fs.operations_wire import InterceptedOperations
 from apollofs.fs.wire import Wire
 from apollofs.fs.wire_constants import RELEASE_FLOCK_UNLOCK, SetattrValid, WriteFlag
@@ -23,6 +24,7 @@ from apollofs.fs.wire_guard import guard_operations
 from apollofs.fs.wire_interrupts import Interruptible
 from apollofs.fs.wire_load import pyfuse3
 from apollofs.fs.wire_structs import SetattrDetails, decode_flush, decode_release, decode_setattr, decode_write
+from apollofs.metadata.errors import NoSuchEntry
 from apollofs.metadata.records import NOW, RenameFlag, SetAttr
 
 MAY_WAIT = (
@@ -44,6 +46,11 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
         super().__init__(filesystem)
         self._wire: Wire | None = None
 
+    @property
+    def kernel(self) -> KernelCache:
+        """What the kernel may answer by itself."""
+        return self._filesystem.kernel
+
     def guard(self, wire: Wire) -> None:
         """Let no handler raise anything but FUSEError, and let killed processes go."""
         self._wire = wire
@@ -61,6 +68,10 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
 
     # -- the kernel's references -------------------------------------------------------------------------------------
 
+    def is_referenced(self, ino: int) -> bool:
+        """Whether the kernel was given an inode that it has not forgotten."""
+        return ino in self._lookups
+
     def _entry(self, attributes: Attributes) -> pyfuse3.EntryAttributes:
         """A reply that hands the kernel one more reference to the inode."""
         self._looked_up(attributes.ino)
@@ -70,29 +81,55 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
         for ino, count in inode_list:
             self._forgotten(ino, count)
 
+    def _names_changed(self, tid: int, *directories: int) -> None:
+        """A change of names is about to be answered."""
+        for directory in directories:
+            self._filesystem.kernel.names_changed(directory, tid)
+
     # -- names -------------------------------------------------------------------------------------------------------
 
     async def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
-        found = self._filesystem.cached_lookup(parent_inode, name)
-        return self._entry(found or await self._interruptible(ctx, self._filesystem.lookup(parent_inode, name)))
+        try:
+            found = self._filesystem.cached_lookup(parent_inode, name)
+            if found is None:
+                found = await self._interruptible(ctx, self._filesystem.lookup(parent_inode, name))
+        except NoSuchEntry:
+            timeout_s = self._filesystem.absent(parent_inode, name)
+            if not timeout_s:
+                raise
+            return no_entry(timeout_s)
+        self._told(found, ctx.pid)
+        if found.entry_timeout_s:
+            self._filesystem.kernel.answers_lookup(parent_inode, ctx.pid)
+        return self._entry(found)
 
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any) -> pyfuse3.EntryAttributes:
-        return self._entry(await self._filesystem.mknod(parent_inode, name, mode, rdev, caller_of(ctx)))
+        made = await self._filesystem.mknod(parent_inode, name, mode, rdev, caller_of(ctx))
+        self._names_changed(ctx.pid, parent_inode)
+        return self._entry(made)
 
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
-        return self._entry(await self._filesystem.mkdir(parent_inode, name, mode, caller_of(ctx)))
+        made = await self._filesystem.mkdir(parent_inode, name, mode, caller_of(ctx))
+        self._names_changed(ctx.pid, parent_inode)
+        return self._entry(made)
 
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
-        return self._entry(await self._filesystem.symlink(parent_inode, name, target, caller_of(ctx)))
+        made = await self._filesystem.symlink(parent_inode, name, target, caller_of(ctx))
+        self._names_changed(ctx.pid, parent_inode)
+        return self._entry(made)
 
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
-        return self._entry(await self._filesystem.link(inode, new_parent_inode, new_name))
+        made = await self._filesystem.link(inode, new_parent_inode, new_name)
+        self._names_changed(ctx.pid, new_parent_inode)
+        return self._entry(made)
 
     async def unlink(self, parent_inode: int, name: bytes, ctx: Any) -> None:
         await self._filesystem.unlink(parent_inode, name)
+        self._names_changed(ctx.pid, parent_inode)
 
     async def rmdir(self, parent_inode: int, name: bytes, ctx: Any) -> None:
         await self._filesystem.rmdir(parent_inode, name)
+        self._names_changed(ctx.pid, parent_inode)
 
     async def rename(
         self,
@@ -104,6 +141,7 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
         ctx: Any,
     ) -> None:
         await self._filesystem.rename(parent_inode_old, name_old, parent_inode_new, name_new, RenameFlag(flags))
+        self._names_changed(ctx.pid, parent_inode_old, parent_inode_new)
 
     async def readlink(self, inode: int, ctx: Any) -> bytes:
         return await self._filesystem.readlink(inode)
@@ -112,7 +150,10 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
 
     async def getattr(self, inode: int, ctx: Any) -> pyfuse3.EntryAttributes:
         found = self._filesystem.cached_getattr(inode)
-        return entry_attributes(found or await self._interruptible(ctx, self._filesystem.getattr(inode)))
+        if found is None:
+            found = await self._interruptible(ctx, self._filesystem.getattr(inode))
+        self._told(found, ctx.pid)
+        return entry_attributes(found)
 
     async def setattr(self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> pyfuse3.EntryAttributes:
         _, body = Wire.current()
@@ -145,6 +186,7 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         attributes, opened = await self._filesystem.create(parent_inode, name, mode, flags, caller_of(ctx))
+        self._names_changed(ctx.pid, parent_inode)
         return file_info(opened), self._entry(attributes)
 
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
@@ -192,6 +234,14 @@ def caller_of(ctx: Any) -> Caller:
 
 def file_info(opened: OpenFlags) -> pyfuse3.FileInfo:
     return pyfuse3.FileInfo(fh=opened.fh, direct_io=opened.direct_io, keep_cache=opened.keep_cache)
+
+
+def no_entry(timeout_s: float) -> pyfuse3.EntryAttributes:
+    """The reply to a LOOKUP that there is no such name, for the kernel to keep."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = 0
+    entry.entry_timeout = timeout_s
+    return entry
 
 
 def entry_attributes(a: Attributes) -> pyfuse3.EntryAttributes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from collections import Counter
 
 from apollofs.fs.attributes import Attributes, Caller
@@ -50,6 +51,11 @@ class InterceptedOperations(WireOperations):
             del self._lookups[ino]
             self._filesystem.forget(ino)
 
+    def _told(self, attributes: Attributes, tid: int) -> None:
+        """Attributes are about to be replied."""
+        if attributes.attr_timeout_s and stat.S_ISDIR(attributes.mode):
+            self._filesystem.kernel.answers_getattr(attributes.ino, tid)
+
     # -- locks -------------------------------------------------------------------------------------------------------
 
     async def getlk(self, request: Request, lock: LockRequest) -> LockRange:
@@ -84,7 +90,9 @@ class InterceptedOperations(WireOperations):
     # -- attributes --------------------------------------------------------------------------------------------------
 
     async def statx(self, request: Request, statx: StatxRequest) -> Attributes:
-        return await self._filesystem.getattr(request.ino)
+        attributes = await self._filesystem.getattr(request.ino)
+        self._told(attributes, request.pid)
+        return attributes
 
     async def ioctl(self, request: Request, ioctl: IoctlRequest) -> bytes:
         caller = Caller(request.uid, request.gid, request.pid)
@@ -109,15 +117,17 @@ class InterceptedOperations(WireOperations):
 
     async def read_directory(self, request: Request, read: ReadDirectoryRequest, reply: DirectoryReply) -> None:
         found = await self._filesystem.readdir(read.fh, read.offset, ENTRIES_MAX)
-        for after, entry, attributes in found:
-            if attributes is None or not reply.plus or entry.name in DOTS:
+        for after, entry in found:
+            named_only = not reply.plus or entry.name in DOTS
+            attributes = None if named_only else self._filesystem.listed(request.ino, entry)
+            if attributes is None:
                 if not reply.add_name(entry.name, entry.ino, entry.file_type, after):
                     return
                 continue
             if not reply.add(entry.name, attributes, after):
                 return
             self._looked_up(entry.ino)
-            self._filesystem.listed(entry.ino, request.ino, entry.name)
+            self._filesystem.remember(request.ino, entry)
 
 
 def _lock_type(kind: int) -> LockType:

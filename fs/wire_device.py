@@ -10,9 +10,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from array import array
+from collections.abc import Sequence
 from struct import Struct
 
 from apollofs.fs.wire_constants import EXPIRE_ONLY, IOC_BACKING_CLOSE, IOC_BACKING_OPEN, Notify
+from apollofs.fs.wire_load import hook
 from apollofs.fs.wire_replies import encode_delete, encode_inval_entry, encode_inval_inode, encode_store
 
 _HEADER = Struct("<IiQ")
@@ -69,6 +72,18 @@ class Device:
     def delete_entry(self, parent: int, ino: int, name: bytes) -> bool:
         """As `invalidate_entry` if the name still means `ino`, and inotify watchers hear of it.  From a thread only."""
         return self._notify(Notify.DELETE, encode_delete(parent, ino, name))
+
+    def invalidate_attributes_of(self, inos: Sequence[int]) -> list[int]:
+        """As `invalidate_attributes` for many; returns those that the kernel does not know.
+
+        From a thread: an inode that is just being evicted is waited for, and with it what it still writes back.
+        """
+        found = hook.invalidate_attributes(self._open_fd(), array("Q", inos).tobytes())
+        return array("Q", found).tolist()
+
+    def expire_entries(self, parent: int, names: Sequence[bytes]) -> None:
+        """As `expire_entry` for many names of one directory.  From a thread only."""
+        hook.expire_entries(self._open_fd(), parent, tuple(names))
 
     def store(self, ino: int, offset: int, data: bytes) -> bool:
         """Put bytes into the page cache, extending the file's size if they reach past it.

@@ -124,7 +124,7 @@ class Checker:
 
     def _delegation(self, kv: KeyValue) -> Iterator[Violation]:
         """A delegation, or a writer that waits for one to end."""
-        directory, session = self.keys.parse_numbers(kv.key)
+        directory, session, *_ = self.keys.parse_numbers(kv.key)
         if not kv.lease or session not in self.sessions:
             yield Violation(kv.key[len(self.keys.prefix) :][:1].decode(), directory, f"session {session} has no mount")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import msgpack
@@ -25,6 +25,8 @@ from apollofs.metadata.records import (
 )
 
 SCHEMA = 1
+DECODED_MAX = 2048
+"""Inodes and dentries whose decoded form is kept: the same bytes are asked for again and again."""
 _pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -161,6 +163,7 @@ def encode_inode(inode: Inode) -> bytes:
     return _pack([SCHEMA, *_inode_fields(inode)])
 
 
+@lru_cache(maxsize=DECODED_MAX)
 @_decoder
 def decode_inode(data: bytes, revision: int) -> Inode:
     return _inode_of(_unpack(data)[1:], revision)
@@ -174,6 +177,7 @@ def encode_embedded(inode: Inode) -> bytes:
     return _pack([SCHEMA, 1, *_inode_fields(inode)])
 
 
+@lru_cache(maxsize=DECODED_MAX)
 @_decoder
 def decode_dentry(data: bytes, revision: int) -> Dentry:
     fields = _unpack(data)

@@ -5,13 +5,15 @@ The rules (DESIGN section 4; a holder is who has `G/<dir>/<session>`)
    with its maker's delegation, complete and empty.
 2. A writer's transaction compares, for each group that it changes, that nobody *else* holds it. If somebody does, it
    puts `R/<dir>/<me>` and a notice in each holder's inbox, waits for their keys to go, and tries again.
-3. A holder that is recalled drops what it cached, *then* deletes its key. Until the deletion is through it takes no
-   delegation on that group, and for a while after that neither.
+3. A holder that is recalled drops what it cached, the kernel's cache too (`returns.py`), *then* deletes its key. Until
+   the deletion is through it takes no delegation on that group, and for a while after that neither.
 4. A recall that overtakes the reply of an acquisition poisons it: the values are used once, and the key goes at once.
 5. What is cached is used only while the lease is proven (`Session.proven`). With the session everything goes.
 6. While a write of this mount's is in flight, what it changes is not answered from the cache: others may see it
    already. If its outcome stays unknown, nothing is held until its slot is settled (`Session.in_doubt`).
 7. A reply is kept only if it is as of a revision since which the group has been held without a break.
+8. An operation that must wait for somebody else's delegation first gives up its own on what it changes, and has the
+   kernel drop it without a lock: else two mounts that change one directory would wait for each other for ever.
 """
 
 from __future__ import annotations
@@ -23,16 +25,16 @@ from collections.abc import Iterable, Sequence
 
 import trio
 
-from apollofs.metadata.errors import Compacted, DeadlineExceeded, MetadataError, SessionLost
-from apollofs.metadata.groups import Acquisition, Group, groups_written
-from apollofs.metadata.journal import Change, Kind
+from apollofs.metadata.errors import MetadataError
+from apollofs.metadata.groups import Acquisition, Claim, Group, groups_written
 from apollofs.metadata.keys import Keys
-from apollofs.metadata.session import Committed, Session, retry
+from apollofs.metadata.recalls import Recalls
+from apollofs.metadata.returns import NOTED, CacheAbove, Returns
+from apollofs.metadata.session import Committed, Session
 from apollofs.metadata.store import (
     Compare,
     Delete,
     KeyValue,
-    Op,
     Put,
     Range,
     RangeResult,
@@ -46,12 +48,9 @@ log = logging.getLogger(__name__)
 GROUPS_MAX = 8192
 KEYS_MAX = 400_000
 """Cached keys over all groups."""
-RETURNS_IN_TRANSACTION = 40
-NOTICES_IN_TRANSACTION = 100
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 16.0
 RECALLS_REMEMBERED_MAX = 4096
-NOTED = (Change(Kind.NOTHING),)
 Answer = tuple[KeyValue | None]
 
 
@@ -63,22 +62,28 @@ class Delegations:
         self._keys = keys
         self._times = keys.table(b"t")
         self._enabled = enabled
-        self._wait_s = wait_s
+        self._recalls = Recalls(store, keys, wait_s)
         self._session: Session | None = None
         self._held: dict[int, Group] = {}
         self._acquiring: dict[int, Acquisition] = {}
-        self._returning: dict[int, int] = {}
-        """Groups whose keys are to be deleted; a number that tells whether that was asked for again."""
-        self._returns = 0
-        self._wakeup = trio.Event()
+        self._returns = Returns(keys)
         self._recalled: dict[int, tuple[float, float]] = {}
         """Until when a group is not taken again, and how long that pause was."""
         self._touched: dict[int, None] = {}
         self._pending: Counter[bytes] = Counter()
+        self._claimed: Counter[int] = Counter()
+        """Groups on which operations of this mount wait for others."""
+        self._tickets = 0
+        self._hearing = False
+        """Whether recalls reach us."""
         self._cached_keys = 0
         self.counts: Counter[str] = Counter()
 
     # -- life --------------------------------------------------------------------------------------------------------
+
+    def put_above(self, cache: CacheAbove) -> None:
+        """`cache` is filled from what is held here, and drops it before a key goes."""
+        self._returns.above = cache
 
     def begin(self, session: Session) -> None:
         self.end()
@@ -87,24 +92,34 @@ class Delegations:
     def end(self) -> None:
         """The session is gone, and with it everything that was cached under it."""
         self._session = None
+        self._hearing = False
         self._held.clear()
         self._poison_all()
-        self._returning.clear()
+        self._returns.clear()
         self._touched.clear()
         self._cached_keys = 0
+
+    async def drop_above(self) -> None:
+        """After `end`, before the next session begins: what the cache above has goes too."""
+        await self._returns.above.drop_all()
+
+    def validity_s(self) -> float:
+        """For how many seconds from now the lease, and with it what is held, is proven."""
+        return self._session.proven_s if self._session is not None else 0.0
 
     async def serve(self, session: Session) -> None:
         """Hear recalls and give back, until cancelled. Runs beside the session's keepalive."""
         if not self._enabled:
             await trio.sleep_forever()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._give_back, session)
+            nursery.start_soon(self._returns.serve, session)
             while True:
                 try:
                     await self._hear(session)
                 except MetadataError as exc:
                     # deaf, we would keep others waiting: hold nothing until the inbox can be read again
                     log.info("the inbox of recalls can't be read: %s", exc)
+                    self._hearing = False
                     self._drop_all()
                 await trio.sleep(0.2)
 
@@ -114,6 +129,8 @@ class Delegations:
         for kv in found.kvs:
             self._recall(self._keys.parse_numbers(kv.key)[1])
         async with self._store.watch(inbox, prefix_end(inbox), start_revision=found.revision + 1) as batches:
+            # a notice is one key for all writers, and goes with the last one's lease: only the watch sees every one
+            self._hearing = True
             async for batch in batches:
                 for event in batch.events:
                     if not event.deleted:
@@ -121,14 +138,14 @@ class Delegations:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def _usable(self, group: int) -> Group | None:
-        """A held group, while what is cached of it may be answered."""
+    def usable(self, group: int) -> Group | None:
+        """A held group, while what is cached of it may be answered; but ask for its keys here."""
         held = self._held.get(group)
         return held if held is not None and self._session is not None and self._session.proven else None
 
     def peek(self, group: int, key: bytes) -> Answer | None:
         """What is cached of a single key: (its value or None if it is absent,), or None if that is not known."""
-        held = self._usable(group)
+        held = self.usable(group)
         if held is None or key in self._pending:
             return None
         found = held.known.get(key)
@@ -138,14 +155,14 @@ class Delegations:
 
     def children(self, group: int) -> int | None:
         """How many subdirectories a held directory has, if known."""
-        held = self._usable(group)
+        held = self.usable(group)
         if held is None:
             return None
         return None if self._keys.children_of(group) in self._pending else held.children
 
     def listing(self, group: int) -> list[KeyValue] | None:
         """All dentries of a completely known directory, in name order."""
-        held = self._usable(group)
+        held = self.usable(group)
         if held is None or not held.complete:
             return None
         prefix = self._keys.dentries_of(group)
@@ -187,7 +204,7 @@ class Delegations:
         """Whether to take the group now: at its second touch, unless it is hot elsewhere."""
         if not self._may_take():
             return False
-        if group in self._held or group in self._acquiring or group in self._returning:
+        if group in self._held or group in self._acquiring or group in self._returns or group in self._claimed:
             return False
         if group not in self._touched:
             self._touched[group] = None
@@ -198,7 +215,7 @@ class Delegations:
         return pause is None or trio.current_time() > pause[0]
 
     def _may_take(self) -> bool:
-        if self._session is None or not self._session.proven:
+        if self._session is None or not self._hearing or not self._session.proven:
             return False
         return not self._session.in_doubt
 
@@ -287,6 +304,7 @@ class Delegations:
         if revision:
             for group in self._removed(writes):
                 self._cached_keys -= len(self._held.pop(group).known)
+                self._returns.above.discard(group)
             for write in writes:
                 self._apply(write, revision)
         birth = self._acquiring.pop(born, None) if born else None
@@ -338,57 +356,38 @@ class Delegations:
 
     def held_by_others(self, session: Session, found: Sequence[RangeResult]) -> bool:
         """Whether the answers to `guards`' questions name another holder."""
-        return bool(self._others(session, found))
+        return bool(self._recalls.others(session, found))
 
-    def _others(self, session: Session, found: Sequence[RangeResult]) -> list[tuple[int, int]]:
-        """(group, session) of each holder that `found` names, but for this session."""
-        numbers = [self._keys.parse_numbers(kv.key) for answer in found for kv in answer.kvs]
-        return [(group, holder) for group, holder in numbers if holder != session.number]
+    def new_claim(self) -> Claim:
+        """For an operation that may have to wait; end it with `release`."""
+        self._tickets += 1
+        return Claim(self._tickets)
 
-    async def recall_others(self, session: Session, found: Sequence[RangeResult]) -> list[Delete]:
-        """Ask every other holder of the groups in `found` (answers to `guards`' questions) to give back, and wait.
+    def release(self, claim: Claim) -> None:
+        """The operation has ended: what it changes may be taken here again."""
+        self._claimed -= Counter(claim.groups.keys())
+        claim.groups.clear()
 
-        Returns what the writer's transaction must delete too. Raises DeadlineExceeded, SessionLost, StoreError.
-        """
-        groups = dict.fromkeys(group for group, _ in self._others(session, found))
-        claims: list[Op] = [Put(self._keys.writer(group, session.number), b"", session.lease_id) for group in groups]
-        # with these keys in place nobody takes the groups any more: those who hold them now are all
-        prefixes = [self._keys.delegations_on(group) for group in groups]
-        asked = [Range(prefix, prefix_end(prefix), keys_only=True) for prefix in prefixes]
-        outcome = await session.commit((), [*claims, *asked], NOTED, time_ns=time.time_ns())
-        revision = outcome.revision
-        if outcome.ranges is not None:
-            answers = outcome.ranges[len(claims) :]
-        else:
-            answers = (await retry(lambda: self._store.txn((), asked), self._wait_s)).ranges
-        holders = self._others(session, [answer for answer in answers if answer is not None])
-        notices: list[Op] = [Put(self._keys.recall(holder, group), b"", session.lease_id) for group, holder in holders]
-        for at in range(0, len(notices), NOTICES_IN_TRANSACTION):
-            part = notices[at : at + NOTICES_IN_TRANSACTION]
-            await session.commit((), part, NOTED, time_ns=time.time_ns())
-        self.counts["recalls_sent"] += len(holders)
-        with trio.move_on_after(self._wait_s) as waiting:
-            for group in groups:
-                await self._wait_for(group, session.number, revision)
-        if waiting.cancelled_caught:
-            raise DeadlineExceeded("another mount has not given its delegation back (the operation was not applied)")
-        return [Delete(self._keys.writer(group, session.number)) for group in groups]
+    async def recall_others(
+        self, session: Session, found: Sequence[RangeResult], writes: Sequence[Put | Delete], claim: Claim
+    ) -> None:
+        """Give up our own, ask the holders of the groups in `found` (answers to `guards`' questions) to do so too,
+        and wait. Errors as `recalls.recall`."""
+        self._give_up(writes, claim)
+        self.counts["recalls_sent"] += await self._recalls.recall(session, found, claim)
 
-    async def _wait_for(self, group: int, mine: int, revision: int) -> None:
-        prefix = self._keys.delegations_on(group)
-        while True:
-            try:
-                async with self._store.watch(prefix, prefix_end(prefix), start_revision=revision + 1) as batches:
-                    while not await self._is_free(prefix, mine):
-                        await anext(batches)
-                    return
-            except Compacted:
-                revision = (await self._store.range(Range(prefix))).revision
-
-    async def _is_free(self, prefix: bytes, mine: int) -> bool:
-        asked = Range(prefix, prefix_end(prefix), keys_only=True)
-        found = await retry(lambda: self._store.range(asked), self._wait_s)
-        return all(self._keys.parse_numbers(kv.key)[1] == mine for kv in found.kvs)
+    def _give_up(self, writes: Sequence[Put | Delete], claim: Claim) -> None:
+        """An operation that has locked directories above must wait: hold none of them, nor take it again before the
+        operation has ended."""
+        for group in groups_written(self._keys, writes):
+            if group not in claim.groups:
+                claim.groups[group] = None
+                self._claimed[group] += 1
+            if group in self._acquiring:
+                self._acquiring[group].poisoned = True
+            if group in self._held:
+                self._return(group)
+            self._returns.above.hurry(group)
 
     def _recall(self, group: int) -> None:
         """Somebody wants to write: drop the cache now, the key after it."""
@@ -407,9 +406,7 @@ class Delegations:
         held = self._held.pop(group, None)
         if held is not None:
             self._cached_keys -= len(held.known)
-        self._returns += 1
-        self._returning[group] = self._returns
-        self._wakeup.set()
+        self._returns.ask(group)
 
     def _drop_all(self) -> None:
         self._poison_all()
@@ -419,27 +416,3 @@ class Delegations:
     def _poison_all(self) -> None:
         for acquisition in self._acquiring.values():
             acquisition.poisoned = True
-
-    async def _give_back(self, session: Session) -> None:
-        """Delete the keys of what is no longer held, several in one transaction."""
-        while True:
-            await self._wakeup.wait()
-            self._wakeup = trio.Event()
-            while groups := dict(list(self._returning.items())[:RETURNS_IN_TRANSACTION]):
-                deletes: list[Op] = []
-                for group in groups:
-                    deletes.append(Delete(self._keys.delegation(group, session.number)))
-                    deletes.append(Delete(self._keys.recall(session.number, group)))
-                try:
-                    await session.commit((), deletes, NOTED, time_ns=time.time_ns())
-                except SessionLost:
-                    return
-                except MetadataError as exc:
-                    log.info("delegations not given back yet: %s", exc)
-                    await trio.sleep(0.5)
-                    continue
-                self.counts["returned"] += len(groups)
-                for group, asked in groups.items():
-                    # asked for again meanwhile: the key may have come into being after this deletion
-                    if self._returning.get(group) == asked:
-                        del self._returning[group]

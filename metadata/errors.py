@@ -54,7 +54,14 @@ class StoreMisuse(StoreError):
 
 
 class SessionLost(MetadataError):
-    """The session's lease has ended or can no longer be proven: nothing more may be changed in its name."""
+    """The session's lease has ended or can no longer be proven: nothing more may be changed in its name.
+
+    `in_doubt`: what was asked for may have been done before that, as its reply was lost.
+    """
+
+    def __init__(self, message: str, *, in_doubt: bool = False) -> None:
+        super().__init__(message)
+        self.in_doubt = in_doubt
 
 
 class DeadlineExceeded(MetadataError):

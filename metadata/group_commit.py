@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import trio
@@ -70,7 +71,7 @@ class GroupCommit:
         if request.leads is not None:
             await self._lead(request.leads)
         if request.error is not None:
-            raise type(request.error)(*request.error.args) from request.error
+            raise copy(request.error) from request.error
         if request.outcome is not None:
             return request.outcome
         return await self._alone(request)

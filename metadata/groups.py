@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.records import Inode
 from apollofs.metadata.store import Delete, KeyValue, Put
 
 
@@ -28,6 +29,8 @@ class Group:
     children_changed: int = 0
     complete: bool = False
     """Every dentry there is, is known."""
+    attributes: tuple[tuple[KeyValue, KeyValue | None, int], Inode] | None = None
+    """The directory's attributes, and the records that they were put together from."""
 
     def learn(self, key: bytes, kv: KeyValue | None, revision: int) -> None:
         held = self.known.get(key)
@@ -51,6 +54,16 @@ class Acquisition:
 
     poisoned: bool = False
     writes: list[tuple[Put | Delete, int]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Claim:
+    """That one operation waits for others' delegations to end. None is taken here, on what it changes, meanwhile."""
+
+    ticket: int
+    groups: dict[int, None] = field(default_factory=dict)
+    waits: dict[bytes, Delete] = field(default_factory=dict)
+    """The keys in the store that say so; the operation's own transaction deletes them."""
 
 
 def groups_written(keys: Keys, writes: Iterable[Put | Delete]) -> dict[int, None]:

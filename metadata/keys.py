@@ -148,9 +148,9 @@ class Keys:
     def writers_on(self, directory: int) -> bytes:
         return b"%s%s/" % (self._waiting, _U64.pack(directory))
 
-    def writer(self, directory: int, session: int) -> bytes:
-        """A writer that waits for the delegations on `directory` to end."""
-        return b"%s%s/%s" % (self._waiting, _U64.pack(directory), _U64.pack(session))
+    def writer(self, directory: int, session: int, ticket: int) -> bytes:
+        """An operation that waits for the delegations on `directory` to end; `ticket` is its own in the session."""
+        return b"%s%s/%s/%s" % (self._waiting, _U64.pack(directory), _U64.pack(session), _U64.pack(ticket))
 
     def inbox(self, session: int) -> bytes:
         return b"%s%s/" % (self._inboxes, _U64.pack(session))

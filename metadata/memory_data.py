@@ -89,7 +89,7 @@ class MemoryData:
         more = 0 < request.limit < count
         kvs = found[: request.limit] if more else found
         if request.keys_only:
-            kvs = [replace(kv, value=b"") for kv in kvs]
+            kvs = [kv._replace(value=b"") for kv in kvs]
         return RangeResult(tuple(kvs), more, count, self.revision)
 
     def events(self, key: bytes, range_end: bytes, first: int, revisions_max: int) -> tuple[int, tuple[Event, ...]]:
@@ -230,7 +230,7 @@ class MemoryData:
             return False
         revision = self.revision + 1
         for key in lease.keys:
-            self._now[key] = replace(self._now[key], lease=0)
+            self._now[key] = self._now[key]._replace(lease=0)
         self._delete(sorted(lease.keys), revision)
         self.revision = revision
         return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from apollofs.metadata import codec
 from apollofs.metadata.codec import Dentry
@@ -25,6 +26,13 @@ LISTING_MAX = 20_000
 """Entries of a directory that are handed out at once when it is completely known."""
 
 
+class Cached(NamedTuple):
+    """An inode whose attributes nobody may change unasked, and the held group that they are in."""
+
+    inode: Inode
+    group: int
+
+
 class NamespaceReader:
     """The reading half of a Volume. All of it is linearizable: asked of the store, or cached under a delegation."""
 
@@ -38,7 +46,7 @@ class NamespaceReader:
         self._locations: dict[int, Location] = {}
         """As many as the kernel knows inodes: entries leave with `forget`."""
 
-    def cached_lookup(self, parent: int, name: bytes) -> Inode | None:
+    def cached_lookup(self, parent: int, name: bytes) -> Cached | None:
         """As `lookup`, of what is delegated; None: ask. Raises NoSuchEntry where that is known."""
         known = self.delegations.peek(parent, self._keys.dentry(parent, name))
         if known is None:
@@ -49,12 +57,25 @@ class NamespaceReader:
         dentry = codec.decode_dentry(known[0].value, known[0].mod_revision)
         if dentry.inode is not None:
             self._locations[dentry.ino] = (parent, name)
-            return dentry.inode
-        return self._delegated_own(dentry.ino)
+            return Cached(dentry.inode, parent)
+        inode = self._delegated_own(dentry.ino)
+        return Cached(inode, dentry.ino) if inode is not None else None
 
-    def cached_getattr(self, ino: int) -> Inode | None:
+    def cached_getattr(self, ino: int) -> Cached | None:
         """As `getattr`, of what is delegated; None: ask."""
-        return self._delegated_file(ino) or self._delegated_own(ino)
+        inode = self._delegated_file(ino)
+        if inode is not None:
+            return Cached(inode, self._locations[ino][0])
+        inode = self._delegated_own(ino)
+        return Cached(inode, ino) if inode is not None else None
+
+    def delegated_revision(self, parent: int, name: bytes) -> int | None:
+        """The revision of what a name means, 0 if it means nothing, where that is known and nobody may change it
+        unasked; otherwise None."""
+        known = self.delegations.peek(parent, self._keys.dentry(parent, name))
+        if known is None:
+            return None
+        return known[0].mod_revision if known[0] is not None else 0
 
     async def lookup(self, parent: int, name: bytes) -> Inode:
         """The inode that a name means. No request for what is delegated; otherwise one, and for a directory, or a file
@@ -122,9 +143,14 @@ class NamespaceReader:
             return inode
         children = self.delegations.children(ino)
         times = self.delegations.peek(ino, self._keys.times(ino))
-        if children is None or times is None:
+        held = self.delegations.usable(ino)
+        if children is None or times is None or held is None:
             return None
-        return inspect.with_directory(inode, codec.decode_times(times[0].value) if times[0] else None, children)
+        known = (own[0], times[0], children)
+        if held.attributes is None or held.attributes[0] != known:
+            named = codec.decode_times(times[0].value) if times[0] is not None else None
+            held.attributes = (known, inspect.with_directory(inode, named, children))
+        return held.attributes[1]
 
     def _delegated_file(self, ino: int) -> Inode | None:
         """A file whose dentry is in a group that is delegated, without a request."""
@@ -137,9 +163,10 @@ class NamespaceReader:
 
     async def getattr(self, ino: int) -> Inode:
         """No request for what is delegated; otherwise one, unless another mount has moved the file."""
-        inode = self.cached_getattr(ino)
-        if inode is None:
-            inode, _ = await self._by_number(ino, ())
+        cached = self.cached_getattr(ino)
+        if cached is not None:
+            return cached.inode
+        inode, _ = await self._by_number(ino, ())
         return inode
 
     async def _by_number(self, ino: int, more: tuple[Range, ...]) -> tuple[Inode, list[RangeResult]]:

@@ -107,14 +107,14 @@ class Session:
         self._sequence = 0
         self._inos = 0
         self._blobs = 0
-        self._proven_s = options.lease_ttl_s * CLOCK_RATE_MARGIN
+        self._renewed_for_s = options.lease_ttl_s * CLOCK_RATE_MARGIN
         self._valid_until = 0.0
         self.lost = trio.Event()
         """Set once, when the lease is known to have ended."""
 
     def begin(self, slots: list[_Slot], lease_asked: float) -> None:
         """Take the slots that `open_session` made; the lease was asked for at `lease_asked` (`boot_time`)."""
-        self._valid_until = lease_asked + self._proven_s
+        self._valid_until = lease_asked + self._renewed_for_s
         self._slots = slots
         for _ in slots:
             self._free.release()
@@ -145,7 +145,12 @@ class Session:
     @property
     def proven(self) -> bool:
         """Whether the lease can't have ended yet: what is cached under it may be used."""
-        return boot_time() < self._valid_until and self.alive
+        return boot_time() < self._valid_until and not self.lost.is_set()
+
+    @property
+    def proven_s(self) -> float:
+        """For how many seconds from now it can't; counted from before the keepalive was sent."""
+        return max(0.0, self._valid_until - boot_time()) if self.alive else 0.0
 
     # -- transactions ------------------------------------------------------------------------------------------------
 
@@ -198,7 +203,7 @@ class Session:
         if result.succeeded:
             slot.mod_revision = result.revision
         else:
-            slot.mod_revision = self._slot_value(result.ranges[0]).mod_revision
+            slot.mod_revision = self._slot_value(slot, result.ranges[0]).mod_revision
         slot.doubtful = False
 
     async def _settle_free_slots(self) -> None:
@@ -227,14 +232,14 @@ class Session:
         deadline = trio.current_time() + self._options.operation_deadline_s
         backoff_s = BACKOFF_FIRST_S
         while True:
-            self._check_alive()
+            self._check_alive(in_doubt=slot.doubtful)
             try:
                 with trio.CancelScope(shield=True):
                     result = await self._store.txn((fence, *compares), then, otherwise)
                 break
             except LeaseNotFound as exc:
                 self._lose()
-                raise SessionLost("the session's lease has ended") from exc
+                raise self._ended(in_doubt=slot.doubtful) from exc
             except (OutcomeUnknown, StoreUnavailable) as exc:
                 slot.doubtful = slot.doubtful or isinstance(exc, OutcomeUnknown)
                 if trio.current_time() > deadline:
@@ -252,11 +257,11 @@ class Session:
         revision: int,
         ranges: tuple[RangeResult | None, ...],
     ) -> Committed | Conflict:
-        doubted, slot.doubtful = slot.doubtful, False
         if succeeded:
-            slot.mod_revision = revision
+            slot.mod_revision, slot.doubtful = revision, False
             return Committed(revision, ranges[1:])
-        held = self._slot_value(ranges[0])
+        held = self._slot_value(slot, ranges[0])
+        doubted, slot.doubtful = slot.doubtful, False
         if held.mod_revision == slot.mod_revision:
             return Conflict(revision, ranges[1:])
         assert doubted, "a slot of ours was written by somebody else"
@@ -264,11 +269,11 @@ class Session:
         slot.mod_revision = held.mod_revision
         return Committed(held.mod_revision, None)
 
-    def _slot_value(self, found: RangeResult | None) -> KeyValue:
+    def _slot_value(self, slot: _Slot, found: RangeResult | None) -> KeyValue:
         assert found is not None
         if not found.kvs:
             self._lose()
-            raise SessionLost("the session's lease has ended; nothing was changed")
+            raise self._ended(in_doubt=slot.doubtful)
         return found.kvs[0]
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -290,7 +295,7 @@ class Session:
                 continue
             if left_s <= 0:
                 self._lose()
-            self._valid_until = sent + self._proven_s
+            self._valid_until = sent + self._renewed_for_s
             await self._settle_free_slots()
 
     async def close(self) -> None:
@@ -299,9 +304,13 @@ class Session:
             await self._store.lease_revoke(self.lease_id)
         self._lose()
 
-    def _check_alive(self) -> None:
+    def _check_alive(self, *, in_doubt: bool) -> None:
         if not self.alive:
-            raise SessionLost("the session has ended")
+            raise self._ended(in_doubt=in_doubt)
+
+    def _ended(self, *, in_doubt: bool) -> SessionLost:
+        outcome = "the operation may have been applied before" if in_doubt else "nothing was changed"
+        return SessionLost(f"the session's lease has ended; {outcome}", in_doubt=in_doubt)
 
     def _lose(self) -> None:
         self.lost.set()

@@ -18,7 +18,7 @@ import enum
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 OPS_MAX = 128
 """Operations in one branch of a transaction, and compares in one transaction (etcd's --max-txn-ops)."""
@@ -27,8 +27,7 @@ REQUEST_BYTES_MAX = 1_500_000
 """Size of one request (etcd's --max-request-bytes is 1.5 MiB)."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyValue:
+class KeyValue(NamedTuple):
     """One key as of the revision at which it was read."""
 
     key: bytes
@@ -58,8 +57,7 @@ class Relation(enum.IntEnum):
     NOT_EQUAL = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Compare:
+class Compare(NamedTuple):
     """A condition of a transaction. With `range_end` it must hold for every key in `[key, range_end)`.
 
     An absent key, and an empty range, have version, create and mod revision 0; a VALUE compare on them is false.
@@ -72,8 +70,7 @@ class Compare:
     range_end: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(NamedTuple):
     """Write one key. `lease` 0: it stays until deleted."""
 
     key: bytes
@@ -81,16 +78,14 @@ class Put:
     lease: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(NamedTuple):
     """Delete one key, or every key in `[key, range_end)`. Deleting what is absent is no error."""
 
     key: bytes
     range_end: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(NamedTuple):
     """Read one key, or up to `limit` keys (0: all) of `[key, range_end)` in key order.
 
     `count_only` returns no keys, only `RangeResult.count`. `revision` 0 reads the newest state; an older one reads
@@ -119,8 +114,7 @@ class RangeResult:
 Op: TypeAlias = Put | Delete | Range
 
 
-@dataclass(frozen=True, slots=True)
-class TxnResult:
+class TxnResult(NamedTuple):
     """`ranges` has one entry for each op of the branch that ran: a RangeResult for a Range, None for a write."""
 
     succeeded: bool

@@ -27,6 +27,7 @@ from apollofs.metadata.errors import (
     TooManyExtents,
 )
 from apollofs.metadata.group_commit import GroupCommit, Request
+from apollofs.metadata.groups import Claim
 from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import Usage
@@ -67,13 +68,13 @@ class Operation(Protocol[T]):
 
 @dataclass(slots=True)
 class _Attempt:
-    """The state of one operation over its attempts. `waits`: keys that say it waits for delegations to end."""
+    """The state of one operation over its attempts."""
 
     view: View
     deadline: float
     time_ns: int
+    claim: Claim
     conflicts: int = 0
-    waits: list[Delete] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +111,14 @@ class Transactor:
 
         Raises what `decide` raises (decided on fresh knowledge), SessionLost, DeadlineExceeded, StoreError.
         """
-        attempt = _Attempt(View(self.recollection), trio.current_time() + self._deadline_s, time_ns)
+        claim = self._delegations.new_claim()
+        attempt = _Attempt(View(self.recollection), trio.current_time() + self._deadline_s, time_ns, claim)
         try:
             return await self._attempt(session, operation, attempt)
         finally:
-            if attempt.waits:
-                await self._stop_waiting(session, attempt.waits)
+            self._delegations.release(claim)
+            if claim.waits:
+                await self._stop_waiting(session, list(claim.waits.values()))
 
     async def _attempt(self, session: Session, operation: Operation[T], attempt: _Attempt) -> T:
         view = attempt.view
@@ -149,33 +152,33 @@ class Transactor:
         view, delegations = attempt.view, self._delegations
         guards, holders = delegations.guards(session, decision.writes, decision.born)
         questions = [*view.questions(), *holders]
-        companions = [*delegations.companions(session, decision.writes, decision.born), *attempt.waits]
+        companions = [*delegations.companions(session, decision.writes, decision.born), *attempt.claim.waits.values()]
+        request = Request(
+            session,
+            [*view.compares(), *guards],
+            (*decision.writes, *decision.reads, *companions),
+            decision.change,
+            attempt.time_ns,
+            questions,
+        )
         delegations.start_write(decision.writes)
         revision = 0
         try:
-            request = Request(
-                session,
-                [*view.compares(), *guards],
-                (*decision.writes, *decision.reads, *companions),
-                decision.change,
-                attempt.time_ns,
-                questions,
-            )
             outcome = await self._group.commit(request)
             revision = outcome.revision if isinstance(outcome, Committed) else 0
             decision.writes = [request.final.get(write.key, write) for write in decision.writes]
         finally:
             delegations.end_write(decision.writes, revision, decision.born)
-            if not revision and session.in_doubt:
+            if not revision and (session.in_doubt or request.error is not None):
                 delegations.doubt()
         if isinstance(outcome, Committed):
-            attempt.waits = []
+            attempt.claim.waits.clear()
             return outcome
         known = len(questions) - len(holders)
         view.learn(questions[:known], outcome.ranges[:known], outcome.revision)
         held = [found for found in outcome.ranges[known:] if found is not None]
         if delegations.held_by_others(session, held):
-            attempt.waits += await delegations.recall_others(session, held)
+            await delegations.recall_others(session, held, decision.writes, attempt.claim)
         return None
 
     async def _stop_waiting(self, session: Session, waits: list[Delete]) -> None:

@@ -122,6 +122,7 @@ class Volume(NamespaceReader):
             self._recollection.clear()
             self.delegations.end()
             self.locks.end()
+            await self.delegations.drop_above()
             for hook in self.session_lost_hooks:
                 hook()
 

@@ -140,12 +140,14 @@ def config_of(request: MountRequest) -> MountConfig:
         downloads=("downloads_max", whole_number),
         commit_interval=("commit_interval_s", number),
         commit_deadline=("commit_deadline_s", number),
+        read_deadline=("read_deadline_s", number),
     )
     session = _given(
         values,
         lease_ttl=("lease_ttl_s", whole_number),
         operation_deadline=("operation_deadline_s", number),
         delegations=("delegations", switch),
+        entry_cache=("entry_cache", switch),
     )
     flags = request.options.flags
     body_config = BodyConfig(cache_dir=Path(os.path.abspath(cache_dir)), **body)

@@ -98,6 +98,37 @@ def test_a_frozen_mount_changes_nothing_and_serves_again(namespace: Namespace, t
         assert (east.path / "frozen").read_bytes() in (b"", b"frozen")
 
 
+def test_a_frozen_mount_serves_nothing_older_than_its_lease(namespace: Namespace) -> None:
+    """Its kernel answers by itself what others can't change; a change elsewhere waits for the end of the lease."""
+    west, east = mounted(namespace, "west"), mounted(namespace, "east")
+    west.expected_logs += [r"has lost its lease", r"no new session yet", r"session"]
+    (west.path / "directory").mkdir()
+    for name in ("file", "old"):
+        (west.path / "directory" / name).touch(0o600)
+    here, there = west.path / "directory", east.path / "directory"
+    until(lambda: _answers_by_itself(west, here), "the kernel answers by itself")
+    with Client.started() as client, Client.started() as other, Client.started() as third:
+        west.signal(signal.SIGSTOP)
+        try:
+            (there / "file").chmod(0o640)
+            os.rename(there / "old", there / "new")
+            changed = client.start(os.stat, here / "file")
+            gone, come = other.start(errno_of, os.stat, here / "old"), third.start(errno_of, os.stat, here / "new")
+        finally:
+            west.signal(signal.SIGCONT)
+        assert changed.result().st_mode & 0o777 == 0o640
+        assert gone.result() == errno.ENOENT
+        assert come.result() == 0
+
+
+def _answers_by_itself(mount: Mount, directory: Path) -> bool:
+    """Whether the kernel answers for some names in `directory`, "new" is not there, without asking the daemon."""
+    before = mount.status()["fuse"]["requests"]
+    for name in ("file", "old", "new"):
+        errno_of(os.stat, directory / name)
+    return bool(mount.status()["fuse"]["requests"] == before)
+
+
 def has_saved(report: Path, count: int) -> bool:
     return saved(report) >= count
 

@@ -16,7 +16,7 @@ import signal
 import stat
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -72,7 +72,7 @@ class Node:
     """(flock, owner) -> kind and pid, whole files only."""
 
     def stat(self) -> Attributes:
-        return replace(self.attributes, size_bytes=len(self.data), blocks=(len(self.data) + 511) // 512)
+        return self.attributes._replace(size_bytes=len(self.data), blocks=(len(self.data) + 511) // 512)
 
 
 class Tree:
@@ -91,7 +91,7 @@ class Tree:
         ino = len(self.nodes) + 1
         times = (BIRTH_NS, BIRTH_NS, BIRTH_NS, BIRTH_NS)
         attributes = Attributes(ino, mode, 1, os.getuid(), os.getgid(), 0, 0, 0, *times)
-        self.nodes[ino] = Node(replace(attributes, attr_timeout_s=self.timeout_s, entry_timeout_s=self.timeout_s))
+        self.nodes[ino] = Node(attributes._replace(attr_timeout_s=self.timeout_s, entry_timeout_s=self.timeout_s))
         return ino
 
     def drop_locks(self, ino: int, owner: int, *, flock: bool) -> None:
@@ -302,7 +302,7 @@ class WireShell(WireOperations):
         if ioctl.command == FS_IOC_FSGETXATTR:
             return encode_fsxattr(node.attributes.flags)
         if ioctl.command == FS_IOC_SETFLAGS:
-            node.attributes = replace(node.attributes, flags=decode_fs_flags(ioctl.data))
+            node.attributes = node.attributes._replace(flags=decode_fs_flags(ioctl.data))
             return b""
         if ioctl.command == 0xC0085A01:  # _IOWR('Z', 1, 8 bytes): doubles a number
             return (2 * int.from_bytes(ioctl.data, "little")).to_bytes(8, "little")

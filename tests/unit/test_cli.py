@@ -196,6 +196,8 @@ def test_a_wrong_use_has_status_2(run: Run, words: list[str], said: str) -> None
         (["--lease-ttl", "0"], "lease-ttl must be between"),
         (["--lease-ttl", "soon"], "'soon' is no whole number"),
         (["-o", "commit_interval=nan"], "'nan' is no number"),
+        (["-o", "read_deadline=0"], "read-deadline must be between"),
+        (["-o", "entry_cache=maybe"], "'maybe' is neither on nor off"),
         (["-o", "remount"], "can't be remounted"),
         (["--password-file", "/missing"], "needs a user"),
     ],

@@ -134,7 +134,7 @@ async def test_only_files_are_opened(pair: Pair) -> None:
 async def rest_of(fs: Filesystem, fh: int, position: int) -> list[bytes]:
     names: list[bytes] = []
     while found := await fs.readdir(fh, position, 300):
-        names += [entry.name for _, entry, _ in found]
+        names += [entry.name for _, entry in found]
         position = found[-1][0]
     return names
 
@@ -151,7 +151,7 @@ async def test_a_listing_asks_for_nothing_but_its_pages(pair: Pair, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(pair.volume, "getattr", refuse)
         found = await pair.here.readdir(fh, 0, 10)
-    assert [(entry.name, entry.ino) for _, entry, _ in found][:2] == [(b".", made.ino), (b"..", ROOT_INO)]
+    assert [(entry.name, entry.ino) for _, entry in found][:2] == [(b".", made.ino), (b"..", ROOT_INO)]
     assert found[2][1].name == b"inner"
     await pair.here.releasedir(fh)
 

@@ -31,7 +31,7 @@ async def listing(fs: Filesystem, fh: int, limit: int = 1000) -> list[bytes]:
     names: list[bytes] = []
     position = 0
     while found := await fs.readdir(fh, position, limit):
-        names += [entry.name for _, entry, _ in found]
+        names += [entry.name for _, entry in found]
         position = found[-1][0]
     return names
 
@@ -44,7 +44,7 @@ async def test_a_listing_is_one_snapshot(pair: Pair) -> None:
     names: list[bytes] = []
     position = 0
     while found := await pair.there.readdir(fh, position, 700):
-        names += [entry.name for _, entry, _ in found]
+        names += [entry.name for _, entry in found]
         position = found[-1][0]
         await pair.here.unlink(ROOT_INO, stable[position % 2000])
         await pair.here.mkdir(ROOT_INO, b"new%d" % position, 0o755, USER)
@@ -61,12 +61,13 @@ async def test_listed_files_have_their_attributes(pair: Pair) -> None:
     await save(pair.here, b"f", LARGE)
     await pair.here.mkdir(ROOT_INO, b"d", 0o755, USER)
     fh = await pair.there.opendir(ROOT_INO)
-    found = {entry.name: attributes for _, entry, attributes in await pair.there.readdir(fh, 0, 10)}
+    entries = {entry.name: entry for _, entry in await pair.there.readdir(fh, 0, 10)}
+    found = {name: pair.there.listed(ROOT_INO, entry) for name, entry in entries.items()}
     assert found[b"d"] is None
     file = found[b"f"]
     assert file is not None
     assert file.size_bytes == len(LARGE)
-    pair.there.listed(file.ino, ROOT_INO, b"f")
+    pair.there.remember(ROOT_INO, entries[b"f"])
     assert (await pair.there.getattr(file.ino)).size_bytes == len(LARGE)
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 import pytest
+from trio.testing import wait_all_tasks_blocked
 
 from apollofs.metadata.counting import CountingStore
 from apollofs.metadata.errors import NoSuchEntry
@@ -125,6 +126,7 @@ async def test_what_is_delegated_costs_nothing() -> None:
     store = CountingStore(MemoryStore())
     await make_volume(store)
     async with mounted(store) as volume:
+        await wait_all_tasks_blocked()  # nothing is delegated until recalls reach us
         made = await volume.mkdir(ROOT_INO, b"d", 0o755, ME)
         file = await volume.mknod(made.ino, b"f", stat.S_IFREG | 0o644, 0, ME)
         with requests(store, 0):

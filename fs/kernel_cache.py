@@ -1,0 +1,282 @@
+"""What the kernel may answer by itself, and taking that back: its cache lives under the mount's delegations.
+
+Rules
+1. The kernel may keep an entry while the group of its directory is held, attributes while the group that they are in
+   is; never longer than the lease is proven. So a daemon that is stopped leaves nothing stale behind either.
+2. Before the key of a group goes, the kernel has dropped all that it was given of it (`drop`).
+3. Attributes are dropped without any lock. The kernel ignores a reply to a request that was sent before; of an inode
+   that it does not know yet, such a reply may still be on its way: that one is asked for again until it is known.
+4. Entries are expired under the directory's lock, which the kernel holds for an operation from its request to our
+   reply. An operation that must wait for others would so wait for itself: it is let go by `hurry`, which outdates
+   every entry of the mount at once and takes no lock (INC_EPOCH).
+5. A reply to a LOOKUP that revalidates takes no lock either: entries that were just given are expired once more when
+   the thread that asked has run since, or outdated with all others.
+6. What a thread was told about a directory before a change of ours, and has not taken in yet, is dropped before that
+   change returns: the kernel drops the times of a changed directory by itself, but a late reply would bring them back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import trio
+
+from apollofs.fs.receipts import Receipts
+from apollofs.metadata.session import boot_time
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+NAMES_MAX = 500_000
+"""Entries that the kernel may keep, negative ones too, over all directories."""
+THREADS_MAX = 32
+RETRY_FIRST_S = 0.001
+RETRY_MAX_S = 0.1
+
+
+class Notifier(Protocol):
+    """What is asked of the kernel; `wire_device.Device`."""
+
+    def invalidate_attributes(self, ino: int) -> bool: ...
+    def invalidate_attributes_of(self, inos: Sequence[int]) -> list[int]: ...
+    def expire_entries(self, parent: int, names: Sequence[bytes]) -> None: ...
+    def inc_epoch(self) -> bool: ...
+
+
+@dataclass(slots=True)
+class _Share:
+    """What the kernel was given of one group, and until when (`boot_time`) it may use the last of it."""
+
+    group: int
+    inodes: set[int] = field(default_factory=set)
+    names: set[bytes] = field(default_factory=set)
+    until: float = 0.0
+    hurried: trio.Event = field(default_factory=trio.Event)
+
+
+class KernelCache:
+    """One mount's. Gives nothing until it is attached to a mount."""
+
+    def __init__(self, validity_s: Callable[[], float], *, entries: bool = True) -> None:
+        """`validity_s` says for how many seconds the lease is proven. Without `entries` only attributes are given."""
+        self._validity_s = validity_s
+        self._entries = entries
+        self._notifier: Notifier | None = None
+        self._is_referenced: Callable[[int], bool] = lambda _: False
+        self._has_submounts: Callable[[], bool] = lambda: False
+        self._shares: dict[int, _Share] = {}
+        self._home: dict[int, int] = {}
+        """The group under which the attributes of an inode were given last."""
+        self._told: dict[int, set[int]] = {}
+        """The threads that were given a directory's attributes, since these were last dropped."""
+        self._names = 0
+        self._receipts = Receipts()
+        self._expiring = trio.CapacityLimiter(THREADS_MAX)
+        self._invalidating = trio.CapacityLimiter(THREADS_MAX)
+        self.drops = 0
+        self.epochs = 0
+
+    def attach(
+        self, notifier: Notifier, is_referenced: Callable[[int], bool], has_submounts: Callable[[], bool]
+    ) -> None:
+        """The mount answers now. `is_referenced` tells whether the kernel was given an inode that it has not forgotten.
+
+        Where the kernel has no INC_EPOCH (before Linux 6.16) it is given no entries.
+        """
+        self._notifier = notifier
+        self._is_referenced = is_referenced
+        self._has_submounts = has_submounts
+        self._entries = self._entries and notifier.inc_epoch()
+
+    def detach(self) -> None:
+        """The mount has ended, and the kernel's cache with it."""
+        self._notifier = None
+        self._shares.clear()
+        self._home.clear()
+        self._told.clear()
+        self._names = 0
+
+    # -- giving: without a checkpoint between this and the reply -----------------------------------------------------
+
+    def attributes(self, group: int, ino: int) -> float:
+        """For how many seconds the kernel may keep the attributes of `ino`, which are in a held group."""
+        validity_s = self._validity_s() if self._notifier is not None else 0.0
+        if validity_s <= 0:
+            return 0.0
+        self._share(group, validity_s).inodes.add(ino)
+        self._home[ino] = group
+        return validity_s
+
+    def entry(self, group: int, name: bytes) -> float:
+        """For how many seconds the kernel may keep what it is told about a name, also that there is none."""
+        validity_s = self._validity_s() if self._notifier is not None and self._entries else 0.0
+        if validity_s <= 0:
+            return 0.0
+        share = self._share(group, validity_s)
+        if name not in share.names:
+            if self._names >= NAMES_MAX:
+                return 0.0
+            share.names.add(name)
+            self._names += 1
+        return validity_s
+
+    def answers_lookup(self, group: int, tid: int) -> None:
+        """A thread is about to be told what a name in a directory means, for some time."""
+        self._receipts.sent(tid, group)
+
+    def answers_getattr(self, ino: int, tid: int) -> None:
+        """A thread is about to be told a directory's attributes, for some time."""
+        self._told.setdefault(ino, set()).add(tid)
+
+    def _share(self, group: int, validity_s: float) -> _Share:
+        share = self._shares.get(group)
+        if share is None:
+            share = self._shares[group] = _Share(group)
+        share.until = boot_time() + validity_s
+        return share
+
+    # -- changes of our own ------------------------------------------------------------------------------------------
+
+    def changed(self, ino: int) -> None:
+        """The attributes of an inode have changed, or moved to another group, and the kernel can't know. The inode is
+        in use by the request that is being answered."""
+        if self._notifier is not None and self._home.pop(ino, None) is not None:
+            self._notifier.invalidate_attributes(ino)
+
+    def names_changed(self, directory: int, tid: int) -> None:
+        """A name in a directory was made or taken away; to be called before that is answered."""
+        told = self._told.get(directory)
+        if told is None or self._notifier is None:
+            return
+        told.discard(tid)
+        if told:
+            told.clear()
+            self._notifier.invalidate_attributes(directory)
+
+    def renamed(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
+        """The kernel is about to move an entry, with the time that it was given, to another name."""
+        source = self._shares.get(parent)
+        if self._notifier is None or source is None or name not in source.names:
+            return
+        target = self._shares.get(new_parent)
+        if target is None:
+            self._outdate()  # nobody would expire it there
+            return
+        target.until = max(target.until, source.until)
+        if new_name not in target.names:
+            target.names.add(new_name)
+            self._names += 1
+
+    def forget(self, ino: int) -> None:
+        """The kernel knows the inode no more."""
+        group = self._home.pop(ino, None)
+        share = self._shares.get(group) if group is not None else None
+        if share is not None:
+            share.inodes.discard(ino)
+        self._told.pop(ino, None)
+
+    # -- taking back -------------------------------------------------------------------------------------------------
+
+    def holds(self, group: int) -> bool:
+        """Whether the kernel may have something of a group, so that `drop` has work to do."""
+        share = self._shares.get(group)
+        return share is not None and self._notifier is not None and boot_time() < share.until
+
+    async def drop(self, group: int) -> None:
+        """Have the kernel drop all that it was given of a group, which is no longer held. One call at a time."""
+        share = self._shares.get(group)
+        if share is None:
+            return
+        self.drops += 1
+        while self.holds(group) and (share.inodes or share.names):
+            inodes, names = set(share.inodes), set(share.names)
+            await self._drop_attributes(share, inodes)
+            await self._drop_names(share, names)
+            # what came meanwhile came by a rename
+            share.inodes -= inodes
+            share.names -= names
+            self._names -= len(names)
+        self.discard(group)
+
+    def discard(self, group: int) -> None:
+        """The directory is gone, or what the kernel had of it has run out."""
+        share = self._shares.pop(group, None)
+        if share is not None:
+            self._names -= len(share.names)
+            for ino in share.inodes:
+                self._home.pop(ino, None)
+        self._told.pop(group, None)
+
+    def hurry(self, group: int) -> None:
+        """An operation of this host that has locked the directory waits for others: nobody may wait for its lock."""
+        share = self._shares.get(group)
+        if share is not None:
+            share.hurried.set()
+
+    async def drop_all(self) -> None:
+        """As `drop`, of all groups; none is held. Ends at the latest when everything has run out."""
+        groups = list(self._shares)
+        left_s = max((share.until for share in self._shares.values()), default=0.0) - boot_time()
+        with trio.move_on_after(max(0.0, left_s)):
+            async with trio.open_nursery() as nursery:
+                for group in groups:
+                    nursery.start_soon(self.drop, group)
+        for group in groups:
+            self.discard(group)
+
+    async def _drop_attributes(self, share: _Share, inodes: Collection[int]) -> None:
+        notifier, unknown, pause_s = self._notifier, list(inodes), RETRY_FIRST_S
+        for ino in inodes:
+            self._home.pop(ino, None)
+        self._told.pop(share.group, None)
+        while notifier is not None and unknown:
+            found = await _in_thread(notifier.invalidate_attributes_of, self._invalidating, unknown)
+            unknown = [ino for ino in found or () if self._is_referenced(ino)]
+            if not unknown or boot_time() > share.until:
+                return
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RETRY_MAX_S)
+
+    async def _drop_names(self, share: _Share, names: Collection[bytes]) -> None:
+        if not names:
+            return
+        with trio.move_on_after(share.until - boot_time()):
+            await self._expire_or_outdate(share, names)
+
+    async def _expire_or_outdate(self, share: _Share, names: Collection[bytes]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._expire, share.group, tuple(names), nursery.cancel_scope)
+            await share.hurried.wait()
+            if self._has_submounts():
+                await trio.sleep_forever()  # until it has run out: outdating would detach the mounts below
+            else:
+                self._outdate()
+            nursery.cancel_scope.cancel()
+
+    async def _expire(self, group: int, names: tuple[bytes, ...], done: trio.CancelScope) -> None:
+        notifier = self._notifier
+        assert notifier is not None
+        await _in_thread(notifier.expire_entries, self._expiring, group, names)
+        late = self._receipts.missing(group)
+        if late:
+            if not await self._receipts.wait(late):
+                self._outdate()
+            await _in_thread(notifier.expire_entries, self._expiring, group, names)
+        done.cancel()
+
+    def _outdate(self) -> None:
+        if self._notifier is not None:
+            self.epochs += 1
+            self._notifier.inc_epoch()
+
+
+async def _in_thread(call: Callable[..., T], limiter: trio.CapacityLimiter, *args: Any) -> T | None:
+    """`call` in a thread; None if the mount has ended meanwhile, which leaves nothing to drop."""
+    try:
+        return await trio.to_thread.run_sync(partial(call, *args), abandon_on_cancel=True, limiter=limiter)
+    except OSError as exc:
+        log.info("the kernel takes no notifications any more: %s", exc)
+        return None

@@ -1,0 +1,225 @@
+"""KernelCache against a kernel that records what it is told: what is given, and what must go before a key goes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+import trio.testing
+
+from apollofs.fs.kernel_cache import NAMES_MAX, KernelCache
+
+VALIDITY_S = 10.0
+D, E, FILE = 100, 200, 7
+ME, OTHER = 1, 2
+
+
+@dataclass
+class Kernel:
+    """What a kernel would be told. `unknown` are inodes that it does not know; `lock` is the directory's."""
+
+    told: list[tuple[object, ...]] = field(default_factory=list)
+    unknown: set[int] = field(default_factory=set)
+    referenced: set[int] = field(default_factory=set)
+    known_after: int = 0
+    """So many notifications until it knows all inodes."""
+    submounts: bool = False
+    has_epochs: bool = True
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    on_expire: Callable[[], None] = lambda: None
+
+    def invalidate_attributes(self, ino: int) -> bool:
+        self.told.append(("attributes", ino))
+        return ino not in self.unknown
+
+    def invalidate_attributes_of(self, inos: Sequence[int]) -> list[int]:
+        self.told += [("attributes", ino) for ino in inos]
+        if len(self.told) == self.known_after:
+            self.unknown.clear()
+        return [ino for ino in inos if ino in self.unknown]
+
+    def expire_entries(self, parent: int, names: Sequence[bytes]) -> None:
+        self.on_expire()
+        with self.lock:
+            self.told.append(("entries", parent, *sorted(names)))
+
+    def inc_epoch(self) -> bool:
+        self.told.append(("epoch",))
+        return self.has_epochs
+
+
+@pytest.fixture
+def kernel() -> Kernel:
+    return Kernel()
+
+
+@pytest.fixture
+def cache(kernel: Kernel) -> KernelCache:
+    cache = KernelCache(lambda: VALIDITY_S)
+    attach(cache, kernel)
+    return cache
+
+
+def attach(cache: KernelCache, kernel: Kernel) -> None:
+    cache.attach(kernel, kernel.referenced.__contains__, lambda: kernel.submounts)
+    kernel.told.clear()
+
+
+def test_nothing_is_given_before_there_is_a_mount() -> None:
+    cache = KernelCache(lambda: VALIDITY_S)
+    assert cache.attributes(D, FILE) == cache.entry(D, b"f") == 0
+
+
+def test_nothing_is_given_while_the_lease_is_not_proven(kernel: Kernel) -> None:
+    cache = KernelCache(lambda: 0.0)
+    attach(cache, kernel)
+    assert cache.attributes(D, FILE) == cache.entry(D, b"f") == 0
+    assert not cache.holds(D)
+
+
+def test_entries_are_given_only_where_they_can_be_outdated(kernel: Kernel) -> None:
+    kernel.has_epochs = False
+    cache = KernelCache(lambda: VALIDITY_S)
+    attach(cache, kernel)
+    assert cache.attributes(D, FILE) == VALIDITY_S
+    assert cache.entry(D, b"f") == 0
+
+
+def test_entries_can_be_switched_off(kernel: Kernel) -> None:
+    cache = KernelCache(lambda: VALIDITY_S, entries=False)
+    attach(cache, kernel)
+    assert cache.entry(D, b"f") == 0
+
+
+async def test_all_that_was_given_goes(cache: KernelCache, kernel: Kernel) -> None:
+    cache.attributes(D, FILE)
+    cache.entry(D, b"f")
+    cache.entry(D, b"absent")
+    cache.entry(E, b"other")
+    await cache.drop(D)
+    assert kernel.told == [("attributes", FILE), ("entries", D, b"absent", b"f")]
+    assert not cache.holds(D)
+    assert cache.holds(E)
+    await cache.drop_all()
+    assert ("entries", E, b"other") in kernel.told
+    assert not cache.holds(E)
+
+
+async def test_an_inode_on_its_way_is_waited_for(cache: KernelCache, kernel: Kernel) -> None:
+    """The kernel has not taken in the reply yet that the attributes came with."""
+    cache.attributes(D, FILE)
+    kernel.unknown.add(FILE)
+    kernel.referenced.add(FILE)
+    kernel.known_after = 3
+    await cache.drop(D)
+    assert kernel.told == [("attributes", FILE)] * 3
+    assert not cache.holds(D)
+
+
+async def test_an_inode_that_was_forgotten_is_not_waited_for(cache: KernelCache, kernel: Kernel) -> None:
+    cache.attributes(D, FILE)
+    kernel.unknown.add(FILE)
+    await cache.drop(D)
+    assert kernel.told == [("attributes", FILE)]
+
+
+async def test_who_waits_for_others_is_let_go_without_the_lock(cache: KernelCache, kernel: Kernel) -> None:
+    cache.entry(D, b"f")
+    with kernel.lock:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cache.drop, D)
+            await trio.testing.wait_all_tasks_blocked()
+            assert cache.holds(D)
+            cache.hurry(D)
+        assert kernel.told == [("epoch",)]
+        assert not cache.holds(D)
+
+
+async def test_mounts_below_are_not_outdated(kernel: Kernel) -> None:
+    kernel.submounts = True
+    cache = KernelCache(lambda: 0.2)
+    attach(cache, kernel)
+    cache.entry(D, b"f")
+    with kernel.lock:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cache.drop, D)
+            cache.hurry(D)
+    assert ("epoch",) not in kernel.told
+    assert not cache.holds(D)
+
+
+async def test_an_entry_that_moves_meanwhile_goes_too(cache: KernelCache, kernel: Kernel) -> None:
+    cache.entry(D, b"f")
+    with kernel.lock:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cache.drop, D)
+            await trio.testing.wait_all_tasks_blocked()
+            cache.renamed(D, b"f", D, b"g")
+            kernel.lock.release()
+        kernel.lock.acquire()
+    assert ("entries", D, b"g") in kernel.told
+
+
+def test_an_entry_takes_its_time_along(cache: KernelCache, kernel: Kernel) -> None:
+    cache.entry(D, b"f")
+    cache.renamed(D, b"f", E, b"f")
+    assert kernel.told == [("epoch",)], "nobody would expire it in a directory that is not held"
+    kernel.told.clear()
+    cache.entry(E, b"held")
+    cache.renamed(D, b"f", E, b"f")
+    assert kernel.told == []
+    assert cache.holds(E)
+
+
+def test_an_entry_without_time_moves_freely(cache: KernelCache, kernel: Kernel) -> None:
+    cache.renamed(D, b"f", E, b"f")
+    assert kernel.told == []
+
+
+def test_changes_that_the_kernel_cannot_know(cache: KernelCache, kernel: Kernel) -> None:
+    cache.changed(FILE)
+    assert kernel.told == []
+    cache.attributes(D, FILE)
+    cache.changed(FILE)
+    assert kernel.told == [("attributes", FILE)]
+
+
+def test_a_late_reply_does_not_bring_old_times_back(cache: KernelCache, kernel: Kernel) -> None:
+    cache.attributes(D, D)
+    cache.answers_getattr(D, ME)
+    cache.names_changed(D, ME)
+    assert kernel.told == [], "who asks again has taken in what it was told"
+    cache.answers_getattr(D, OTHER)
+    cache.names_changed(D, ME)
+    assert kernel.told == [("attributes", D)]
+
+
+def test_what_is_given_is_bounded(cache: KernelCache) -> None:
+    for number in range(NAMES_MAX):
+        cache.entry(D, b"%d" % number)
+    assert cache.entry(D, b"one more") == 0
+    assert cache.entry(D, b"0") == VALIDITY_S
+    cache.discard(D)
+    assert cache.entry(D, b"one more") == VALIDITY_S
+
+
+async def test_what_was_forgotten_is_not_dropped(cache: KernelCache, kernel: Kernel) -> None:
+    cache.attributes(D, FILE)
+    cache.forget(FILE)
+    await cache.drop(D)
+    assert kernel.told == []
+
+
+async def test_a_mount_that_has_ended_keeps_nothing(cache: KernelCache, kernel: Kernel) -> None:
+    cache.entry(D, b"f")
+
+    def gone() -> None:
+        raise OSError(107, "the mount has ended")
+
+    kernel.on_expire = gone
+    await cache.drop(D)
+    cache.detach()
+    assert cache.entry(D, b"f") == 0
