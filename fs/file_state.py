@@ -99,9 +99,9 @@ class FileState:
     @property
     def inode(self) -> Inode:
         """The inode as processes of this mount see it: size and times with what was written here."""
-        inode = replace(self._base.inode, size_bytes=self.size_bytes)
+        inode = self._base.inode._replace(size_bytes=self.size_bytes)
         if self.mtime_ns and self.staged.map:
-            inode = replace(inode, mtime_ns=self.mtime_ns, ctime_ns=max(self.mtime_ns, inode.ctime_ns))
+            inode = inode._replace(mtime_ns=self.mtime_ns, ctime_ns=max(self.mtime_ns, inode.ctime_ns))
         return inode
 
     def base(self) -> Body:
@@ -187,9 +187,9 @@ class FileState:
         self._holes = tuple((start, min(length, size - start)) for start, length in self._holes if start < size)
         if body is None:
             base = self._base
-            resized = inode if inode is not None else replace(base.inode, size_bytes=size)
+            resized = inode if inode is not None else base.inode._replace(size_bytes=size)
             kept = extents.truncate(base.inode.extents, size)
-            body = Body(replace(resized, extents=kept), base.inline[:size])
+            body = Body(resized._replace(extents=kept), base.inline[:size])
         self._set_base(body)
         if not self.is_dirty:
             self.dirty_since_s = None
@@ -203,11 +203,10 @@ class FileState:
             return
         if inode.body_version == base.body_version:
             # The same body: its size too, whatever local size the caller may have put there.
-            same = replace(inode, size_bytes=base.size_bytes, extents=base.extents)
-            self._base = replace(self._base, inode=same)
+            same = inode._replace(size_bytes=base.size_bytes, extents=base.extents)
+            self._base = self._base._replace(inode=same)
         else:
-            kept = replace(
-                base,
+            kept = base._replace(
                 mode=inode.mode,
                 nlink=inode.nlink,
                 uid=inode.uid,
@@ -216,7 +215,7 @@ class FileState:
                 mtime_ns=inode.mtime_ns,
                 ctime_ns=inode.ctime_ns,
             )
-            self._base = replace(self._base, inode=kept)
+            self._base = self._base._replace(inode=kept)
         self._changed()
 
     def rebase(self, body: Body) -> None:
@@ -278,7 +277,7 @@ class FileState:
         base = self.base()
         self._holes = ()
         self._grown_to = 0
-        self._set_base(replace(base, inode=replace(base.inode, size_bytes=size)))
+        self._set_base(base._replace(inode=base.inode._replace(size_bytes=size)))
 
     def lose(self) -> bool:
         """The session is lost: drop what is not committed. Whether anything was."""

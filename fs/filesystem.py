@@ -87,7 +87,7 @@ class Filesystem(FileCalls):
             file.adopt(inode)
             inode, allocated = file.inode, file.allocated_bytes
             if file.orphaned:
-                inode = replace(inode, nlink=0)
+                inode = inode._replace(nlink=0)
             if file.is_dirty or file.orphaned:
                 group = 0  # they change without the kernel's doing
         return Attributes(
@@ -173,7 +173,7 @@ class Filesystem(FileCalls):
         seen = self._seen_directories.get(ino)
         if seen is None:
             raise StaleInode(f"inode {ino:#x} has no name any more")
-        return self._attributes(replace(seen, nlink=0))
+        return self._attributes(seen._replace(nlink=0))
 
     async def setattr(self, ino: int, change: SetAttr, fh: int | None = None) -> Attributes:
         """chmod, chown, utimensat, truncate: at once, for all mounts."""

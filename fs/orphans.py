@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import replace
 
 from apollofs.metadata.records import NOW, Inode, SetAttr, without_suid
 
@@ -12,8 +11,7 @@ def changed_here(inode: Inode, change: SetAttr) -> Inode:
     """An orphan's inode with a change that only this mount will ever see. The size is not looked at."""
     now_ns = max(inode.ctime_ns + 1, inode.mtime_ns)
     mode = inode.mode if change.mode is None else stat.S_IFMT(inode.mode) | stat.S_IMODE(change.mode)
-    return replace(
-        inode,
+    return inode._replace(
         mode=without_suid(mode) if change.clear_suid else mode,
         uid=inode.uid if change.uid is None else change.uid,
         gid=inode.gid if change.gid is None else change.gid,

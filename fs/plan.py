@@ -117,7 +117,7 @@ def without_holes(base: Body, holes: Iterable[tuple[int, int]]) -> Body:
         if offset < len(inline):
             end = min(offset + length, len(inline))
             inline = inline[:offset] + bytes(end - offset) + inline[end:]
-    return Body(replace(base.inode, extents=stored), inline)
+    return Body(base.inode._replace(extents=stored), inline)
 
 
 def make_plan(base: Body, dirty: Dirty, inline_bytes_max: int, *, rewrite: bool = False) -> Plan:

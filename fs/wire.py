@@ -65,7 +65,7 @@ class WireConfig:
     max_write_bytes: int | None = None
     """Can lower libfuse's 1 MiB, not raise it."""
     time_granularity_ns: int | None = 1
-    linger_us: int = 0
+    linger_us: int = 50
     """How long an idle loop waits for a client that was just answered before it gives way, 0 to 1000."""
     tasks_max: int = 4096
     """Asynchronous handlers at work at once, lock waits aside; over it EAGAIN (ENOLCK for locks)."""

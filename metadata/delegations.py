@@ -61,6 +61,7 @@ class Delegations:
         self._store = store
         self._keys = keys
         self._times = keys.table(b"t")
+        self._children = keys.table(b"c")
         self._enabled = enabled
         self._recalls = Recalls(store, keys, wait_s)
         self._session: Session | None = None
@@ -291,13 +292,16 @@ class Delegations:
         deleted = (w.key for w in writes if isinstance(w, Delete) and w.key.startswith(inodes))
         return [ino for ino in (self._keys.parse_numbers(key)[0] for key in deleted) if ino in self._held]
 
-    def start_write(self, writes: Sequence[Put | Delete]) -> None:
-        for key in self._written_keys(writes):
+    def start_write(self, writes: Sequence[Put | Delete]) -> list[bytes]:
+        """From now on what they change is not answered from the cache; what it returns is for `end_write`."""
+        pending = self._written_keys(writes)
+        for key in pending:
             self._pending[key] += 1
+        return pending
 
-    def end_write(self, writes: Sequence[Put | Delete], revision: int, born: int = 0) -> None:
+    def end_write(self, pending: Sequence[bytes], writes: Sequence[Put | Delete], revision: int, born: int = 0) -> None:
         """A transaction has been applied at `revision` (0: it was not, as far as is known)."""
-        for key in self._written_keys(writes):
+        for key in pending:
             self._pending[key] -= 1
             if not self._pending[key]:
                 del self._pending[key]
@@ -328,7 +332,7 @@ class Delegations:
         for write in writes:
             group = self._keys.group_of(write.key)
             if group is not None and not write.key.startswith(self._times):
-                child = write.key.startswith(self._keys.children_of(group))
+                child = write.key.startswith(self._children)
                 found.append(self._keys.children_of(group) if child else write.key)
         return found
 
@@ -339,7 +343,7 @@ class Delegations:
         held = self._held.get(group) if group is not None else None
         if held is None or revision < held.taken_revision:
             return
-        if write.key.startswith(self._keys.children_of(held.ino)):
+        if write.key.startswith(self._children):
             held.change_children(1 if isinstance(write, Put) else -1, revision)
             return
         before = len(held.known)

@@ -7,7 +7,6 @@ moved it meanwhile, and `w/<ino>` or `i/<ino>` then say where it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from apollofs.metadata import codec
@@ -193,7 +192,7 @@ class NamespaceReader:
             return Body(inode, inline.kvs[0].value if inline.kvs else b"")
         if inode.extent_pages:
             extents = tuple(extent for kv in pages.kvs for extent in codec.decode_extents(kv.value))
-            inode = replace(inode, extents=extents)
+            inode = inode._replace(extents=extents)
         return Body(inode)
 
     async def readdir(self, directory: int, after: bytes, limit: int, revision: int = 0) -> DirectoryPage:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import stat
 from dataclasses import dataclass
+from typing import NamedTuple
 
 ROOT_INO = 1
 NAME_BYTES_MAX = 255
@@ -46,8 +47,7 @@ class Extent:
         return self.offset + self.length
 
 
-@dataclass(frozen=True, slots=True)
-class Inode:
+class Inode(NamedTuple):
     """One file, directory, symlink or node, as of etcd revision `revision`."""
 
     ino: int
@@ -128,8 +128,7 @@ class DirectoryPage:
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
+class Body(NamedTuple):
     """A file's inode with everything needed to read its bytes: all extents, or the inline bytes."""
 
     inode: Inode

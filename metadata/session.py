@@ -17,7 +17,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -168,19 +168,14 @@ class Session:
         One transaction, more only while replies are lost. Raises SessionLost (nothing was changed), DeadlineExceeded
         (the message says whether it may have been applied), StoreError. Cancellation is taken between attempts only.
         """
-        async with self._slot() as slot:
-            self._sequence += 1
-            record = SlotRecord(self._sequence, self.site_id, time_ns, changes)
-            return await self._transact(slot, record, compares, writes, orelse)
-
-    @contextlib.asynccontextmanager
-    async def _slot(self) -> AsyncIterator[_Slot]:
         await self._free.acquire()
         slot = self._slots.pop()
         try:
             if slot.doubtful:
                 await self._settle(slot)
-            yield slot
+            self._sequence += 1
+            record = SlotRecord(self._sequence, self.site_id, time_ns, changes)
+            return await self._transact(slot, record, compares, writes, orelse)
         finally:
             self._put_back(slot)
 

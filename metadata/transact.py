@@ -161,14 +161,14 @@ class Transactor:
             attempt.time_ns,
             questions,
         )
-        delegations.start_write(decision.writes)
+        pending = delegations.start_write(decision.writes)
         revision = 0
         try:
             outcome = await self._group.commit(request)
             revision = outcome.revision if isinstance(outcome, Committed) else 0
             decision.writes = [request.final.get(write.key, write) for write in decision.writes]
         finally:
-            delegations.end_write(decision.writes, revision, decision.born)
+            delegations.end_write(pending, decision.writes, revision, decision.born)
             if not revision and (session.in_doubt or request.error is not None):
                 delegations.doubt()
         if isinstance(outcome, Committed):

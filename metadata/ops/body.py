@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from apollofs.metadata import codec
 from apollofs.metadata.errors import CorruptRecord, TooManyExtents
@@ -34,7 +34,7 @@ class BodyKeys:
             if kv is None:
                 raise CorruptRecord(f"inode {inode.ino:#x} lacks page {page} of its extents")
             found += codec.decode_extents(kv.value)
-        return replace(inode, extents=tuple(found))
+        return inode._replace(extents=tuple(found))
 
     def store(self, before: Inode, after: Inode) -> tuple[Inode, Writes]:
         """Make `after` (with all its extents, and its new body_version) what is kept; the inode as it is to be stored.
@@ -55,8 +55,7 @@ class BodyKeys:
         for number, page in enumerate(pages):
             writes.append(Put(keys.extents(after.ino, number), codec.encode_extents(page)))
         writes += [Delete(keys.extents(after.ino, number)) for number in range(len(pages), before.extent_pages)]
-        inode = replace(
-            after,
+        inode = after._replace(
             flags=after.flags & ~InodeFlag.INLINE,
             inline_bytes=0,
             extents=() if pages else after.extents,
@@ -68,15 +67,15 @@ class BodyKeys:
     def store_inline(self, before: Inode, after: Inode, data: bytes) -> tuple[Inode, Writes]:
         """Make `data` the whole body; bytes between it and `after.size_bytes` are a hole."""
         keys = self.scope.keys
-        bare = replace(after, extents=(), extent_pages=0, extents_bytes=0, inline_bytes=len(data))
+        bare = after._replace(extents=(), extent_pages=0, extents_bytes=0, inline_bytes=len(data))
         writes: Writes = [*self.scope.discard(before, bare)]
         writes += [Delete(keys.extents(after.ino, number)) for number in range(before.extent_pages)]
         if data:
             writes.append(Put(keys.inline(after.ino), data))
-            return replace(bare, flags=after.flags | InodeFlag.INLINE), writes
+            return bare._replace(flags=after.flags | InodeFlag.INLINE), writes
         if before.is_inline:
             writes.append(Delete(keys.inline(after.ino)))
-        return replace(bare, flags=after.flags & ~InodeFlag.INLINE), writes
+        return bare._replace(flags=after.flags & ~InodeFlag.INLINE), writes
 
     def resize_inline(self, view: View, after: Inode) -> tuple[Inode, Writes]:
         """Cut an inline body to the inode's new size; growing leaves a hole behind it."""

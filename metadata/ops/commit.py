@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from apollofs.metadata import extents
 from apollofs.metadata.errors import BodyConflict, FileTooLarge, OperationNotPermitted, StaleInode
@@ -36,9 +36,9 @@ class CommitBody:
         before = body.load(view, home.inode)
         self._check_mergeable(before)
         mtime_ns = self.change.mtime_ns or self.scope.now_ns
-        after = replace(before, mtime_ns=mtime_ns, ctime_ns=self.scope.now_ns, body_version=before.body_version + 1)
+        after = before._replace(mtime_ns=mtime_ns, ctime_ns=self.scope.now_ns, body_version=before.body_version + 1)
         if self.change.inline is not None:
-            after = replace(after, size_bytes=max(before.size_bytes, self.change.size_at_least))
+            after = after._replace(size_bytes=max(before.size_bytes, self.change.size_at_least))
             stored, writes = body.store_inline(before, after, self.change.inline)
         else:
             after = self._overlay(before, after)
@@ -46,8 +46,8 @@ class CommitBody:
         writes.append(self.scope.store(home, stored))
         record = Change(Kind.COMMIT, stored.ino, size_bytes=stored.size_bytes, mode=stored.mode, nlink=stored.nlink)
         usage = Usage(stored.allocated_bytes - before.allocated_bytes, 0)
-        whole = replace(stored, extents=after.extents if self.change.inline is None else ())
-        return Decision(lambda revision, _: replace(whole, revision=revision), writes, record, usage=usage)
+        whole = stored._replace(extents=after.extents if self.change.inline is None else ())
+        return Decision(lambda revision, _: whole._replace(revision=revision), writes, record, usage=usage)
 
     def _check_mergeable(self, before: Inode) -> None:
         change = self.change
@@ -71,4 +71,4 @@ class CommitBody:
         kept = () if change.rewrites_all else before.extents
         for offset, length in change.holes:
             kept = extents.punch(kept, offset, length)
-        return replace(after, size_bytes=size, extents=extents.overlay(kept, laid))
+        return after._replace(size_bytes=size, extents=extents.overlay(kept, laid))

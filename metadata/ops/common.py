@@ -7,7 +7,7 @@ names, is in `i/<ino>`. A `Home` says which, so that an operation can write the 
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from apollofs.metadata import codec
 from apollofs.metadata.codec import Dentry, Times, Tombstone
@@ -130,7 +130,7 @@ class Scope:
 
     def drop_name(self, home: Home, location: Location) -> tuple[Inode, list[Put | Delete]]:
         """Take away one name of a file; what becomes of the inode. The dentry itself is the caller's to write."""
-        inode = replace(home.inode, nlink=home.inode.nlink - 1, ctime_ns=self.now_ns)
+        inode = home.inode._replace(nlink=home.inode.nlink - 1, ctime_ns=self.now_ns)
         writes: list[Put | Delete] = []
         if inode.nlink > 0:
             writes.append(self.store(home, inode))
@@ -184,4 +184,4 @@ def inherited_gid(directory: Inode, gid: int) -> int:
 
 def revised(inode: Inode, revision: int) -> Inode:
     """The inode as of the transaction that wrote it."""
-    return replace(inode, revision=revision)
+    return inode._replace(revision=revision)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from apollofs.metadata import codec
 from apollofs.metadata.codec import Dentry, Times
@@ -36,7 +36,7 @@ def with_directory(inode: Inode, times: Times | None, children: int) -> Inode:
     mtime_ns, ctime_ns = inode.mtime_ns, inode.ctime_ns
     if times is not None:
         mtime_ns, ctime_ns = times.mtime_ns, max(ctime_ns, times.ctime_ns)
-    return replace(inode, mtime_ns=mtime_ns, ctime_ns=ctime_ns, nlink=2 + children, size_bytes=DIRECTORY_BYTES)
+    return inode._replace(mtime_ns=mtime_ns, ctime_ns=ctime_ns, nlink=2 + children, size_bytes=DIRECTORY_BYTES)
 
 
 def own_questions(keys: Keys, ino: int) -> tuple[Range, Range, Range]:

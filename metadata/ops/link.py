@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from apollofs.metadata import codec
 from apollofs.metadata.errors import EntryExists, OperationNotPermitted, TooManyLinks
@@ -29,7 +29,7 @@ class Link:
         if self.scope.dentry(view, self.parent, self.name, likely_absent=True) is not None:
             raise EntryExists("the name exists")
         self._check(home.inode, directory)
-        inode = replace(home.inode, nlink=home.inode.nlink + 1, ctime_ns=self.scope.now_ns)
+        inode = home.inode._replace(nlink=home.inode.nlink + 1, ctime_ns=self.scope.now_ns)
         reference = codec.encode_reference(inode.ino, inode.mode & 0o170000)
         writes: list[Put | Delete] = [
             Put(keys.inode(inode.ino), codec.encode_inode(inode)),

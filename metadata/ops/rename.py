@@ -7,7 +7,7 @@ so the ancestors may be looked up at leisure, if only after the key.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from apollofs.metadata import codec
 from apollofs.metadata.errors import (
@@ -125,14 +125,14 @@ class Rename:
     def _place(self, home: Home, source: Location, target: Location) -> tuple[Inode, Writes]:
         """Everything that makes `target` mean the inode, but for the dentry at `source`."""
         keys = self.scope.keys
-        inode = replace(home.inode, ctime_ns=self.scope.now_ns)
+        inode = home.inode._replace(ctime_ns=self.scope.now_ns)
         dentry = keys.dentry(*target)
         if home.location is not None:
             location = codec.encode_location(*target)
             return inode, [Put(dentry, codec.encode_embedded(inode)), Put(keys.moved(inode.ino), location)]
         writes: Writes = [Put(dentry, codec.encode_reference(inode.ino, inode.mode & 0o170000))]
         if inode.is_dir:
-            inode = replace(inode, parent=target[0], name=target[1])
+            inode = inode._replace(parent=target[0], name=target[1])
             if source[0] != target[0]:
                 writes += [Delete(keys.child(source[0], inode.ino)), Put(keys.child(target[0], inode.ino), b"")]
         return inode, [*writes, Put(keys.inode(inode.ino), codec.encode_inode(inode))]
@@ -140,7 +140,7 @@ class Rename:
     def _replace(self, standing: Home) -> tuple[Inode, Writes]:
         """What becomes of the inode whose name is taken; its dentry is overwritten."""
         if standing.inode.is_dir:
-            gone = replace(standing.inode, nlink=0, ctime_ns=self.scope.now_ns)
+            gone = standing.inode._replace(nlink=0, ctime_ns=self.scope.now_ns)
             return gone, self.scope.drop_directory(standing.inode)
         return self.scope.drop_name(standing, self.target)
 

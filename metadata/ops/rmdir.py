@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from apollofs.metadata.errors import DirectoryNotEmpty, NotADirectory
 from apollofs.metadata.journal import Change, Kind
@@ -29,7 +29,7 @@ class Rmdir:
         if not view.is_empty(self.scope.keys.dentries_of(home.inode.ino)):
             raise DirectoryNotEmpty("the directory is not empty")
         check_may_remove(directory, home.inode)
-        inode = replace(home.inode, nlink=0, ctime_ns=self.scope.now_ns)
+        inode = home.inode._replace(nlink=0, ctime_ns=self.scope.now_ns)
         writes = self.scope.drop_directory(home.inode)
         writes += [Delete(self.scope.keys.dentry(*location)), self.scope.touch(self.parent)]
         change = Change(Kind.RMDIR, inode.ino, *location, mode=inode.mode)

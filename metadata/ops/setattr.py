@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from apollofs.metadata import codec, extents
 from apollofs.metadata.codec import Times
@@ -41,12 +41,12 @@ class SetAttributes:
         change = Change(Kind.SETATTR, inode.ino, size_bytes=inode.size_bytes, mode=inode.mode, nlink=inode.nlink)
         usage = Usage(inode.allocated_bytes - before.allocated_bytes if inode.is_file else 0, 0)
         if not inode.is_dir:
-            return Decision(lambda revision, _: replace(inode, revision=revision), writes, change, usage=usage)
+            return Decision(lambda revision, _: inode._replace(revision=revision), writes, change, usage=usage)
         if self.attr.mtime_ns is not None:
             times = Times(self._time(self.attr.mtime_ns), self.scope.now_ns)
             writes.append(Put(self.scope.keys.times(inode.ino), codec.encode_times(times)))
         return Decision(
-            lambda revision, found: with_answers(replace(inode, revision=revision), *found),
+            lambda revision, found: with_answers(inode._replace(revision=revision), *found),
             writes,
             change,
             directory_questions(self.scope.keys, inode.ino),
@@ -91,8 +91,7 @@ class SetAttributes:
         flags = inode.flags
         if attr.flags is not None:
             flags = (flags & ~GUARDS) | (attr.flags & GUARDS)
-        return replace(
-            inode,
+        return inode._replace(
             mode=mode,
             uid=inode.uid if attr.uid is None else attr.uid,
             gid=inode.gid if attr.gid is None else attr.gid,
@@ -106,8 +105,8 @@ class SetAttributes:
         body = BodyKeys(self.scope)
         before = body.load(view, inode)
         mtime_ns = inode.mtime_ns if self.attr.mtime_ns is not None else self.scope.now_ns
-        after = replace(inode, size_bytes=size_bytes, mtime_ns=mtime_ns, body_version=inode.body_version + 1)
+        after = inode._replace(size_bytes=size_bytes, mtime_ns=mtime_ns, body_version=inode.body_version + 1)
         if inode.is_inline:
             return body.resize_inline(view, after)
         kept = extents.truncate(before.extents, size_bytes)
-        return body.store(before, replace(after, extents=kept))
+        return body.store(before, after._replace(extents=kept))

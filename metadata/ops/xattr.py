@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from apollofs.metadata.errors import (
     AttributeExists,
@@ -54,7 +54,7 @@ class SetXattr:
         standing = view.get(key, likely_absent=home.inode.xattrs == 0)
         self._check(standing, home)
         count = home.inode.xattrs + (standing is None) - (self.value is None)
-        inode = replace(home.inode, xattrs=count, ctime_ns=self.scope.now_ns)
+        inode = home.inode._replace(xattrs=count, ctime_ns=self.scope.now_ns)
         writes: list[Put | Delete] = [self.scope.store(home, inode)]
         writes.append(Delete(key) if self.value is None else Put(key, self.value))
         kind = Kind.REMOVEXATTR if self.value is None else Kind.SETXATTR

@@ -7,7 +7,6 @@ import os
 import stat
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,7 +90,7 @@ async def fill(namespace: Namespace, directory: int) -> None:
 
     async def put(first: int) -> None:
         numbers = range(first, min(first + PUTS_MAX, MANY))
-        inodes = [(number, replace(file, ino=INO_BASE + number)) for number in numbers]
+        inodes = [(number, file._replace(ino=INO_BASE + number)) for number in numbers]
         puts = [Put(keys.dentry(directory, b"f%06d" % n), codec.encode_embedded(inode)) for n, inode in inodes]
         await store.txn((), tuple(puts))
 
