@@ -241,12 +241,21 @@ class FileCalls:
         *,
         wait: bool,
     ) -> None:
-        """Take a lock; `type_` None gives it back. Raises LockConflict, LockDeadlock, TooManyLocks."""
+        """Take a lock; `type_` None gives it back. Raises LockConflict, LockDeadlock, TooManyLocks.
+
+        Before a lock ends or becomes shared, what was written under it is committed: who gets it next, on whatever
+        mount, reads that. If it can't be, the lock ends all the same, the error is raised, and the bytes stay dirty.
+        """
         if type_ is None:
-            await self._volume.locks.release(ino, kind, owner, start, end)
-            if not self._volume.locks.holds(ino, kind, owner):
-                self._forget_owner(ino, kind, owner)
+            try:
+                await self._commit_under_lock(ino, kind, owner)
+            finally:
+                await self._volume.locks.release(ino, kind, owner, start, end)
+                if not self._volume.locks.holds(ino, kind, owner):
+                    self._forget_owner(ino, kind, owner)
             return
+        if type_ is LockType.SHARED:
+            await self._commit_under_lock(ino, kind, owner)
         try:
             await self._volume.locks.acquire(ino, kind, owner, start, end, type_, pid, wait=wait)
         finally:
@@ -255,6 +264,11 @@ class FileCalls:
                 self._lock_owners.setdefault(ino, set()).add((kind, owner))
             else:
                 self._forget_owner(ino, kind, owner)
+
+    async def _commit_under_lock(self, ino: int, kind: LockKind, owner: int) -> None:
+        file = self._bodies.find(ino)
+        if file is not None and file.is_dirty and self._volume.locks.holds(ino, kind, owner):
+            await file.commit()
 
     async def getlk(self, ino: int, kind: LockKind, owner: int, start: int, end: int, type_: LockType) -> Lock | None:
         """The first lock that would stand in the way."""

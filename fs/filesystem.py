@@ -187,9 +187,11 @@ class Filesystem(FileCalls):
                 mtime_ns = NOW if change.mtime_ns is None else change.mtime_ns
                 await self._change(file, replace(change, size_bytes=None, mtime_ns=mtime_ns))
             return self._attributes(file.inode)
-        if change.mtime_ns is not None:
-            await file.expect_mtime(time.time_ns() if change.mtime_ns == NOW else change.mtime_ns)
-        await self._change(file, change)
+        if change.mtime_ns is None:
+            await self._change(file, change)
+        else:
+            async with file.expecting_mtime(time.time_ns() if change.mtime_ns == NOW else change.mtime_ns):
+                await self._change(file, change)
         return self._attributes(file.inode)
 
     async def readlink(self, ino: int) -> bytes:

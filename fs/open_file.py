@@ -20,6 +20,8 @@ Rules
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -96,10 +98,17 @@ class OpenFile:
         """Attributes were read or set; older ones than those known are ignored. The body: see `refresh`."""
         self._state.adopt(inode)
 
-    async def expect_mtime(self, mtime_ns: int) -> None:
-        """utimensat after a write, called before the time is set in etcd: the commit of that write keeps this time."""
-        self._state.mtime_ns = mtime_ns
-        await self._state.wait_for_transaction()
+    @asynccontextmanager
+    async def expecting_mtime(self, mtime_ns: int) -> AsyncIterator[None]:
+        """utimensat after a write: the commit of that write keeps this time, unless setting it, in the block, fails."""
+        before, self._state.mtime_ns = self._state.mtime_ns, mtime_ns
+        try:
+            await self._state.wait_for_transaction()
+            yield
+        except BaseException:
+            if self._state.mtime_ns == mtime_ns:
+                self._state.mtime_ns = before
+            raise
 
     def seek_data(self, offset: int) -> int:
         """SEEK_DATA. NoDataThere at or past the end, or where only a hole follows."""

@@ -56,6 +56,42 @@ async def test_close_commits_before_the_lock_goes_on(
     assert seen == b"2"
 
 
+@pytest.mark.parametrize("kind", [LockKind.POSIX, LockKind.FLOCK])
+@pytest.mark.parametrize("after", [None, LockType.SHARED])
+async def test_what_was_written_under_a_lock_is_committed_before_it_ends(
+    pair: Pair, kind: LockKind, after: LockType | None
+) -> None:
+    ino = await save(pair.here, b"f", b"1")
+    fh = (await pair.here.open(ino, os.O_RDWR, USER)).fh
+    await pair.here.setlk(ino, kind, OWNER, 0, RANGE_END, LockType.EXCLUSIVE, 1, wait=False)
+    await pair.here.write(fh, 0, b"2")
+    assert await content(pair.there) == b"1"
+    await pair.here.setlk(ino, kind, OWNER, 0, RANGE_END, after, 1, wait=False)
+    assert await content(pair.there) == b"2"
+    await pair.here.release(fh, OWNER, flock=True)
+
+
+async def test_an_unlock_that_cannot_commit_says_so_and_ends_the_lock(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ino = await save(pair.here, b"f", b"1")
+    await pair.there.lookup(ROOT_INO, b"f")
+    fh = (await pair.here.open(ino, os.O_RDWR, USER)).fh
+    await pair.here.setlk(ino, LockKind.POSIX, OWNER, 0, RANGE_END, LockType.EXCLUSIVE, 1, wait=False)
+    await pair.here.write(fh, 0, b"2")
+
+    async def refuse(ino: int, change: BodyChange, session: Session | None = None) -> Inode:
+        raise StoreUnavailable("by the test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pair.volume, "commit_body", refuse)
+        with pytest.raises(StoreUnavailable):
+            await pair.here.setlk(ino, LockKind.POSIX, OWNER, 0, RANGE_END, None, 1, wait=False)
+    await pair.there.setlk(ino, LockKind.POSIX, NEXT, 0, RANGE_END, LockType.EXCLUSIVE, 1, wait=False)
+    await close(pair, fh, LockKind.POSIX)
+    assert await content(pair.there) == b"2"
+
+
 async def test_a_close_that_cannot_commit_gives_the_lock_back(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     ino = await save(pair.here, b"f", b"1")
     await pair.there.lookup(ROOT_INO, b"f")

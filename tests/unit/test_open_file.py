@@ -12,6 +12,7 @@ import trio.testing
 from apollofs.blobstore import NoSuchBlob
 from apollofs.fs import open_file, plan
 from apollofs.fs.errors import MissingBlob, NoDataThere
+from apollofs.metadata.errors import OperationNotPermitted
 from apollofs.metadata.ops import body as body_ops
 from apollofs.metadata.records import SetAttr
 from tests.support.bodies import Mount, World, body_world
@@ -89,10 +90,22 @@ async def test_attributes_of_a_dirty_file_are_those_of_this_mount(mount: Mount) 
 async def test_a_time_that_was_set_after_a_write_survives_the_commit(mount: Mount) -> None:
     file = await mount.bodies.open(await mount.create())
     await file.write(0, b"x" * 500)
-    await file.expect_mtime(12345)
-    file.adopt(await mount.volume.setattr(file.ino, SetAttr(mtime_ns=12345)))
+    async with file.expecting_mtime(12345):
+        file.adopt(await mount.volume.setattr(file.ino, SetAttr(mtime_ns=12345)))
     await file.commit()
     assert (await mount.volume.inner.getattr(file.ino)).mtime_ns == 12345
+
+
+async def test_a_time_that_could_not_be_set_is_not_committed(mount: Mount) -> None:
+    file = await mount.bodies.open(await mount.create())
+    await file.write(0, b"x" * 500)
+    written_ns = file.inode.mtime_ns
+    with pytest.raises(OperationNotPermitted):
+        async with file.expecting_mtime(12345):
+            raise OperationNotPermitted("by the test")
+    assert file.inode.mtime_ns == written_ns
+    await file.commit()
+    assert (await mount.volume.inner.getattr(file.ino)).mtime_ns == written_ns
 
 
 async def test_a_body_that_was_replaced_is_read_anew(world: World, mount: Mount) -> None:
