@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from apollofs.metadata import codec
+from apollofs.metadata.body_memory import BodyMemory
 from apollofs.metadata.codec import Dentry
 from apollofs.metadata.delegations import Delegations
 from apollofs.metadata.errors import NoSuchEntry, StaleInode
@@ -44,6 +45,7 @@ class NamespaceReader:
         self.delegations = delegations
         self._locations: dict[int, Location] = {}
         """As many as the kernel knows inodes: entries leave with `forget`."""
+        self._body_memory = BodyMemory()
 
     def cached_lookup(self, parent: int, name: bytes) -> Cached | None:
         """As `lookup`, of what is delegated; None: ask. Raises NoSuchEntry where that is known."""
@@ -186,14 +188,19 @@ class NamespaceReader:
         raise StaleInode(f"inode {ino:#x} has no name any more")
 
     async def read_body(self, ino: int) -> Body:
-        """The inode with all its extents, or with its inline bytes. One request."""
+        """The inode with all its extents, or with its inline bytes. One request; none if its inode is delegated, and
+        its body in it or read before."""
+        cached = self.cached_getattr(ino)
+        known = self._body_memory.of(cached.inode) if cached is not None else None
+        if known is not None:
+            return known
         inode, (inline, pages) = await self._by_number(ino, inspect.body_questions(self._keys, ino))
-        if inode.is_inline:
-            return Body(inode, inline.kvs[0].value if inline.kvs else b"")
         if inode.extent_pages:
             extents = tuple(extent for kv in pages.kvs for extent in codec.decode_extents(kv.value))
             inode = inode._replace(extents=extents)
-        return Body(inode)
+        body = Body(inode, inline.kvs[0].value if inode.is_inline and inline.kvs else b"")
+        self._body_memory.put(body)
+        return body
 
     async def readdir(self, directory: int, after: bytes, limit: int, revision: int = 0) -> DirectoryPage:
         """Up to `limit` names greater than `after` (b"": from the first), in byte order, without "." and "..".
@@ -233,6 +240,7 @@ class NamespaceReader:
     def forget(self, ino: int) -> None:
         """The kernel has forgotten the number; what was remembered of where it is goes."""
         self._locations.pop(ino, None)
+        self._body_memory.forget(ino)
 
     async def warm_up(self) -> None:
         """Read what nearly every operation takes part in: the root, and the line of directory moves. One request."""

@@ -37,6 +37,7 @@ from apollofs.metadata.ops.unlink import Unlink
 from apollofs.metadata.ops.xattr import SetXattr, check_attribute
 from apollofs.metadata.records import (
     TARGET_BYTES_MAX,
+    Body,
     BodyChange,
     Inode,
     MountRecord,
@@ -252,7 +253,9 @@ class Volume(NamespaceReader):
             raise SessionLost("the change was prepared in a session that has been lost")
         scope = self._scope()
         operation = CommitBody(scope, ino, self._locations.get(ino), change)
-        return await self._transactor.run(self.session, operation, time_ns=scope.now_ns)
+        inode = await self._transactor.run(self.session, operation, time_ns=scope.now_ns)
+        self._body_memory.put(Body(inode, change.inline or b""))
+        return inode
 
     async def getxattr(self, ino: int, name: bytes) -> bytes:
         """One request. NoSuchAttribute."""

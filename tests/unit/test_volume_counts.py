@@ -137,6 +137,10 @@ async def test_what_is_delegated_costs_nothing() -> None:
                 await volume.lookup(made.ino, b"g")
             assert [entry.name for entry in (await volume.readdir(made.ino, b"", 100)).entries] == [b"f"]
         with requests(store, 1):
+            await volume.commit_body(file.ino, BodyChange(0, 5, inline=b"hello"))
+        with requests(store, 0):
+            assert (await volume.read_body(file.ino)).inline == b"hello"
+        with requests(store, 1):
             await volume.mknod(made.ino, b"g", stat.S_IFREG | 0o644, 0, ME)
         with requests(store, 1):
             await volume.rename(made.ino, b"g", made.ino, b"f")
