@@ -183,19 +183,31 @@ static enum verdict examine(const struct fw_in_header *request, size_t body_len)
     return GIVE_TO_LIBFUSE;
 }
 
-/* The queue is empty.  The client that was just answered may be back at once: wait a moment for it rather than
- * pay a round of the event loop.  Not while a request is in flight: its progress depends on that loop. */
+static int64_t monotonic_us(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+/* The queue is empty.  The client that was just answered may be back at once: look for it a moment longer rather than
+ * pay a round of the event loop, awake because waking up would cost more than most requests do.  Not while a request
+ * is in flight: its progress depends on that loop. */
 static int linger(int fd)
 {
     struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
-    struct timespec wait = {.tv_nsec = (long)fw.settings.linger_us * 1000};
+    int64_t end_us;
     int ready;
 
     if (fw.settings.linger_us <= 0 || !fw.hot || fw.in_flight)
         return 0;
     fw.hot = 0;
     Py_BEGIN_ALLOW_THREADS
-    ready = ppoll(&poll_fd, 1, &wait, NULL);
+    end_us = monotonic_us() + fw.settings.linger_us;
+    do
+        ready = poll(&poll_fd, 1, 0);
+    while (!ready && monotonic_us() < end_us);
     Py_END_ALLOW_THREADS
     return ready > 0;
 }

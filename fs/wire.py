@@ -66,7 +66,8 @@ class WireConfig:
     """Can lower libfuse's 1 MiB, not raise it."""
     time_granularity_ns: int | None = 1
     linger_us: int = 50
-    """How long an idle loop waits for a client that was just answered before it gives way, 0 to 1000."""
+    """How long an idle loop looks for the next request of a client that was just answered before it gives way, busy all
+    that time: 0 to 1000."""
     tasks_max: int = 4096
     """Asynchronous handlers at work at once, lock waits aside; over it EAGAIN (ENOLCK for locks)."""
     lock_waits_max: int = 4096
