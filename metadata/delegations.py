@@ -21,13 +21,14 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import trio
 
 from apollofs.metadata.errors import MetadataError
 from apollofs.metadata.groups import Acquisition, Claim, Group, groups_written
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.pauses import Pauses
 from apollofs.metadata.recalls import Recalls
 from apollofs.metadata.returns import NOTED, CacheAbove, Returns
 from apollofs.metadata.session import Committed, Session
@@ -48,9 +49,6 @@ log = logging.getLogger(__name__)
 GROUPS_MAX = 8192
 KEYS_MAX = 400_000
 """Cached keys over all groups."""
-BACKOFF_FIRST_S = 0.5
-BACKOFF_MAX_S = 16.0
-RECALLS_REMEMBERED_MAX = 4096
 Answer = tuple[KeyValue | None]
 
 
@@ -68,8 +66,7 @@ class Delegations:
         self._held: dict[int, Group] = {}
         self._acquiring: dict[int, Acquisition] = {}
         self._returns = Returns(keys)
-        self._recalled: dict[int, tuple[float, float]] = {}
-        """Until when a group is not taken again, and how long that pause was."""
+        self._pauses = Pauses()
         self._touched: dict[int, None] = {}
         self._pending: Counter[bytes] = Counter()
         self._claimed: Counter[int] = Counter()
@@ -203,49 +200,72 @@ class Delegations:
 
     def wants(self, group: int) -> bool:
         """Whether to take the group now: at its second touch, unless it is hot elsewhere."""
-        if not self._may_take():
-            return False
-        if group in self._held or group in self._acquiring or group in self._returns or group in self._claimed:
+        if not self.can_take(group):
             return False
         if group not in self._touched:
             self._touched[group] = None
             if len(self._touched) > GROUPS_MAX:
                 self._touched.pop(next(iter(self._touched)))
             return False
-        pause = self._recalled.get(group)
-        return pause is None or trio.current_time() > pause[0]
+        return True
+
+    def can_take(self, group: int) -> bool:
+        """Whether the group may be taken now: not if it is held, given back, waited for here, or hot elsewhere."""
+        if not self._may_take():
+            return False
+        if group in self._held or group in self._acquiring or group in self._returns or group in self._claimed:
+            return False
+        return self._pauses.is_over(group)
 
     def _may_take(self) -> bool:
         if self._session is None or not self._hearing or not self._session.proven:
             return False
         return not self._session.in_doubt
 
-    async def take(self, group: int, asked: Sequence[Range]) -> list[RangeResult] | None:
-        """Read `asked` and take the group with it. One request, a write. None if nothing was read (ask again)."""
+    def held_or_free(self, group: int) -> bool:
+        """Whether `take` may be asked for the group."""
+        return self.usable(group) is not None or self.can_take(group)
+
+    async def take(self, wanted: Mapping[int, Sequence[Range]]) -> dict[int, list[RangeResult]] | None:
+        """Read what is asked of each group, and take those that are not held. One request, a write.
+
+        For all of them or none; None if nothing was read either (ask again). Each must be held, or `can_take`.
+        """
         session = self._session
         assert session is not None
-        acquisition = self._acquiring[group] = Acquisition()
-        waiting = self._keys.writers_on(group)
-        free = Compare(waiting, Target.CREATE, Relation.EQUAL, 0, prefix_end(waiting))
-        put = Put(self._keys.delegation(group, session.number), b"", session.lease_id)
+        acquisitions = {group: Acquisition() for group in wanted if group not in self._held}
+        self._acquiring.update(acquisitions)
+        asked = [question for questions in wanted.values() for question in questions]
+        free = [self._nobody_waits_for(group) for group in acquisitions]
+        puts = [Put(self._keys.delegation(group, session.number), b"", session.lease_id) for group in acquisitions]
         taken = False
         try:
-            outcome = await session.commit((free,), (put, *asked), NOTED, time_ns=time.time_ns(), orelse=asked)
+            outcome = await session.commit(free, (*puts, *asked), NOTED, time_ns=time.time_ns(), orelse=asked)
             taken = isinstance(outcome, Committed)
         finally:
-            del self._acquiring[group]
-            if self._session is session and (acquisition.poisoned or not taken):
-                self._return(group)  # whether or not the key is there
-        ranges = outcome.ranges[1:] if isinstance(outcome, Committed) and outcome.ranges else None
-        if isinstance(outcome, Committed) and not acquisition.poisoned and self._session is session:
-            self._hold(group, outcome.revision)
-            if ranges is not None:
-                self.learn(group, asked, [found for found in ranges if found is not None], outcome.revision)
-            for write, revision in acquisition.writes:
-                self._apply(write, revision)
-        if not isinstance(outcome, Committed):
-            ranges = outcome.ranges
-        return [found for found in ranges if found is not None] if ranges is not None else None
+            for group, acquisition in acquisitions.items():
+                del self._acquiring[group]
+                if self._session is session and (acquisition.poisoned or not taken):
+                    self._return(group)  # whether or not the key is there
+        if outcome.ranges is None:
+            found = None
+        else:
+            answers = iter(outcome.ranges[len(puts) :] if taken else outcome.ranges)
+            found = {group: [_present(next(answers)) for _ in questions] for group, questions in wanted.items()}
+        if taken and self._session is session:
+            for group, acquisition in acquisitions.items():
+                if not acquisition.poisoned:
+                    self._hold(group, outcome.revision)
+            for group, ranges in (found or {}).items():
+                self.learn(group, wanted[group], ranges, outcome.revision)
+            for acquisition in acquisitions.values():
+                for write, revision in acquisition.writes:
+                    self._apply(write, revision)
+        return found
+
+    def _nobody_waits_for(self, group: int) -> Compare:
+        waiting = self._keys.writers_on(group)
+        return Compare(waiting, Target.CREATE, Relation.EQUAL, 0, prefix_end(waiting))
 
     def _hold(self, group: int, revision: int) -> Group:
         held = self._held[group] = Group(group, revision)
@@ -396,12 +416,7 @@ class Delegations:
     def _recall(self, group: int) -> None:
         """Somebody wants to write: drop the cache now, the key after it."""
         self.counts["recalls_heard"] += 1
-        until, pause_s = self._recalled.pop(group, (0.0, BACKOFF_FIRST_S / 2))
-        again = trio.current_time() < until + 4 * pause_s
-        pause_s = min(2 * pause_s, BACKOFF_MAX_S) if again else BACKOFF_FIRST_S
-        self._recalled[group] = (trio.current_time() + pause_s, pause_s)
-        if len(self._recalled) > RECALLS_REMEMBERED_MAX:
-            self._recalled.pop(next(iter(self._recalled)))
+        self._pauses.begin(group)
         if group in self._acquiring:
             self._acquiring[group].poisoned = True
         self._return(group)
@@ -420,3 +435,8 @@ class Delegations:
     def _poison_all(self) -> None:
         for acquisition in self._acquiring.values():
             acquisition.poisoned = True
+
+
+def _present(found: RangeResult | None) -> RangeResult:
+    assert found is not None, "the answer to a question"
+    return found

@@ -6,7 +6,8 @@ moved it meanwhile, and `w/<ino>` or `i/<ino>` then say where it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import stat
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from apollofs.metadata import codec
@@ -21,9 +22,16 @@ from apollofs.metadata.records import ROOT_INO, Body, DirectoryEntry, DirectoryP
 from apollofs.metadata.store import KeyValue, Range, RangeResult, prefix_end
 from apollofs.metadata.transact import Transactor
 from apollofs.metadata.view import Recollection
+from apollofs.metadata.walks import Walks
 
 LISTING_MAX = 20_000
 """Entries of a directory that are handed out at once when it is completely known."""
+INODES_AHEAD = 29
+"""Subdirectories whose attributes come along with those of the first one that is asked for."""
+LISTINGS_AHEAD = 8
+"""Subdirectories that are listed along with one, once a walk is under way."""
+ENTRIES_AHEAD = 500
+"""Entries of each of them; what has more is listed when its turn comes."""
 
 
 class Cached(NamedTuple):
@@ -46,6 +54,7 @@ class NamespaceReader:
         self._locations: dict[int, Location] = {}
         """As many as the kernel knows inodes: entries leave with `forget`."""
         self._body_memory = BodyMemory()
+        self._walks = Walks()
 
     def cached_lookup(self, parent: int, name: bytes) -> Cached | None:
         """As `lookup`, of what is delegated; None: ask. Raises NoSuchEntry where that is known."""
@@ -90,7 +99,7 @@ class NamespaceReader:
             if dentry.inode is not None:
                 self._locations[dentry.ino] = (parent, name)
                 return dentry.inode
-            inode = ahead or self._delegated_own(dentry.ino) or await self._own(dentry.ino)
+            inode = ahead or self._delegated_own(dentry.ino) or await self._own(dentry.ino, parent)
             if inode is not None:
                 return inode
         raise StaleInode("the name keeps changing")
@@ -117,8 +126,14 @@ class NamespaceReader:
         dentry = codec.decode_dentry(known[0].value, 0)
         return dentry.ino if dentry.inode is None else 0
 
-    async def _own(self, ino: int) -> Inode | None:
-        return inspect.own_inode(*await self._read_group(ino, inspect.own_questions(self._keys, ino)))
+    async def _own(self, ino: int, parent: int) -> Inode | None:
+        """The inode that a name in `parent` refers to; if `parent` was listed, the next subdirectories come with it."""
+        asked = inspect.own_questions(self._keys, ino)
+        siblings = self._walks.after(parent, ino, INODES_AHEAD)
+        ahead = {each: inspect.own_questions(self._keys, each) for each in siblings if self.delegations.can_take(each)}
+        if ahead and self.delegations.can_take(ino):
+            return inspect.own_inode(*(await self._read_ahead({ino: asked, **ahead}))[ino])
+        return inspect.own_inode(*await self._read_group(ino, asked))
 
     async def _read_group(self, group: int, asked: Sequence[Range], others: tuple[int, ...] = ()) -> list[RangeResult]:
         """Read what belongs to a group (and to `others`), and keep it as far as they are delegated.
@@ -126,12 +141,25 @@ class NamespaceReader:
         One request. Takes the group's delegation in passing, if it is time to.
         """
         if self.delegations.wants(group):
-            taken = await self.delegations.take(group, asked)
+            taken = await self.delegations.take({group: asked})
             if taken is not None:
-                return taken
+                return taken[group]
         revision, found = await self._transactor.read(asked)
         for number in (group, *others):
             self.delegations.learn(number, asked, found, revision)
+        return found
+
+    async def _read_ahead(self, wanted: Mapping[int, Sequence[Range]]) -> dict[int, list[RangeResult]]:
+        """Read what belongs to several groups, each of which is held or can be taken, and take those. One request."""
+        found = None
+        if not all(self.delegations.usable(group) for group in wanted):
+            found = await self.delegations.take(wanted)
+        if found is None:
+            revision, flat = await self._transactor.read([range_ for asked in wanted.values() for range_ in asked])
+            answers = iter(flat)
+            found = {group: [next(answers) for _ in asked] for group, asked in wanted.items()}
+            for group, asked in wanted.items():
+                self.delegations.learn(group, asked, found[group], revision)
         return found
 
     def _delegated_own(self, ino: int) -> Inode | None:
@@ -212,18 +240,45 @@ class NamespaceReader:
         first = not after and not revision
         listed = self.delegations.listing(directory) if first else None
         if listed is not None and len(listed) <= LISTING_MAX:
-            return self._page(directory, listed, False, 0)
-        prefix = self._keys.dentries_of(directory)
-        start = prefix + after + b"\0" if after else prefix
-        asked = [Range(start, prefix_end(prefix), limit=limit, revision=revision)]
+            return self._first_page(directory, listed, False, 0)
         if not first:
-            _, (found,) = await self._transactor.read(asked)
+            prefix = self._keys.dentries_of(directory)
+            start = prefix + after + b"\0" if after else prefix
+            asked = Range(start, prefix_end(prefix), limit=limit, revision=revision)
+            _, (found,) = await self._transactor.read([asked])
             return self._page(directory, found.kvs, found.more, revision or found.revision)
-        asked += inspect.own_questions(self._keys, directory)
-        found = (await self._read_group(directory, asked))[0]
-        if not found.more:
-            self.delegations.learn_all(directory, found.kvs, found.revision)
-        return self._page(directory, found.kvs, found.more, found.revision)
+        wanted = {directory: self._listing_questions(directory, limit)}
+        if self.delegations.held_or_free(directory):
+            ahead = self._listings_ahead(directory)
+            wanted.update((each, self._listing_questions(each, ENTRIES_AHEAD)) for each in ahead)
+            read = await self._read_ahead(wanted)
+        else:
+            read = {directory: await self._read_group(directory, wanted[directory])}
+        for each, answers in read.items():
+            if not answers[0].more:
+                self.delegations.learn_all(each, answers[0].kvs, answers[0].revision)
+        found = read[directory][0]
+        return self._first_page(directory, found.kvs, found.more, found.revision)
+
+    def _listing_questions(self, directory: int, limit: int) -> list[Range]:
+        prefix = self._keys.dentries_of(directory)
+        page = Range(prefix, prefix_end(prefix), limit=limit)
+        return [page, *inspect.own_questions(self._keys, directory)]
+
+    def _listings_ahead(self, directory: int) -> list[int]:
+        """The directories that a walk will list after this one, if this looks like a walk: at the second sibling."""
+        own = self._delegated_own(directory)
+        if own is None or not self._walks.goes_on(own.parent, directory):
+            return []
+        siblings = self._walks.after(own.parent, directory, LISTINGS_AHEAD)
+        delegations = self.delegations
+        return [each for each in siblings if delegations.held_or_free(each) and delegations.listing(each) is None]
+
+    def _first_page(self, directory: int, kvs: Sequence[KeyValue], more: bool, revision: int) -> DirectoryPage:
+        page = self._page(directory, kvs, more, revision)
+        subdirectories = [entry.ino for entry in page.entries if entry.file_type == stat.S_IFDIR]
+        self._walks.listed(directory, subdirectories)
+        return page
 
     def _page(self, directory: int, kvs: Sequence[KeyValue], more: bool, revision: int) -> DirectoryPage:
         at = len(self._keys.dentries_of(directory))
