@@ -19,6 +19,7 @@ from apollofs.fs.operations import Operations
 from apollofs.fs.site_stores import SiteStores, location_of
 from apollofs.fs.user_error import UserError
 from apollofs.fs.wire import Wire
+from apollofs.metadata.counting import CountingStore
 from apollofs.metadata.errors import SessionLost
 from apollofs.metadata.records import MountRecord
 from apollofs.metadata.session import SessionOptions
@@ -29,6 +30,7 @@ from apollofs.metadata.volume import Volume, open_volume
 class Assembly:
     """The parts of a mount that is about to serve."""
 
+    store: CountingStore
     volume: Volume
     stores: SiteStores
     filesystem: Filesystem
@@ -39,6 +41,15 @@ class Assembly:
     def location(self) -> Location:
         """Where this mount's site keeps the volume's bodies."""
         return location_of(self.volume.site, self.volume.superblock.uuid)
+
+    def statistics(self) -> dict[str, Mapping[str, float]]:
+        """Counters, by what they are of."""
+        return {
+            "etcd": self.store.statistics(),
+            **self.volume.statistics(),
+            **self.filesystem.statistics(),
+            "blob_store": self.stores.statistics(),
+        }
 
     def session_facts(self) -> Mapping[str, Any]:
         """For `status`: the session, or that there is none at the moment."""
@@ -72,7 +83,7 @@ async def assembled(config: MountConfig) -> AsyncIterator[Assembly]:
         delegations=config.session.delegations,
     )
     async with (
-        connected_store(config.access) as store,
+        _counted_store(config) as store,
         open_volume(store, config.access.url.volume, config.site, session, record) as volume,
     ):
         stores = SiteStores(volume, options)
@@ -83,7 +94,13 @@ async def assembled(config: MountConfig) -> AsyncIterator[Assembly]:
             operations = Operations(filesystem)
             wire = Wire(operations, errno_of=errno_of)
             operations.guard(wire)
-            yield Assembly(volume, stores, filesystem, operations, wire)
+            yield Assembly(store, volume, stores, filesystem, operations, wire)
+
+
+@asynccontextmanager
+async def _counted_store(config: MountConfig) -> AsyncIterator[CountingStore]:
+    async with connected_store(config.access) as store:
+        yield CountingStore(store)
 
 
 def body_config(config: MountConfig, volume: Volume) -> BodyConfig:

@@ -100,6 +100,16 @@ class Bodies:
     def dirty_files(self) -> list[OpenFile]:
         return [file for file in self._files.values() if file.is_dirty]
 
+    def statistics(self) -> dict[str, float]:
+        """Counters for `status`."""
+        return {
+            "open_files": len(self._files),
+            "dirty_files": len(self.dirty_files),
+            "cache_bytes": self.cache.bytes_used,
+            "cache_hits": self.cache.hits,
+            "cache_fetched": self.cache.fetched,
+        }
+
     def close(self) -> None:
         """Give up what is staged; nobody may be using a file."""
         for file in self._files.values():

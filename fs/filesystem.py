@@ -369,6 +369,10 @@ class Filesystem(FileCalls):
             name_bytes_max=NAME_BYTES_MAX,
         )
 
+    def statistics(self) -> dict[str, dict[str, float]]:
+        """Counters for `status`, by what they are of."""
+        return {"kernel_cache": self.kernel.statistics(), "bodies": self._bodies.statistics()}
+
     async def sync(self) -> None:
         """Commit every file that was written (umount). Raises the first error, after all were tried."""
         await self._bodies.commit_all()

@@ -99,6 +99,16 @@ class KernelCache:
         self._told.clear()
         self._names = 0
 
+    def statistics(self) -> dict[str, float]:
+        """Counters for `status`."""
+        return {
+            "directories": len(self._shares),
+            "names": self._names,
+            "inodes": len(self._home),
+            "drops": self.drops,
+            "epochs": self.epochs,
+        }
+
     # -- giving: without a checkpoint between this and the reply -----------------------------------------------------
 
     def attributes(self, group: int, ino: int) -> float:

@@ -18,7 +18,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 import trio
@@ -26,6 +26,7 @@ import trio
 from apollofs.fs.assembly import Assembly, assembled
 from apollofs.fs.control import ControlServer, Handler, prepare_runtime_dir, socket_path
 from apollofs.fs.daemon import Readiness
+from apollofs.fs.exporter import exported
 from apollofs.fs.fuse_session import FuseOptions, FuseSession
 from apollofs.fs.inspection import inspect_inode
 from apollofs.fs.mount_config import MountConfig
@@ -147,7 +148,7 @@ class RunningMount:
         path = socket_path(self._config.runtime_dir, self._session.device)
         control = ControlServer(path, self._handlers())
         await control.bind()
-        async with trio.open_nursery() as nursery:
+        async with self._exported(), trio.open_nursery() as nursery:
             nursery.start_soon(control.serve)
             log.info("volume %s is mounted at %s", self._config.access.url.volume, self._config.mountpoint)
             readiness.ready({"mountpoint": self._config.mountpoint, "pid": os.getpid()})
@@ -158,6 +159,17 @@ class RunningMount:
         if self._commit_error is not None:
             raise UserError(self._commit_error)
         log.info("%s is unmounted; everything is committed", self._config.mountpoint)
+
+    def _exported(self) -> AbstractAsyncContextManager[object]:
+        config = self._config
+        if config.metrics is None:
+            return nullcontext()
+        labels = {"volume": config.access.url.volume, "site": config.site, "mountpoint": config.mountpoint}
+        return exported(config.metrics, self._counters, labels)
+
+    def _counters(self) -> dict[str, Mapping[str, float]]:
+        fuse = dict(self._session.statistics())
+        return {"fuse_requests": fuse.pop("requests_by_kind"), "fuse": fuse, **self._assembly.statistics()}
 
     # -- ending ------------------------------------------------------------------------------------------------------
 
@@ -230,7 +242,7 @@ class RunningMount:
             "cache_dir": str(config.body.cache_dir),
             "volume_uuid": volume.superblock.uuid,
             "fuse": dict(self._session.statistics()),
-            "blob_store": dict(self._assembly.stores.statistics()),
+            **{name: dict(counters) for name, counters in self._assembly.statistics().items()},
         }
 
     async def _sync(self, request: Mapping[str, Any]) -> Mapping[str, Any]:

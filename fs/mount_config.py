@@ -24,6 +24,8 @@ class MountConfig:
     version: str = ""
     blob_ca_file: str | None = None
     """PEM file of the authority behind the S3 endpoints; None: the system's."""
+    metrics: tuple[str, int] | None = None
+    """Address and port for Prometheus; None: nowhere."""
     start_deadline_s: float = 30.0
     """From the start to the first answer of the mount."""
     stop_deadline_s: float = 150.0

@@ -24,6 +24,7 @@ OWN_VALUES: Final = frozenset(
         "password_file",
         "read_deadline",
         "delegations",
+        "metrics",
         "entry_cache",
     }
 )
@@ -39,6 +40,8 @@ IGNORED: Final = frozenset(
 )
 """What mount(8), systemd or nobody needs: times of access are those that the volume keeps."""
 IGNORED_PREFIXES: Final = ("x-", "X-", "comment=")
+LOOPBACK: Final = "127.0.0.1"
+PORT_MAX: Final = 65535
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
 _FACTORS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 
@@ -86,6 +89,15 @@ def _opposite(flag: str) -> str:
     if flag in ("sync", "async"):
         return "async" if flag == "sync" else "sync"
     return flag.removeprefix("no") if flag.startswith("no") else f"no{flag}"
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Host and port of "9410" (this host only), "10.0.0.5:9410", "[::]:9410". Raises UserError."""
+    host, _, port = text.rpartition(":")
+    is_port = port.isascii() and port.isdigit() and int(port) <= PORT_MAX
+    if not is_port or (":" in host and host[0] + host[-1] != "[]"):
+        raise UserError(f"{text!r} is no address: write it as 9410, 10.0.0.5:9410 or [::]:9410")
+    return host.strip("[]") or LOOPBACK, int(port)
 
 
 def parse_size(text: str) -> int:

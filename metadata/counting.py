@@ -48,6 +48,17 @@ class CountingStore:
         """Transactions and reads since the last reset."""
         return self.snapshot().requests
 
+    def statistics(self) -> dict[str, float]:
+        """Counters for `status`."""
+        counts = self.snapshot()
+        return {
+            "requests": counts.requests,
+            "transactions": counts.txn,
+            "reads": counts.range,
+            "watches": counts.watch,
+            "keepalives": counts.lease_keepalive,
+        }
+
     def reset(self) -> None:
         """Count from zero again."""
         self._counts.clear()

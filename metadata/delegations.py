@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import trio
 
 from apollofs.metadata.errors import MetadataError
+from apollofs.metadata.group_cache import GroupCache
 from apollofs.metadata.groups import Acquisition, Claim, Group, groups_written
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.pauses import Pauses
@@ -46,10 +47,8 @@ from apollofs.metadata.store import (
 )
 
 log = logging.getLogger(__name__)
-GROUPS_MAX = 8192
-KEYS_MAX = 400_000
-"""Cached keys over all groups."""
-Answer = tuple[KeyValue | None]
+TOUCHED_MAX = 8192
+"""Groups of which it is remembered that they were asked for once."""
 
 
 class Delegations:
@@ -58,23 +57,19 @@ class Delegations:
     def __init__(self, store: Store, keys: Keys, *, enabled: bool, wait_s: float) -> None:
         self._store = store
         self._keys = keys
-        self._times = keys.table(b"t")
-        self._children = keys.table(b"c")
         self._enabled = enabled
         self._recalls = Recalls(store, keys, wait_s)
         self._session: Session | None = None
-        self._held: dict[int, Group] = {}
+        self.cache = GroupCache(keys, self._is_proven)
         self._acquiring: dict[int, Acquisition] = {}
         self._returns = Returns(keys)
         self._pauses = Pauses()
         self._touched: dict[int, None] = {}
-        self._pending: Counter[bytes] = Counter()
         self._claimed: Counter[int] = Counter()
         """Groups on which operations of this mount wait for others."""
         self._tickets = 0
         self._hearing = False
         """Whether recalls reach us."""
-        self._cached_keys = 0
         self.counts: Counter[str] = Counter()
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -91,11 +86,10 @@ class Delegations:
         """The session is gone, and with it everything that was cached under it."""
         self._session = None
         self._hearing = False
-        self._held.clear()
+        self.cache.clear()
         self._poison_all()
         self._returns.clear()
         self._touched.clear()
-        self._cached_keys = 0
 
     async def drop_above(self) -> None:
         """After `end`, before the next session begins: what the cache above has goes too."""
@@ -104,6 +98,9 @@ class Delegations:
     def validity_s(self) -> float:
         """For how many seconds from now the lease, and with it what is held, is proven."""
         return self._session.proven_s if self._session is not None else 0.0
+
+    def _is_proven(self) -> bool:
+        return self._session is not None and self._session.proven
 
     async def serve(self, session: Session) -> None:
         """Hear recalls and give back, until cancelled. Runs beside the session's keepalive."""
@@ -134,67 +131,35 @@ class Delegations:
                     if not event.deleted:
                         self._recall(self._keys.parse_numbers(event.kv.key)[1])
 
-    # -- reading -----------------------------------------------------------------------------------------------------
+    def statistics(self) -> dict[str, float]:
+        """Counters for `status`."""
+        return {
+            "held": len(self.cache.groups),
+            "cached_keys": self.cache.keys,
+            "taken": self.counts["taken"],
+            "returned": self._returns.returned,
+            "returning": len(self._returns),
+            "return_s": round(self._returns.spent_s, 3),
+            "recalls_heard": self.counts["recalls_heard"],
+            "recalls_sent": self._recalls.sent,
+            "recall_wait_s": round(self._recalls.waited_s, 3),
+        }
 
-    def usable(self, group: int) -> Group | None:
-        """A held group, while what is cached of it may be answered; but ask for its keys here."""
-        held = self._held.get(group)
-        return held if held is not None and self._session is not None and self._session.proven else None
-
-    def peek(self, group: int, key: bytes) -> Answer | None:
-        """What is cached of a single key: (its value or None if it is absent,), or None if that is not known."""
-        held = self.usable(group)
-        if held is None or key in self._pending:
-            return None
-        found = held.known.get(key)
-        if found is not None:
-            return (found[0],)
-        return (None,) if held.complete and key.startswith(self._keys.dentries_of(group)) else None
-
-    def children(self, group: int) -> int | None:
-        """How many subdirectories a held directory has, if known."""
-        held = self.usable(group)
-        if held is None:
-            return None
-        return None if self._keys.children_of(group) in self._pending else held.children
-
-    def listing(self, group: int) -> list[KeyValue] | None:
-        """All dentries of a completely known directory, in name order."""
-        held = self.usable(group)
-        if held is None or not held.complete:
-            return None
-        prefix = self._keys.dentries_of(group)
-        if any(key.startswith(prefix) for key in self._pending):
-            return None
-        return sorted(
-            (kv for key, (kv, _) in held.known.items() if kv is not None and key.startswith(prefix)),
-            key=lambda kv: kv.key,
-        )
+    # -- keeping -----------------------------------------------------------------------------------------------------
 
     def learn(self, group: int, asked: Iterable[Range], answers: Iterable[RangeResult], revision: int) -> None:
         """Keep the answers to a read as of `revision`, if the group has been held since then."""
-        held = self._held.get(group)
-        if held is None or revision < held.taken_revision:
-            return
-        before = len(held.known)
-        for question, answer in zip(asked, answers, strict=True):
-            if question.count_only:
-                if question.key == self._keys.children_of(group):
-                    held.count(answer.count, revision)
-            elif not question.range_end and self._keys.group_of(question.key) == group:
-                held.learn(question.key, answer.kvs[0] if answer.kvs else None, revision)
-        self._grown(len(held.known) - before)
+        self.cache.learn(group, asked, answers, revision)
+        self._trim()
 
     def learn_all(self, group: int, dentries: Iterable[KeyValue], revision: int) -> None:
         """Keep a whole listing, read as of one revision, if the group has been held since then."""
-        held = self._held.get(group)
-        if held is None or revision < held.taken_revision:
-            return
-        before = len(held.known)
-        for kv in dentries:
-            held.learn(kv.key, kv, revision)
-        held.complete = True
-        self._grown(len(held.known) - before)
+        self.cache.learn_all(group, dentries, revision)
+        self._trim()
+
+    def _trim(self) -> None:
+        while self.cache.is_full:
+            self._return(self.cache.oldest)
 
     # -- taking ------------------------------------------------------------------------------------------------------
 
@@ -204,7 +169,7 @@ class Delegations:
             return False
         if group not in self._touched:
             self._touched[group] = None
-            if len(self._touched) > GROUPS_MAX:
+            if len(self._touched) > TOUCHED_MAX:
                 self._touched.pop(next(iter(self._touched)))
             return False
         return True
@@ -213,7 +178,7 @@ class Delegations:
         """Whether the group may be taken now: not if it is held, given back, waited for here, or hot elsewhere."""
         if not self._may_take():
             return False
-        if group in self._held or group in self._acquiring or group in self._returns or group in self._claimed:
+        if group in self.cache.groups or group in self._acquiring or group in self._returns or group in self._claimed:
             return False
         return self._pauses.is_over(group)
 
@@ -224,7 +189,7 @@ class Delegations:
 
     def held_or_free(self, group: int) -> bool:
         """Whether `take` may be asked for the group."""
-        return self.usable(group) is not None or self.can_take(group)
+        return self.cache.usable(group) is not None or self.can_take(group)
 
     async def take(self, wanted: Mapping[int, Sequence[Range]]) -> dict[int, list[RangeResult]] | None:
         """Read what is asked of each group, and take those that are not held. One request, a write.
@@ -233,7 +198,7 @@ class Delegations:
         """
         session = self._session
         assert session is not None
-        acquisitions = {group: Acquisition() for group in wanted if group not in self._held}
+        acquisitions = {group: Acquisition() for group in wanted if group not in self.cache.groups}
         self._acquiring.update(acquisitions)
         asked = [question for questions in wanted.values() for question in questions]
         free = [self._nobody_waits_for(group) for group in acquisitions]
@@ -268,16 +233,10 @@ class Delegations:
         return Compare(waiting, Target.CREATE, Relation.EQUAL, 0, prefix_end(waiting))
 
     def _hold(self, group: int, revision: int) -> Group:
-        held = self._held[group] = Group(group, revision)
         self.counts["taken"] += 1
-        while len(self._held) > GROUPS_MAX:
-            self._return(next(iter(self._held)))
+        held = self.cache.hold(group, revision)
+        self._trim()
         return held
-
-    def _grown(self, by: int) -> None:
-        self._cached_keys += by
-        while self._cached_keys > KEYS_MAX and self._held:
-            self._return(next(iter(self._held)))
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -310,24 +269,18 @@ class Delegations:
     def _removed(self, writes: Sequence[Put | Delete]) -> list[int]:
         inodes = self._keys.inodes
         deleted = (w.key for w in writes if isinstance(w, Delete) and w.key.startswith(inodes))
-        return [ino for ino in (self._keys.parse_numbers(key)[0] for key in deleted) if ino in self._held]
+        return [ino for ino in (self._keys.parse_numbers(key)[0] for key in deleted) if ino in self.cache.groups]
 
     def start_write(self, writes: Sequence[Put | Delete]) -> list[bytes]:
         """From now on what they change is not answered from the cache; what it returns is for `end_write`."""
-        pending = self._written_keys(writes)
-        for key in pending:
-            self._pending[key] += 1
-        return pending
+        return self.cache.start_write(writes)
 
     def end_write(self, pending: Sequence[bytes], writes: Sequence[Put | Delete], revision: int, born: int = 0) -> None:
         """A transaction has been applied at `revision` (0: it was not, as far as is known)."""
-        for key in pending:
-            self._pending[key] -= 1
-            if not self._pending[key]:
-                del self._pending[key]
+        self.cache.end_write(pending)
         if revision:
             for group in self._removed(writes):
-                self._cached_keys -= len(self._held.pop(group).known)
+                self.cache.drop(group)
                 self._returns.above.discard(group)
             for write in writes:
                 self._apply(write, revision)
@@ -338,38 +291,18 @@ class Delegations:
             held.count(0, revision)
             for write in writes:
                 if self._keys.group_of(write.key) == born:
-                    self._apply(write, revision)
+                    self.cache.apply(born, write, revision)
         elif birth is not None and revision and self._session is not None:
             self._return(born)
-
-    def _written_keys(self, writes: Sequence[Put | Delete]) -> list[bytes]:
-        """What is not answered from the cache while these writes are in flight.
-
-        Not among it: a directory's times. They change with every name, and the kernel asks for them before each call;
-        until a call here has returned, this host may still see the times from before it (docs/POSIX.md, exception 1).
-        """
-        found = []
-        for write in writes:
-            group = self._keys.group_of(write.key)
-            if group is not None and not write.key.startswith(self._times):
-                child = write.key.startswith(self._children)
-                found.append(self._keys.children_of(group) if child else write.key)
-        return found
+        self._trim()
 
     def _apply(self, write: Put | Delete, revision: int) -> None:
         group = self._keys.group_of(write.key)
+        if group is None:
+            return
         if group in self._acquiring:
             self._acquiring[group].writes.append((write, revision))
-        held = self._held.get(group) if group is not None else None
-        if held is None or revision < held.taken_revision:
-            return
-        if write.key.startswith(self._children):
-            held.change_children(1 if isinstance(write, Put) else -1, revision)
-            return
-        before = len(held.known)
-        kv = KeyValue(write.key, write.value, 0, revision, 0) if isinstance(write, Put) else None
-        held.learn(write.key, kv, revision)
-        self._grown(len(held.known) - before)
+        self.cache.apply(group, write, revision)
 
     def doubt(self) -> None:
         """A write of ours may still be applied, we don't know when: hold nothing until its slot is settled."""
@@ -398,7 +331,7 @@ class Delegations:
         """Give up our own, ask the holders of the groups in `found` (answers to `guards`' questions) to do so too,
         and wait. Errors as `recalls.recall`."""
         self._give_up(writes, claim)
-        self.counts["recalls_sent"] += await self._recalls.recall(session, found, claim)
+        await self._recalls.recall(session, found, claim)
 
     def _give_up(self, writes: Sequence[Put | Delete], claim: Claim) -> None:
         """An operation that has locked directories above must wait: hold none of them, nor take it again before the
@@ -409,7 +342,7 @@ class Delegations:
                 self._claimed[group] += 1
             if group in self._acquiring:
                 self._acquiring[group].poisoned = True
-            if group in self._held:
+            if group in self.cache.groups:
                 self._return(group)
             self._returns.above.hurry(group)
 
@@ -422,14 +355,12 @@ class Delegations:
         self._return(group)
 
     def _return(self, group: int) -> None:
-        held = self._held.pop(group, None)
-        if held is not None:
-            self._cached_keys -= len(held.known)
+        self.cache.drop(group)
         self._returns.ask(group)
 
     def _drop_all(self) -> None:
         self._poison_all()
-        for group in list(self._held):
+        for group in list(self.cache.groups):
             self._return(group)
 
     def _poison_all(self) -> None:

@@ -61,6 +61,15 @@ class GroupCommit:
         self.batches = 0
         self.batched = 0
 
+    def statistics(self) -> dict[str, float]:
+        """Counters for `status`."""
+        return {
+            "in_flight": self._in_flight,
+            "waiting": len(self._queue),
+            "batches": self.batches,
+            "batched": self.batched,
+        }
+
     async def commit(self, request: Request) -> Committed | Conflict:
         """As `Session.commit`."""
         if self._in_flight < SOLO_MAX:

@@ -51,14 +51,17 @@ class NamespaceReader:
         self._transactor = transactor
         self._recollection = recollection
         self.delegations = delegations
+        self._groups = delegations.cache
         self._locations: dict[int, Location] = {}
         """As many as the kernel knows inodes: entries leave with `forget`."""
         self._body_memory = BodyMemory()
         self._walks = Walks()
+        self.asked = 0
+        """Requests for names, attributes, listings and bodies; everything else was answered from what is delegated."""
 
     def cached_lookup(self, parent: int, name: bytes) -> Cached | None:
         """As `lookup`, of what is delegated; None: ask. Raises NoSuchEntry where that is known."""
-        known = self.delegations.peek(parent, self._keys.dentry(parent, name))
+        known = self._groups.peek(parent, self._keys.dentry(parent, name))
         if known is None:
             return None
         if known[0] is None:
@@ -82,7 +85,7 @@ class NamespaceReader:
     def delegated_revision(self, parent: int, name: bytes) -> int | None:
         """The revision of what a name means, 0 if it means nothing, where that is known and nobody may change it
         unasked; otherwise None."""
-        known = self.delegations.peek(parent, self._keys.dentry(parent, name))
+        known = self._groups.peek(parent, self._keys.dentry(parent, name))
         if known is None:
             return None
         return known[0].mod_revision if known[0] is not None else 0
@@ -106,7 +109,7 @@ class NamespaceReader:
 
     async def _dentry(self, parent: int, key: bytes) -> tuple[Dentry | None, Inode | None]:
         """What a name means, and the inode that it refers to if that came along."""
-        known = self.delegations.peek(parent, key)
+        known = self._groups.peek(parent, key)
         if known is not None:
             kv = known[0]
             return (codec.decode_dentry(kv.value, kv.mod_revision) if kv is not None else None), None
@@ -140,6 +143,7 @@ class NamespaceReader:
 
         One request. Takes the group's delegation in passing, if it is time to.
         """
+        self.asked += 1
         if self.delegations.wants(group):
             taken = await self.delegations.take({group: asked})
             if taken is not None:
@@ -151,8 +155,9 @@ class NamespaceReader:
 
     async def _read_ahead(self, wanted: Mapping[int, Sequence[Range]]) -> dict[int, list[RangeResult]]:
         """Read what belongs to several groups, each of which is held or can be taken, and take those. One request."""
+        self.asked += 1
         found = None
-        if not all(self.delegations.usable(group) for group in wanted):
+        if not all(self._groups.usable(group) for group in wanted):
             found = await self.delegations.take(wanted)
         if found is None:
             revision, flat = await self._transactor.read([range_ for asked in wanted.values() for range_ in asked])
@@ -164,15 +169,15 @@ class NamespaceReader:
 
     def _delegated_own(self, ino: int) -> Inode | None:
         """A directory, or a file with a key of its own, whose group is delegated; without a request."""
-        own = self.delegations.peek(ino, self._keys.inode(ino))
+        own = self._groups.peek(ino, self._keys.inode(ino))
         if own is None or own[0] is None:
             return None
         inode = codec.decode_inode(own[0].value, own[0].mod_revision)
         if not inode.is_dir:
             return inode
-        children = self.delegations.children(ino)
-        times = self.delegations.peek(ino, self._keys.times(ino))
-        held = self.delegations.usable(ino)
+        children = self._groups.children(ino)
+        times = self._groups.peek(ino, self._keys.times(ino))
+        held = self._groups.usable(ino)
         if children is None or times is None or held is None:
             return None
         known = (own[0], times[0], children)
@@ -184,7 +189,7 @@ class NamespaceReader:
     def _delegated_file(self, ino: int) -> Inode | None:
         """A file whose dentry is in a group that is delegated, without a request."""
         location = self._locations.get(ino)
-        known = self.delegations.peek(location[0], self._keys.dentry(*location)) if location else None
+        known = self._groups.peek(location[0], self._keys.dentry(*location)) if location else None
         if known is None or known[0] is None:
             return None
         dentry = codec.decode_dentry(known[0].value, known[0].mod_revision)
@@ -238,13 +243,14 @@ class NamespaceReader:
         has been removed is empty.
         """
         first = not after and not revision
-        listed = self.delegations.listing(directory) if first else None
+        listed = self._groups.listing(directory) if first else None
         if listed is not None and len(listed) <= LISTING_MAX:
             return self._first_page(directory, listed, False, 0)
         if not first:
             prefix = self._keys.dentries_of(directory)
             start = prefix + after + b"\0" if after else prefix
             asked = Range(start, prefix_end(prefix), limit=limit, revision=revision)
+            self.asked += 1
             _, (found,) = await self._transactor.read([asked])
             return self._page(directory, found.kvs, found.more, revision or found.revision)
         wanted = {directory: self._listing_questions(directory, limit)}
@@ -272,7 +278,7 @@ class NamespaceReader:
             return []
         siblings = self._walks.after(own.parent, directory, LISTINGS_AHEAD)
         delegations = self.delegations
-        return [each for each in siblings if delegations.held_or_free(each) and delegations.listing(each) is None]
+        return [each for each in siblings if delegations.held_or_free(each) and self._groups.listing(each) is None]
 
     def _first_page(self, directory: int, kvs: Sequence[KeyValue], more: bool, revision: int) -> DirectoryPage:
         page = self._page(directory, kvs, more, revision)

@@ -24,30 +24,35 @@ class Recalls:
         self._store = store
         self._keys = keys
         self._wait_s = wait_s
+        self.sent = 0
+        self.waited_s = 0.0
+        """How long operations waited for others to give back, altogether."""
 
     def others(self, session: Session, found: Sequence[RangeResult]) -> list[tuple[int, int]]:
         """(group, session) of each holder that `found` names, but for this session."""
         numbers = [self._keys.parse_numbers(kv.key) for answer in found for kv in answer.kvs]
         return [(group, holder) for group, holder in numbers if holder != session.number]
 
-    async def recall(self, session: Session, found: Sequence[RangeResult], claim: Claim) -> int:
-        """Ask every other holder of the groups in `found` to give back, and wait. How many were asked.
+    async def recall(self, session: Session, found: Sequence[RangeResult], claim: Claim) -> None:
+        """Ask every other holder of the groups in `found` to give back, and wait.
 
         The operation's transaction, or whoever gives it up, deletes `claim.waits`. Raises DeadlineExceeded,
         SessionLost, StoreError.
         """
+        began = trio.current_time()
         wanted = dict.fromkeys(group for group, _ in self.others(session, found))
         holders, revision = await self._claim(session, wanted, claim)
         notices: list[Op] = [Put(self._keys.recall(holder, group), b"", session.lease_id) for group, holder in holders]
         for at in range(0, len(notices), NOTICES_IN_TRANSACTION):
             part = notices[at : at + NOTICES_IN_TRANSACTION]
             await session.commit((), part, NOTED, time_ns=time.time_ns())
+        self.sent += len(holders)
         with trio.move_on_after(self._wait_s) as waiting:
             for group in wanted:
                 await self._wait_for(group, session.number, revision)
+        self.waited_s += trio.current_time() - began
         if waiting.cancelled_caught:
             raise DeadlineExceeded("another mount has not given its delegation back (the operation was not applied)")
-        return len(holders)
 
     async def _claim(
         self, session: Session, wanted: dict[int, None], claim: Claim

@@ -66,25 +66,33 @@ class Returns:
         self.above: CacheAbove = NoCacheAbove()
         self._asked: dict[int, int] = {}
         """With a number that tells whether it was asked for again."""
+        self._since: dict[int, float] = {}
         self._count = 0
         self._dropping: set[int] = set()
         self._ready: dict[int, None] = {}
         self._wakeup = trio.Event()
         self._nursery: trio.Nursery | None = None
         self.returned = 0
+        self.spent_s = 0.0
+        """From the first asking to the deletion of the key, over all that were returned."""
 
     def __contains__(self, group: int) -> bool:
         return group in self._asked
+
+    def __len__(self) -> int:
+        return len(self._asked)
 
     def ask(self, group: int) -> None:
         """Give a group back, whether or not its key is there. Nothing of it may be handed to the cache above now."""
         self._count += 1
         self._asked[group] = self._count
+        self._since.setdefault(group, trio.current_time())
         self._begin(group)
 
     def clear(self) -> None:
         """The session is gone, and its keys with it."""
         self._asked.clear()
+        self._since.clear()
         self._ready.clear()
 
     async def serve(self, session: Session) -> None:
@@ -150,3 +158,4 @@ class Returns:
                 # asked for again meanwhile: the key may have come into being after this deletion
                 if self._asked.get(group) == asked[group]:
                     self._asked.pop(group, None)
+                    self.spent_s += trio.current_time() - self._since.pop(group, trio.current_time())

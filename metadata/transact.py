@@ -101,6 +101,10 @@ class Transactor:
         self.usage_inodes = 0
         self._last_ns = 0
 
+    def statistics(self) -> dict[str, float]:
+        """Counters of transactions, for `status`."""
+        return self._group.statistics()
+
     def moment(self, session: Session) -> Moment:
         """The time now, never going back on this mount, so that a change always has a newer ctime."""
         self._last_ns = max(self._last_ns + 1, time.time_ns())

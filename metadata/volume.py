@@ -292,6 +292,13 @@ class Volume(NamespaceReader):
 
     # -- the whole ---------------------------------------------------------------------------------------------------
 
+    def statistics(self) -> dict[str, dict[str, float]]:
+        """Counters for `status`, by what they are of."""
+        return {
+            "delegations": {**self.delegations.statistics(), "reads_asked": self.asked},
+            "commits": self._transactor.statistics(),
+        }
+
     def new_blob(self) -> int:
         """A number for a new blob of this session: site << 56 | session << 32 | counter. No request."""
         return self.session.new_blob()

@@ -20,7 +20,7 @@ from apollofs.fs.daemon import ForegroundReadiness, NotifyReadiness, PipeReadine
 from apollofs.fs.log import start_logging
 from apollofs.fs.mount_checks import check_cache_dir, check_fuse_device, check_mountpoint
 from apollofs.fs.mount_config import MountConfig
-from apollofs.fs.mount_options import MountOptions, parse_options, parse_size
+from apollofs.fs.mount_options import MountOptions, parse_address, parse_options, parse_size
 from apollofs.fs.mountinfo import absolute
 from apollofs.fs.user_error import UserError
 
@@ -165,6 +165,7 @@ def config_of(request: MountRequest) -> MountConfig:
         read_only="ro" in flags,
         allow_other="allow_other" in flags or (os.geteuid() == 0 and "noallow_other" not in flags),
         kernel_options=request.options.kernel,
+        **_given(values, metrics=("metrics", parse_address)),
         version=places.version(),
         blob_ca_file=places.blob_ca_file(),
         stop_deadline_s=body_config.commit_deadline_s + 30,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -117,19 +117,34 @@ def _asked(entry: MountEntry) -> dict[str, Any]:
 
 def _print_status(facts: Mapping[str, Any]) -> None:
     shown = {}
-    for name, value in facts.items():
+    for name, value in flattened(facts):
         label = name.removesuffix("_s").replace("_", " ")
         if name == "since_s":
             shown[label] = f"{time_text(value)} ({age_text(time.time() - value)})"
         elif name.endswith("_bytes"):
             shown[label.removesuffix(" bytes")] = size_text(value)
         elif isinstance(value, Mapping):
-            shown[label] = ", ".join(f"{inner.replace('_', ' ')} {number}" for inner, number in value.items()) or "-"
+            shown[label] = ", ".join(_counter_text(inner, number) for inner, number in value.items()) or "-"
         elif isinstance(value, bool):
             shown[label] = "yes" if value else "no"
         else:
             shown[label] = str(value)
     print_pairs(shown)
+
+
+def flattened(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Mappings in mappings become entries of their own, after the one that they are in."""
+    for name, value in facts.items():
+        if not isinstance(value, Mapping):
+            yield name, value
+            continue
+        yield name, {inner: number for inner, number in value.items() if not isinstance(number, Mapping)}
+        yield from ((inner, number) for inner, number in value.items() if isinstance(number, Mapping))
+
+
+def _counter_text(name: str, value: float) -> str:
+    text = name.removesuffix("_s").replace("_", " ")
+    return f"{text} {value} s" if name.endswith("_s") else f"{text} {value}"
 
 
 @click.command()

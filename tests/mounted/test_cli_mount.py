@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 
 from apollofs.fs.mountinfo import mount_at
 from tests.support.commands import DEADLINE_S, World, await_end, etcd_server
+from tests.support.etcd_server import free_ports
 
 pytestmark = pytest.mark.mounted
 
@@ -51,7 +53,30 @@ def held_open(mountpoint: Path) -> subprocess.Popen[bytes]:
     return busy
 
 
+def scraped(port: int) -> dict[str, float]:
+    """The counters that a mount serves, without their labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE_S) as reply:
+        lines = reply.read().decode().splitlines()
+    return {re.split("[{ ]", line)[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
 # -- beginning and telling --------------------------------------------------------------------------------------------
+
+
+def test_counters_for_prometheus(world: World, url: str) -> None:
+    (port,) = free_ports(1)
+    mountpoint = world.mount(url, "m", "-o", f"metrics={port}")
+    before = scraped(port)
+    (mountpoint / "directory").mkdir()
+    after = scraped(port)
+    assert after["apollofs_fuse_requests_mkdir_total"] == 1
+    assert after["apollofs_etcd_transactions_total"] > before["apollofs_etcd_transactions_total"]
+    second = world.directory / "second"
+    second.mkdir()
+    words = ("mount", url, second, "--site", "here", "--cache-dir", world.directory / "cache-second")
+    error = world.fail(*words, "--log-file", world.log("second"), "-o", f"metrics={port}")
+    assert f"metrics can't be served at 127.0.0.1:{port}" in error
+    assert mount_at(str(second)) is None
 
 
 def test_a_mount_answers_when_the_command_returns(world: World, url: str) -> None:

@@ -113,7 +113,7 @@ def test_dropped_and_refused_connections(proxy: TcpProxy) -> None:
         with pytest.raises(ConnectionError):
             ask(connection, b"2")
     proxy.refuse()
-    with connected(proxy) as connection, pytest.raises(ConnectionError):
+    with pytest.raises(ConnectionError), connected(proxy) as connection:  # while it connects, or after
         ask(connection, b"3")
     proxy.heal()
     with connected(proxy) as connection:

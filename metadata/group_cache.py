@@ -1,0 +1,164 @@
+"""The groups that a mount holds, and what is known of them: answers without a request. No I/O, and no policy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from apollofs.metadata.groups import Group
+from apollofs.metadata.keys import Keys
+from apollofs.metadata.store import Delete, KeyValue, Put, Range, RangeResult
+
+GROUPS_MAX = 8192
+KEYS_MAX = 400_000
+"""Cached keys over all groups."""
+Answer = tuple[KeyValue | None]
+
+
+class GroupCache:
+    """Answers only while `proven()`, and nothing that a write of this mount's in flight may have changed."""
+
+    def __init__(self, keys: Keys, proven: Callable[[], bool]) -> None:
+        self._keys = keys
+        self._times = keys.table(b"t")
+        self._children = keys.table(b"c")
+        self._proven = proven
+        self._pending: Counter[bytes] = Counter()
+        self.groups: dict[int, Group] = {}
+        """What is held, in the order of taking."""
+        self.keys = 0
+        """How many are cached over all groups."""
+
+    # -- what is held ------------------------------------------------------------------------------------------------
+
+    def hold(self, group: int, revision: int) -> Group:
+        """It was taken as of `revision`; nothing is known of it yet."""
+        held = self.groups[group] = Group(group, revision)
+        return held
+
+    def drop(self, group: int) -> None:
+        """It is not held any more, if it was."""
+        held = self.groups.pop(group, None)
+        if held is not None:
+            self.keys -= len(held.known)
+
+    def clear(self) -> None:
+        """Nothing is held. What is in flight stays so."""
+        self.groups.clear()
+        self.keys = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more is held than may be: then the `oldest` should go."""
+        return len(self.groups) > GROUPS_MAX or (self.keys > KEYS_MAX and bool(self.groups))
+
+    @property
+    def oldest(self) -> int:
+        return next(iter(self.groups))
+
+    # -- answers -----------------------------------------------------------------------------------------------------
+
+    def usable(self, group: int) -> Group | None:
+        """A held group, while what is cached of it may be answered; but ask for its keys here."""
+        held = self.groups.get(group)
+        return held if held is not None and self._proven() else None
+
+    def peek(self, group: int, key: bytes) -> Answer | None:
+        """What is cached of a single key: (its value or None if it is absent,), or None if that is not known."""
+        held = self.usable(group)
+        if held is None or key in self._pending:
+            return None
+        found = held.known.get(key)
+        if found is not None:
+            return (found[0],)
+        return (None,) if held.complete and key.startswith(self._keys.dentries_of(group)) else None
+
+    def children(self, group: int) -> int | None:
+        """How many subdirectories a held directory has, if known."""
+        held = self.usable(group)
+        if held is None:
+            return None
+        return None if self._keys.children_of(group) in self._pending else held.children
+
+    def listing(self, group: int) -> list[KeyValue] | None:
+        """All dentries of a completely known directory, in name order."""
+        held = self.usable(group)
+        if held is None or not held.complete:
+            return None
+        prefix = self._keys.dentries_of(group)
+        if any(key.startswith(prefix) for key in self._pending):
+            return None
+        return sorted(
+            (kv for key, (kv, _) in held.known.items() if kv is not None and key.startswith(prefix)),
+            key=lambda kv: kv.key,
+        )
+
+    # -- learning ----------------------------------------------------------------------------------------------------
+
+    def learn(self, group: int, asked: Iterable[Range], answers: Iterable[RangeResult], revision: int) -> None:
+        """Keep the answers to a read as of `revision`, if the group has been held since then."""
+        held = self.groups.get(group)
+        if held is None or revision < held.taken_revision:
+            return
+        before = len(held.known)
+        for question, answer in zip(asked, answers, strict=True):
+            if question.count_only:
+                if question.key == self._keys.children_of(group):
+                    held.count(answer.count, revision)
+            elif not question.range_end and self._keys.group_of(question.key) == group:
+                held.learn(question.key, answer.kvs[0] if answer.kvs else None, revision)
+        self.keys += len(held.known) - before
+
+    def learn_all(self, group: int, dentries: Iterable[KeyValue], revision: int) -> None:
+        """Keep a whole listing, read as of one revision, if the group has been held since then."""
+        held = self.groups.get(group)
+        if held is None or revision < held.taken_revision:
+            return
+        before = len(held.known)
+        for kv in dentries:
+            held.learn(kv.key, kv, revision)
+        held.complete = True
+        self.keys += len(held.known) - before
+
+    def apply(self, group: int, write: Put | Delete, revision: int) -> None:
+        """A write of this mount's was applied at `revision`."""
+        held = self.groups.get(group)
+        if held is None or revision < held.taken_revision:
+            return
+        if write.key.startswith(self._children):
+            held.change_children(1 if isinstance(write, Put) else -1, revision)
+            return
+        before = len(held.known)
+        kv = KeyValue(write.key, write.value, 0, revision, 0) if isinstance(write, Put) else None
+        held.learn(write.key, kv, revision)
+        self.keys += len(held.known) - before
+
+    # -- writes in flight --------------------------------------------------------------------------------------------
+
+    def start_write(self, writes: Sequence[Put | Delete]) -> list[bytes]:
+        """From now on what they change is not answered; what it returns is for `end_write`."""
+        pending = self._written_keys(writes)
+        for key in pending:
+            self._pending[key] += 1
+        return pending
+
+    def end_write(self, pending: Sequence[bytes]) -> None:
+        """They have come back."""
+        for key in pending:
+            self._pending[key] -= 1
+            if not self._pending[key]:
+                del self._pending[key]
+
+    def _written_keys(self, writes: Sequence[Put | Delete]) -> list[bytes]:
+        """What is not answered while these writes are in flight.
+
+        Not among it: a directory's times. They change with every name, and the kernel asks for them before each call;
+        until a call here has returned, this host may still see the times from before it (docs/POSIX.md, exception 1).
+        """
+        found = []
+        for write in writes:
+            group = self._keys.group_of(write.key)
+            if group is not None and not write.key.startswith(self._times):
+                child = write.key.startswith(self._children)
+                found.append(self._keys.children_of(group) if child else write.key)
+        return found
