@@ -81,6 +81,7 @@ async def assembled(config: MountConfig) -> AsyncIterator[Assembly]:
         operation_deadline_s=config.session.operation_deadline_s,
         slots=config.session.slots,
         delegations=config.session.delegations,
+        write_back=config.session.write_back and not {"sync", "dirsync"} & set(config.kernel_options),
     )
     async with (
         _counted_store(config) as store,

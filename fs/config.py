@@ -53,6 +53,8 @@ class SessionConfig:
     """Whether directories are cached while nobody else changes them; without, every read asks etcd."""
     entry_cache: bool = True
     """Whether the kernel caches names of these directories too; without, it caches their attributes only."""
+    write_back: bool = True
+    """Whether names and attributes are answered before etcd has them, where this mount holds them exclusively."""
     slots: int = 32
     """Transactions of this mount that may be in flight at once."""
 

@@ -23,6 +23,8 @@ class DirectoryHandle:
     """
 
     ino: int
+    losses: int = 0
+    """`Volume.losses` as last reported here."""
     revision: int = 0
     starts: list[int] = field(default_factory=list)
     """Where each page that was read begins, counted without the dots."""

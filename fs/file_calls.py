@@ -10,6 +10,7 @@ import os
 
 from apollofs.fs.attributes import Caller, OpenFlags
 from apollofs.fs.bodies import Bodies
+from apollofs.fs.directory import DirectoryHandle
 from apollofs.fs.errors import BodyLost
 from apollofs.fs.handles import FileHandle, HandleTable, closes_for_opener
 from apollofs.fs.open_file import OpenFile
@@ -80,7 +81,7 @@ class FileCalls:
         return self._opened(self._bodies.open_known(Body(inode)), flags, caller)
 
     def _opened(self, file: OpenFile, flags: int, caller: Caller) -> OpenFlags:
-        handle = FileHandle(file, flags, caller.pid, file.errors.cursor())
+        handle = FileHandle(file, flags, caller.pid, file.errors.cursor(), self._volume.losses)
         return OpenFlags(self._handles.add(handle), direct_io=handle.is_direct)
 
     async def flush(self, fh: int, lock_owner: int, pid: int) -> None:
@@ -98,13 +99,24 @@ class FileCalls:
             concerns = file.is_dirty or file.errors.cursor().seen != handle.cursor.seen
             if concerns and closes_for_opener(handle.opener, pid):
                 await file.commit(handle.cursor)
+            if handle.may_write:
+                self._report_losses(handle)
         finally:
             await self._unlock_owner(file.ino, LockKind.POSIX, lock_owner)
 
     async def fsync(self, fh: int, *, data_only: bool) -> None:
-        """On return what was written before is in the store and in etcd. Raises as `flush`."""
+        """On return what was written before is in the store and in etcd, and so are all names that were answered
+        before. Raises as `flush`."""
         handle = self._handles.get(fh)
         await handle.file.commit(handle.cursor)
+        await self._volume.settle()
+        self._report_losses(handle)
+
+    def _report_losses(self, handle: FileHandle | DirectoryHandle) -> None:
+        """Raises BodyLost, once for each handle, when names that were answered are gone with a session."""
+        if handle.losses != self._volume.losses:
+            handle.losses = self._volume.losses
+            raise BodyLost("names and attributes that had been answered are gone with the mount's session")
 
     async def release(self, fh: int, lock_owner: int, *, flock: bool) -> None:
         """The last close: commit what came after the flush (mapped pages), end the flock, drop the handle.
@@ -266,9 +278,12 @@ class FileCalls:
                 self._forget_owner(ino, kind, owner)
 
     async def _commit_under_lock(self, ino: int, kind: LockKind, owner: int) -> None:
+        if not self._volume.locks.holds(ino, kind, owner):
+            return
         file = self._bodies.find(ino)
-        if file is not None and file.is_dirty and self._volume.locks.holds(ino, kind, owner):
+        if file is not None and file.is_dirty:
             await file.commit()
+        await self._volume.settle()
 
     async def getlk(self, ino: int, kind: LockKind, owner: int, start: int, end: int, type_: LockType) -> Lock | None:
         """The first lock that would stand in the way."""

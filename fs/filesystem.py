@@ -280,7 +280,7 @@ class Filesystem(FileCalls):
 
     async def opendir(self, ino: int) -> int:
         """No request; the first `readdir` takes the snapshot."""
-        return self._directories.add(DirectoryHandle(ino))
+        return self._directories.add(DirectoryHandle(ino, self._volume.losses))
 
     async def readdir(self, fh: int, offset: int, limit: int) -> list[tuple[int, DirectoryEntry]]:
         """Entries from position `offset` (0: the start, a new snapshot), each with the position after it. Empty at the
@@ -318,8 +318,10 @@ class Filesystem(FileCalls):
             self._volume.remember(entry.ino, directory, entry.name)
 
     async def fsyncdir(self, fh: int) -> None:
-        """Names are durable when the call that made them returns."""
-        self._directories.get(fh)
+        """On return all names that were answered before are in etcd. Raises BodyLost if some are lost, SessionLost."""
+        handle = self._directories.get(fh)
+        await self._volume.settle()
+        self._report_losses(handle)
 
     async def releasedir(self, fh: int) -> None:
         self._directories.pop(fh)
@@ -374,8 +376,9 @@ class Filesystem(FileCalls):
         return {"kernel_cache": self.kernel.statistics(), "bodies": self._bodies.statistics()}
 
     async def sync(self) -> None:
-        """Commit every file that was written (umount). Raises the first error, after all were tried."""
+        """Commit all that was written and answered (umount). Raises the first error, after all files were tried."""
         await self._bodies.commit_all()
+        await self._volume.settle()
 
     def forget(self, ino: int) -> None:
         """The kernel has forgotten the number. A file with uncommitted bytes still needs its place."""

@@ -25,11 +25,17 @@ class FileHandle:
     opener: int
     """Thread id of the process that opened it, 0 if not known."""
     cursor: ErrorCursor
+    losses: int = 0
+    """`Volume.losses` as last reported here."""
     pattern: AccessPattern = field(default_factory=AccessPattern)
 
     @property
     def is_synchronous(self) -> bool:
         return bool(self.flags & (os.O_SYNC | os.O_DSYNC))
+
+    @property
+    def may_write(self) -> bool:
+        return self.flags & os.O_ACCMODE != os.O_RDONLY
 
     @property
     def is_direct(self) -> bool:

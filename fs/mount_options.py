@@ -26,6 +26,7 @@ OWN_VALUES: Final = frozenset(
         "delegations",
         "metrics",
         "entry_cache",
+        "write_back",
     }
 )
 """Options of ours that need a value."""

@@ -18,7 +18,7 @@ from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import ROOT_INO, Extent, Inode, Usage
 from apollofs.metadata.store import KeyValue, Range, Store
 
-TABLES = b"SNDPmsuiwtcdvxekgGRI"
+TABLES = b"SNDPmsuiwtcdvxekgEGRI"
 """In the order in which they are read: inodes before the names that refer to them."""
 
 
@@ -68,6 +68,8 @@ class Checker:
     sessions: set[int] = field(default_factory=set)
     loose: list[tuple[str, int]] = field(default_factory=list)
     """(table, ino) of bodies and attributes whose inode has no name; a tombstone may own them."""
+    exclusives: dict[int, int] = field(default_factory=dict)
+    """Who holds a directory exclusively."""
     usage: Usage = Usage(0, 0)
     counted: Usage = Usage(0, 0)
 
@@ -88,6 +90,7 @@ class Checker:
             "g": self._tombstone,
             "G": self._delegation,
             "R": self._delegation,
+            "E": self._exclusive,
             "I": self._recall,
         }.get(table)
         if visitor is None:
@@ -125,8 +128,18 @@ class Checker:
     def _delegation(self, kv: KeyValue) -> Iterator[Violation]:
         """A delegation, or a writer that waits for one to end."""
         directory, session, *_ = self.keys.parse_numbers(kv.key)
+        if kv.key.startswith(self.keys.table(b"G")) and self.exclusives.get(directory, session) != session:
+            yield Violation("G", directory, f"session {session} holds it, and another one exclusively")
         if not kv.lease or session not in self.sessions:
             yield Violation(kv.key[len(self.keys.prefix) :][:1].decode(), directory, f"session {session} has no mount")
+
+    def _exclusive(self, kv: KeyValue) -> Iterator[Violation]:
+        """A directory that is held exclusively has this one holder only; E comes before G here."""
+        directory, session = self.keys.parse_numbers(kv.key)
+        if directory in self.exclusives:
+            yield Violation("E", directory, "two sessions hold it exclusively")
+        self.exclusives[directory] = session
+        yield from self._delegation(kv)
 
     def _recall(self, kv: KeyValue) -> Iterator[Violation]:
         if not kv.lease:

@@ -12,7 +12,9 @@ The rules (DESIGN section 4; a holder is who has `G/<dir>/<session>`)
 6. While a write of this mount's is in flight, what it changes is not answered from the cache: others may see it
    already. If its outcome stays unknown, nothing is held until its slot is settled (`Session.in_doubt`).
 7. A reply is kept only if it is as of a revision since which the group has been held without a break.
-8. An operation that must wait for somebody else's delegation first gives up its own on what it changes, and has the
+8. What is held exclusively is changed ahead of the store (`ahead.py`): who reads a group that he does not hold sees
+   whether somebody holds it so, and has that shared first.
+9. An operation that must wait for somebody else's delegation first gives up its own on what it changes, and has the
    kernel drop it without a lock: else two mounts that change one directory would wait for each other for ever.
 """
 
@@ -21,16 +23,18 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import trio
 
+from apollofs.metadata.ahead import Ahead
 from apollofs.metadata.errors import MetadataError
+from apollofs.metadata.exclusives import Exclusives
 from apollofs.metadata.group_cache import GroupCache
 from apollofs.metadata.groups import Acquisition, Claim, Group, groups_written
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.pauses import Pauses
-from apollofs.metadata.recalls import Recalls
+from apollofs.metadata.recalls import SHARE, Recalls
 from apollofs.metadata.returns import NOTED, CacheAbove, Returns
 from apollofs.metadata.session import Committed, Session
 from apollofs.metadata.store import (
@@ -54,7 +58,7 @@ TOUCHED_MAX = 8192
 class Delegations:
     """The delegations of one mount, over all its sessions."""
 
-    def __init__(self, store: Store, keys: Keys, *, enabled: bool, wait_s: float) -> None:
+    def __init__(self, store: Store, keys: Keys, *, enabled: bool, write_back: bool, wait_s: float) -> None:
         self._store = store
         self._keys = keys
         self._enabled = enabled
@@ -62,7 +66,9 @@ class Delegations:
         self._session: Session | None = None
         self.cache = GroupCache(keys, self._is_proven)
         self._acquiring: dict[int, Acquisition] = {}
-        self._returns = Returns(keys)
+        self.ahead = Ahead(keys, self.cache, enabled=enabled and write_back, wait_s=wait_s)
+        self._returns = Returns(keys, self.ahead)
+        self.exclusives = Exclusives(keys, self.cache, self._returns, self._recalls, enabled=enabled and write_back)
         self._pauses = Pauses()
         self._touched: dict[int, None] = {}
         self._claimed: Counter[int] = Counter()
@@ -80,12 +86,15 @@ class Delegations:
 
     def begin(self, session: Session) -> None:
         self.end()
+        self._recalls.session = session
         self._session = session if self._enabled else None
+        self.ahead.begin(session)
 
     def end(self) -> None:
         """The session is gone, and with it everything that was cached under it."""
-        self._session = None
+        self._session = self._recalls.session = None
         self._hearing = False
+        self.ahead.end()
         self.cache.clear()
         self._poison_all()
         self._returns.clear()
@@ -108,6 +117,8 @@ class Delegations:
             await trio.sleep_forever()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._returns.serve, session)
+            nursery.start_soon(self.ahead.serve, session)
+            nursery.start_soon(self.exclusives.share_idle)
             while True:
                 try:
                     await self._hear(session)
@@ -128,13 +139,17 @@ class Delegations:
             self._hearing = True
             async for batch in batches:
                 for event in batch.events:
-                    if not event.deleted:
-                        self._recall(self._keys.parse_numbers(event.kv.key)[1])
+                    group = self._keys.parse_numbers(event.kv.key)[1]
+                    if event.kv.value == SHARE:
+                        self.exclusives.share(group)
+                    elif not event.deleted:
+                        self._recall(group)
 
     def statistics(self) -> dict[str, float]:
         """Counters for `status`."""
         return {
             "held": len(self.cache.groups),
+            "shared": self.exclusives.shared,
             "cached_keys": self.cache.keys,
             "taken": self.counts["taken"],
             "returned": self._returns.returned,
@@ -159,7 +174,7 @@ class Delegations:
 
     def _trim(self) -> None:
         while self.cache.is_full:
-            self._return(self.cache.oldest)
+            self._return(self.cache.least_used())
 
     # -- taking ------------------------------------------------------------------------------------------------------
 
@@ -201,12 +216,16 @@ class Delegations:
         acquisitions = {group: Acquisition() for group in wanted if group not in self.cache.groups}
         self._acquiring.update(acquisitions)
         asked = [question for questions in wanted.values() for question in questions]
-        free = [self._nobody_waits_for(group) for group in acquisitions]
+        free = [self._is_nowhere(prefix(group)) for group in acquisitions for prefix in self._obstacles]
+        checked = [self.exclusives.holder_of(group) for group in acquisitions]
         puts = [Put(self._keys.delegation(group, session.number), b"", session.lease_id) for group in acquisitions]
         taken = False
         try:
-            outcome = await session.commit(free, (*puts, *asked), NOTED, time_ns=time.time_ns(), orelse=asked)
+            outcome = await session.commit(
+                free, (*puts, *asked), NOTED, time_ns=time.time_ns(), orelse=(*checked, *asked)
+            )
             taken = isinstance(outcome, Committed)
+            self.ahead.observe(outcome.revision)
         finally:
             for group, acquisition in acquisitions.items():
                 del self._acquiring[group]
@@ -214,8 +233,10 @@ class Delegations:
                     self._return(group)  # whether or not the key is there
         if outcome.ranges is None:
             found = None
+        elif not taken and self._recalls.others(session, [_present(each) for each in outcome.ranges[: len(checked)]]):
+            found = None  # what was read may be behind what its holder has answered
         else:
-            answers = iter(outcome.ranges[len(puts) :] if taken else outcome.ranges)
+            answers = iter(outcome.ranges[len(puts) if taken else len(checked) :])
             found = {group: [_present(next(answers)) for _ in questions] for group, questions in wanted.items()}
         if taken and self._session is session:
             for group, acquisition in acquisitions.items():
@@ -228,9 +249,15 @@ class Delegations:
                     self._apply(write, revision)
         return found
 
-    def _nobody_waits_for(self, group: int) -> Compare:
-        waiting = self._keys.writers_on(group)
-        return Compare(waiting, Target.CREATE, Relation.EQUAL, 0, prefix_end(waiting))
+    @property
+    def _obstacles(self) -> tuple[Callable[[int], bytes], ...]:
+        """Prefixes of the keys that keep a group from being taken: of who waits to write it, and of who holds it
+        exclusively."""
+        return (self._keys.writers_on, self._keys.exclusives_on)
+
+    @staticmethod
+    def _is_nowhere(prefix: bytes) -> Compare:
+        return Compare(prefix, Target.CREATE, Relation.EQUAL, 0, prefix_end(prefix))
 
     def _hold(self, group: int, revision: int) -> Group:
         self.counts["taken"] += 1
@@ -262,9 +289,17 @@ class Delegations:
         found: list[Put | Delete] = []
         if born and self._may_take():
             self._acquiring[born] = Acquisition()
-            found.append(Put(self._keys.delegation(born, session.number), b"", session.lease_id))
-        found += [Delete(self._keys.delegation(group, session.number)) for group in self._removed(writes)]
+            found += self._born(session, born)
+        found += self._gone(session, self._removed(writes))
         return found
+
+    def _born(self, session: Session, group: int) -> list[Put]:
+        delegation = Put(self._keys.delegation(group, session.number), b"", session.lease_id)
+        return [delegation, *self.exclusives.born(session, group)]
+
+    def _gone(self, session: Session, groups: Iterable[int]) -> list[Delete]:
+        number = session.number
+        return [Delete(key(group, number)) for group in groups for key in (self._keys.delegation, self._keys.exclusive)]
 
     def _removed(self, writes: Sequence[Put | Delete]) -> list[int]:
         inodes = self._keys.inodes
@@ -286,15 +321,39 @@ class Delegations:
                 self._apply(write, revision)
         birth = self._acquiring.pop(born, None) if born else None
         if birth is not None and not birth.poisoned and revision and self._session is not None:
-            held = self._hold(born, revision)
-            held.complete = True
-            held.count(0, revision)
-            for write in writes:
-                if self._keys.group_of(write.key) == born:
-                    self.cache.apply(born, write, revision)
+            self._hold_born(born, writes, revision)
         elif birth is not None and revision and self._session is not None:
             self._return(born)
         self._trim()
+
+    def _hold_born(self, born: int, writes: Sequence[Put | Delete], revision: int) -> None:
+        held = self._hold(born, revision)
+        held.complete = True
+        held.exclusive = self.exclusives.enabled
+        held.count(0, revision)
+        for write in writes:
+            if self._keys.group_of(write.key) == born:
+                self.cache.apply(born, write, revision)
+
+    def write_ahead(self, session: Session, writes: Sequence[Put | Delete], born: int) -> list[Put | Delete]:
+        """Apply what `Ahead.covers` here, before the store has it; what goes along in its transaction. No checkpoint.
+
+        To be queued at once.
+        """
+        revision = self.ahead.revision
+        removed = self._removed(writes)
+        companions: list[Put | Delete] = [*self._gone(session, removed)]
+        for group in removed:
+            self.cache.drop(group)
+            self._returns.above.discard(group)
+        for write in writes:
+            self._apply(write, revision)
+        self.cache.note_change(writes)
+        if born:
+            companions += self._born(session, born)
+            self._hold_born(born, writes, revision)
+        self._trim()
+        return companions
 
     def _apply(self, write: Put | Delete, revision: int) -> None:
         group = self._keys.group_of(write.key)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from apollofs.metadata.groups import Group
+import trio
+
+from apollofs.metadata.groups import Group, groups_written
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.store import Delete, KeyValue, Put, Range, RangeResult
 
@@ -49,19 +51,46 @@ class GroupCache:
 
     @property
     def is_full(self) -> bool:
-        """Whether more is held than may be: then the `oldest` should go."""
+        """Whether more is held than may be: then the `least_used` should go."""
         return len(self.groups) > GROUPS_MAX or (self.keys > KEYS_MAX and bool(self.groups))
 
-    @property
-    def oldest(self) -> int:
-        return next(iter(self.groups))
+    def least_used(self) -> int:
+        """The group to give back first: the oldest one that was not asked for since this was asked last."""
+        while True:
+            group, held = next(iter(self.groups.items()))
+            if not held.used:
+                return group
+            held.used = False
+            self.groups[group] = self.groups.pop(group)
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
     def usable(self, group: int) -> Group | None:
         """A held group, while what is cached of it may be answered; but ask for its keys here."""
         held = self.groups.get(group)
-        return held if held is not None and self._proven() else None
+        if held is None or not self._proven():
+            return None
+        held.used = True
+        return held
+
+    def is_exclusive(self, group: int) -> bool:
+        """Whether this mount may change the group without asking."""
+        held = self.usable(group)
+        return held is not None and held.exclusive
+
+    def is_pending(self, key: bytes) -> bool:
+        """Whether a write in flight changes a key."""
+        return key in self._pending
+
+    def has_dentries(self, group: int) -> bool | None:
+        """Whether a completely known directory has any entry."""
+        held = self.usable(group)
+        if held is None or not held.complete:
+            return None
+        prefix = self._keys.dentries_of(group)
+        if any(key.startswith(prefix) for key in self._pending):
+            return None
+        return any(kv is not None and key.startswith(prefix) for key, (kv, _) in held.known.items())
 
     def peek(self, group: int, key: bytes) -> Answer | None:
         """What is cached of a single key: (its value or None if it is absent,), or None if that is not known."""
@@ -132,6 +161,13 @@ class GroupCache:
         kv = KeyValue(write.key, write.value, 0, revision, 0) if isinstance(write, Put) else None
         held.learn(write.key, kv, revision)
         self.keys += len(held.known) - before
+
+    def note_change(self, writes: Iterable[Put | Delete]) -> None:
+        """This mount changes groups ahead of the store."""
+        for group in groups_written(self._keys, writes):
+            held = self.groups.get(group)
+            if held is not None:
+                held.changed_at = trio.current_time()
 
     # -- writes in flight --------------------------------------------------------------------------------------------
 

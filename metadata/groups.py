@@ -29,6 +29,16 @@ class Group:
     children_changed: int = 0
     complete: bool = False
     """Every dentry there is, is known."""
+    used: bool = True
+    """It was asked for since it was last thought of giving back."""
+    exclusive: bool = False
+    """Nobody else holds it, nor reads it from the store, until it is shared again (`ahead.py`)."""
+    changed_at: float = 0.0
+    """When this mount last changed it ahead of the store, by trio's clock."""
+    exclusion_asked: bool = False
+    """A transaction under way makes it so."""
+    changes: int = 0
+    """How many operations of this mount have changed it while it was not exclusive."""
     attributes: tuple[tuple[KeyValue, KeyValue | None, int], Inode] | None = None
     """The directory's attributes, and the records that they were put together from."""
 

@@ -53,6 +53,7 @@ class Keys:
         self._delegations = self.prefix + b"G/"
         self._waiting = self.prefix + b"R/"
         self._inboxes = self.prefix + b"I/"
+        self._exclusives = self.prefix + b"E/"
         self._table_at = len(self.prefix)
 
     # -- volume-wide -------------------------------------------------------------------------------------------------
@@ -145,6 +146,13 @@ class Keys:
     def delegation(self, directory: int, session: int) -> bytes:
         return b"%s%s/%s" % (self._delegations, _U64.pack(directory), _U64.pack(session))
 
+    def exclusives_on(self, directory: int) -> bytes:
+        return b"%s%s/" % (self._exclusives, _U64.pack(directory))
+
+    def exclusive(self, directory: int, session: int) -> bytes:
+        """The delegation on `directory` is exclusive: what is in the store may be behind what its holder answers."""
+        return b"%s%s/%s" % (self._exclusives, _U64.pack(directory), _U64.pack(session))
+
     def writers_on(self, directory: int) -> bytes:
         return b"%s%s/" % (self._waiting, _U64.pack(directory))
 
@@ -166,6 +174,11 @@ class Keys:
             group: int = _U64.unpack_from(key, at + 2)[0]
             return group
         return None
+
+    def belongs_to_a_file(self, key: bytes) -> bool:
+        """Whether only who may change a file's inode writes this key: where it is, its body, its tombstones."""
+        at = self._table_at
+        return key[at : at + 2] in (b"w/", b"v/", b"e/", b"g/")
 
     # -- parsing -----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
-"""Giving delegations back: first the caches above drop what they have of a group, then its key is deleted."""
+"""Giving delegations back: first what was answered ahead of the store is committed and the caches above drop what they
+have of a group, then its keys are deleted. Sharing what was held exclusively: only the first of these."""
 
 from __future__ import annotations
 
@@ -58,11 +59,22 @@ class NoCacheAbove:
         pass
 
 
+class Backlog(Protocol):
+    """What has been answered of a group and is not in the store yet; `ahead.Ahead`."""
+
+    def is_clear(self, group: int) -> bool:
+        """Whether there is nothing."""
+
+    async def clear_of(self, group: int) -> None:
+        """Wait until there is nothing, or the session is gone."""
+
+
 class Returns:
     """The groups that one mount is giving back. `group in returns` until the deletion of its key is through."""
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: Keys, backlog: Backlog) -> None:
         self._keys = keys
+        self._backlog = backlog
         self.above: CacheAbove = NoCacheAbove()
         self._asked: dict[int, int] = {}
         """With a number that tells whether it was asked for again."""
@@ -70,6 +82,9 @@ class Returns:
         self._count = 0
         self._dropping: set[int] = set()
         self._ready: dict[int, None] = {}
+        self._shares: dict[int, int] = {}
+        """As `_asked`, of groups that are only to be shared."""
+        self._shared: dict[int, None] = {}
         self._wakeup = trio.Event()
         self._nursery: trio.Nursery | None = None
         self.returned = 0
@@ -94,6 +109,30 @@ class Returns:
         self._asked.clear()
         self._since.clear()
         self._ready.clear()
+        self._shares.clear()
+        self._shared.clear()
+
+    def share(self, group: int) -> None:
+        """Let others read a group that is no longer held exclusively, whether or not the key that says so is there."""
+        self._count += 1
+        self._shares[group] = self._count
+        self._begin_share(group)
+
+    def is_sharing(self, group: int) -> bool:
+        """Whether the key that says that a group is exclusive is about to be deleted."""
+        return group in self._shares
+
+    def _begin_share(self, group: int) -> None:
+        if self._backlog.is_clear(group):
+            self._shared[group] = None
+            self._wakeup.set()
+        elif self._nursery is not None:
+            self._nursery.start_soon(self._share, group)
+
+    async def _share(self, group: int) -> None:
+        await self._backlog.clear_of(group)
+        self._shared[group] = None
+        self._wakeup.set()
 
     async def serve(self, session: Session) -> None:
         """Do what was asked for, until cancelled or the session ends."""
@@ -102,6 +141,8 @@ class Returns:
             try:
                 for group in list(self._asked):
                     self._begin(group)
+                for group in list(self._shares):
+                    self._begin_share(group)
                 while session.alive:
                     await self._wakeup.wait()
                     self._wakeup = trio.Event()
@@ -113,7 +154,7 @@ class Returns:
     def _begin(self, group: int) -> None:
         if group in self._dropping:
             return
-        if not self.above.holds(group):
+        if not self.above.holds(group) and self._backlog.is_clear(group):
             self.above.discard(group)
             self._ready[group] = None
             self._wakeup.set()
@@ -125,6 +166,7 @@ class Returns:
         while True:
             try:
                 await self.above.drop(group)
+                await self._backlog.clear_of(group)
                 break
             except Exception:
                 log.exception("a delegation can't be given back yet")
@@ -134,15 +176,19 @@ class Returns:
         self._wakeup.set()
 
     async def _delete_ready(self, session: Session) -> None:
-        """Delete the keys of what the cache above has dropped, several in one transaction."""
-        while self._ready:
+        """Delete the keys of what the cache above has dropped, and of what is shared, several in one transaction."""
+        while self._ready or self._shared:
             groups = list(self._ready)[:GROUPS_IN_TRANSACTION]
+            shared = list(self._shared)[: GROUPS_IN_TRANSACTION - len(groups)]
             asked = {group: self._asked.get(group) for group in groups}
+            shares = {group: self._shares.get(group) for group in (*groups, *shared)}
             for group in groups:
                 del self._ready[group]
-            deletes: list[Op] = []
-            for group in groups:
-                deletes.append(Delete(self._keys.delegation(group, session.number)))
+            for group in shared:
+                del self._shared[group]
+            deletes: list[Op] = [Delete(self._keys.delegation(group, session.number)) for group in groups]
+            for group in dict.fromkeys((*groups, *shared)):
+                deletes.append(Delete(self._keys.exclusive(group, session.number)))
                 deletes.append(Delete(self._keys.recall(session.number, group)))
             try:
                 await session.commit((), deletes, NOTED, time_ns=time.time_ns())
@@ -151,9 +197,13 @@ class Returns:
             except MetadataError as exc:
                 log.info("delegations not given back yet: %s", exc)
                 self._ready.update(dict.fromkeys(groups))
+                self._shared.update(dict.fromkeys(shared))
                 await trio.sleep(RETRY_S)
                 continue
             self.returned += len(groups)
+            for group, number in shares.items():
+                if self._shares.get(group) == number:
+                    self._shares.pop(group, None)
             for group in groups:
                 # asked for again meanwhile: the key may have come into being after this deletion
                 if self._asked.get(group) == asked[group]:

@@ -66,6 +66,8 @@ class SessionOptions:
     slots: int = 32
     delegations: bool = True
     """Whether to cache directory groups under delegations; without, every read asks the store."""
+    write_back: bool = True
+    """Whether to answer before the store does where nobody else can tell the difference (`ahead.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +294,10 @@ class Session:
                 self._lose()
             self._valid_until = sent + self._renewed_for_s
             await self._settle_free_slots()
+
+    def give_up(self) -> None:
+        """End the session now: what was known under it can't be relied on any more."""
+        self._lose()
 
     async def close(self) -> None:
         """Give the lease back: slots, locks and the mount's record go at once. Best effort, bounded."""

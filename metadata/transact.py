@@ -33,7 +33,7 @@ from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import Usage
 from apollofs.metadata.session import Committed, Session, retry
 from apollofs.metadata.store import Delete, KeyValue, Put, Range, RangeResult, Store
-from apollofs.metadata.view import Recollection, Unread, View
+from apollofs.metadata.view import HeldView, NotHeld, Recollection, Unread, View
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -95,26 +95,37 @@ class Transactor:
         self._keys = keys
         self.recollection = recollection
         self._delegations = delegations
+        self._ahead = delegations.ahead
+        self._held = HeldView(keys, delegations.cache)
         self._group = GroupCommit(keys)
         self._deadline_s = deadline_s
         self.usage_bytes = 0
         self.usage_inodes = 0
         self._last_ns = 0
 
-    def statistics(self) -> dict[str, float]:
+    def statistics(self) -> dict[str, dict[str, float]]:
         """Counters of transactions, for `status`."""
-        return self._group.statistics()
+        return {"commits": self._group.statistics(), "write_back": self._ahead.statistics()}
 
     def moment(self, session: Session) -> Moment:
         """The time now, never going back on this mount, so that a change always has a newer ctime."""
         self._last_ns = max(self._last_ns + 1, time.time_ns())
         return Moment(self._last_ns, session.number)
 
-    async def run(self, session: Session, operation: Operation[T], *, time_ns: int) -> T:
-        """Decide and commit, again after conflicts, until done or refused.
+    async def run(self, session: Session, operation: Operation[T], *, time_ns: int, at_once: bool = False) -> T:
+        """Decide and commit, again after conflicts, until done or refused. With `at_once` what this mount holds
+        exclusively is answered before it is in the store.
 
         Raises what `decide` raises (decided on fresh knowledge), SessionLost, DeadlineExceeded, StoreError.
         """
+        while self._ahead.is_full:
+            await self._ahead.settled()
+        queued = self._queue(session, operation, time_ns)
+        if queued is not None:
+            place, reply = queued
+            if not at_once:
+                await self._ahead.settled(place)
+            return reply
         claim = self._delegations.new_claim()
         attempt = _Attempt(View(self.recollection), trio.current_time() + self._deadline_s, time_ns, claim)
         try:
@@ -123,6 +134,28 @@ class Transactor:
             self._delegations.release(claim)
             if claim.waits:
                 await self._stop_waiting(session, list(claim.waits.values()))
+
+    def _queue(self, session: Session, operation: Operation[T], time_ns: int) -> tuple[int, T] | None:
+        """Decide on what is held exclusively, and have it committed: its place in the queue (0: there is nothing to
+        commit), and the reply. None where the store must be asked. No checkpoint."""
+        ahead = self._ahead
+        if not ahead.accepts(session):
+            return None
+        try:
+            decision = operation.decide(self._held)
+        except (NotHeld, CorruptRecord):
+            return None
+        if not decision.writes:
+            return 0, decision.reply(0, ())
+        if decision.reads or not ahead.covers(decision.writes, decision.born):
+            return None
+        reply = decision.reply(ahead.revision, ())
+        companions = self._delegations.write_ahead(session, decision.writes, decision.born)
+        writes = (*decision.writes, *companions)
+        place = ahead.add(
+            writes, decision.change, time_ns, decision.born, lambda revision: self._landed(decision, revision)
+        )
+        return place, reply
 
     async def _attempt(self, session: Session, operation: Operation[T], attempt: _Attempt) -> T:
         view = attempt.view
@@ -154,25 +187,35 @@ class Transactor:
 
     async def _commit(self, session: Session, decision: Decision[T], attempt: _Attempt) -> Committed | None:
         view, delegations = attempt.view, self._delegations
+        compares = view.compares()
+        if self._ahead.touches(compares, decision.writes, ()):
+            await self._ahead.wait_for(compares, decision.writes)
+            view.unlearn()
+            return None
         guards, holders = delegations.guards(session, decision.writes, decision.born)
         questions = [*view.questions(), *holders]
-        companions = [*delegations.companions(session, decision.writes, decision.born), *attempt.claim.waits.values()]
+        claims = delegations.exclusives.claim(session, decision.writes)
+        companions = delegations.companions(session, decision.writes, decision.born)
+        companions += [*claims, *attempt.claim.waits.values()]
         request = Request(
             session,
-            [*view.compares(), *guards],
+            [*compares, *guards],
             (*decision.writes, *decision.reads, *companions),
             decision.change,
             attempt.time_ns,
             questions,
         )
         pending = delegations.start_write(decision.writes)
-        revision = 0
+        revision, applied = 0, None
         try:
             outcome = await self._group.commit(request)
-            revision = outcome.revision if isinstance(outcome, Committed) else 0
+            applied = isinstance(outcome, Committed)
+            self._ahead.observe(outcome.revision)
+            revision = outcome.revision if applied else 0
             decision.writes = [request.final.get(write.key, write) for write in decision.writes]
         finally:
             delegations.end_write(pending, decision.writes, revision, decision.born)
+            delegations.exclusives.land(claims, applied=applied)
             if not revision and (session.in_doubt or request.error is not None):
                 delegations.doubt()
         if isinstance(outcome, Committed):
@@ -183,6 +226,7 @@ class Transactor:
         held = [found for found in outcome.ranges[known:] if found is not None]
         if delegations.held_by_others(session, held):
             await delegations.recall_others(session, held, decision.writes, attempt.claim)
+            view.unlearn()
         return None
 
     async def _stop_waiting(self, session: Session, waits: list[Delete]) -> None:
@@ -194,10 +238,7 @@ class Transactor:
                 log.info("a waiting writer's key stays until the session ends: %s", exc)
 
     async def _finish(self, decision: Decision[T], done: Committed) -> T:
-        for write in decision.writes:
-            self._note(write, done.revision)
-        self.usage_bytes += decision.usage.bytes
-        self.usage_inodes += decision.usage.inodes
+        self._landed(decision, done.revision)
         ranges: Sequence[RangeResult | None] = ()
         if decision.reads:
             if done.ranges is None:
@@ -206,6 +247,13 @@ class Transactor:
                 first = len(decision.writes)
                 ranges = done.ranges[first : first + len(decision.reads)]
         return decision.reply(done.revision, [found for found in ranges if found is not None])
+
+    def _landed(self, decision: Decision[T], revision: int) -> None:
+        """What it wrote is in the store."""
+        for write in decision.writes:
+            self._note(write, revision)
+        self.usage_bytes += decision.usage.bytes
+        self.usage_inodes += decision.usage.inodes
 
     def _note(self, write: Put | Delete, revision: int) -> None:
         if isinstance(write, Put):
@@ -220,13 +268,29 @@ class Transactor:
         view.learn(questions, answers, revision)
 
     async def read(self, asked: Sequence[Range]) -> tuple[int, list[RangeResult]]:
-        """Read all of `asked` as of one revision, in one request; repeated while the store is unreachable."""
-        if len(asked) == 1:
-            found: RangeResult = await retry(lambda: self._store.range(asked[0]), self._deadline_s)
-            self.recollection.note_range(asked[0], found)
-            return found.revision, [found]
-        result = await retry(lambda: self._store.txn((), asked), self._deadline_s)
-        answers = [answer for answer in result.ranges if answer is not None]
+        """Read all of `asked` as of one revision, in one request; repeated while the store is unreachable.
+
+        What another mount has answered ahead of the store, and what this one has, is in the store before.
+        """
+        if self._ahead.touches((), (), asked):
+            await self._ahead.wait_for((), (), asked)
+        deadline = trio.current_time() + self._deadline_s
+        while True:
+            checked = self._delegations.exclusives.questions(asked)
+            revision, answers = await self._read_once([*asked, *checked])
+            if not checked or await self._delegations.exclusives.allow(answers[len(asked) :]):
+                break
+            if trio.current_time() > deadline:
+                raise DeadlineExceeded("another mount does not share what it holds exclusively")
+        del answers[len(asked) :]
+        self._ahead.observe(revision)
         for question, answer in zip(asked, answers, strict=True):
             self.recollection.note_range(question, answer)
-        return result.revision, answers
+        return revision, answers
+
+    async def _read_once(self, asked: Sequence[Range]) -> tuple[int, list[RangeResult]]:
+        if len(asked) == 1:
+            found: RangeResult = await retry(lambda: self._store.range(asked[0]), self._deadline_s)
+            return found.revision, [found]
+        result = await retry(lambda: self._store.txn((), asked), self._deadline_s)
+        return result.revision, [answer for answer in result.ranges if answer is not None]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from apollofs.metadata.group_cache import GroupCache
+from apollofs.metadata.keys import Keys
 from apollofs.metadata.store import Compare, KeyValue, Range, RangeResult, Relation, Target, prefix_end
 
 
@@ -53,6 +55,10 @@ class Recollection:
 
     def clear(self) -> None:
         self._known.clear()
+
+
+class NotHeld(Exception):
+    """`decide` needs what this mount does not hold exclusively: the store must be asked."""
 
 
 class View:
@@ -130,6 +136,11 @@ class View:
         asked += [Range(prefix, prefix_end(prefix), limit=1, keys_only=True) for prefix in dict.fromkeys(self.emptied)]
         return asked
 
+    def unlearn(self) -> None:
+        """What was read may have been behind what another mount had answered: nothing is fresh any more."""
+        self._fresh.clear()
+        self._fresh_empty.clear()
+
     def learn(self, asked: Iterable[Range], answers: Iterable[RangeResult | None], revision: int) -> None:
         """Take the answers to `questions`, all as of one `revision`."""
         self._fresh.clear()
@@ -142,3 +153,36 @@ class View:
             kv = answer.kvs[0] if answer.kvs else None
             self._fresh[question.key] = (kv, revision)
             self._recollection.note(question.key, kv, revision)
+
+
+class HeldView(View):
+    """What this mount holds exclusively: facts that nobody else can change, with nothing to compare."""
+
+    def __init__(self, keys: Keys, cache: GroupCache) -> None:
+        super().__init__(Recollection(0))
+        self._keys = keys
+        self._cache = cache
+
+    def get(self, key: bytes, *, likely_absent: bool = False) -> KeyValue | None:
+        """As `View.get`; raises NotHeld."""
+        group = self._keys.group_of(key)
+        if group is None or not self._cache.is_exclusive(group):
+            raise NotHeld
+        known = self._cache.peek(group, key)
+        if known is None:
+            raise NotHeld
+        return known[0]
+
+    def get_since(self, key: bytes, revision: int) -> KeyValue | None:
+        """Raises NotHeld: what this is for concerns the whole volume."""
+        raise NotHeld
+
+    def is_empty(self, prefix: bytes) -> bool:
+        """As `View.is_empty`; raises NotHeld."""
+        group = self._keys.group_of(prefix)
+        if group is None or not self._cache.is_exclusive(group):
+            raise NotHeld
+        has_any = self._cache.has_dentries(group)
+        if has_any is None:
+            raise NotHeld
+        return not has_any

@@ -1,6 +1,7 @@
 """Volume: one mounted namespace; the face of the metadata layer for `fs`.
 
-Reading is in `namespace_reader.py`. Every mutation is one transaction of the mount's session (`transact.py`).
+Reading is in `namespace_reader.py`. Every mutation is one transaction of the mount's session (`transact.py`); in what
+the mount holds exclusively, names and attributes change at once and their transaction follows (`ahead.py`).
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ log = logging.getLogger(__name__)
 NODE_TYPES = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 REOPEN_AFTER_S = 1.0
 MEND_EVERY_S = 5.0
+CLOSE_S = 30.0
+"""How long the end of a session waits for what was answered ahead of the store."""
 
 
 class Volume(NamespaceReader):
@@ -74,7 +77,11 @@ class Volume(NamespaceReader):
     ) -> None:
         recollection = Recollection()
         delegations = Delegations(
-            store, keys, enabled=options.delegations, wait_s=options.lease_ttl_s + options.operation_deadline_s
+            store,
+            keys,
+            enabled=options.delegations,
+            write_back=options.write_back,
+            wait_s=options.lease_ttl_s + options.operation_deadline_s,
         )
         transactor = Transactor(store, keys, recollection, delegations, options.operation_deadline_s)
         super().__init__(keys, transactor, recollection, delegations)
@@ -162,13 +169,28 @@ class Volume(NamespaceReader):
     async def _close_session(self, session: Session) -> None:
         with trio.CancelScope(shield=True):
             if session.alive:
+                with trio.move_on_after(CLOSE_S):
+                    await self.delegations.ahead.finish(session)
                 with trio.move_on_after(5), contextlib.suppress(MetadataError):
                     await self._usage.flush(session)
+            self.delegations.end()
             self.locks.end()
             await session.close()
 
     def _scope(self) -> Scope:
         return Scope(self._keys, self._transactor.moment(self.session))
+
+    async def settle(self) -> None:
+        """On return everything that was answered before is in the store. No request, and no checkpoint, if it is.
+
+        Raises SessionLost, DeadlineExceeded.
+        """
+        await self.delegations.ahead.settled()
+
+    @property
+    def losses(self) -> int:
+        """How often a lost session took answered operations with it."""
+        return self.delegations.ahead.losses
 
     # -- names -------------------------------------------------------------------------------------------------------
 
@@ -194,7 +216,7 @@ class Volume(NamespaceReader):
         check_name(name)
         scope, session = self._scope(), self.session
         operation = Create(scope, session.new_ino(), parent, name, mode, owner, rdev, target)
-        inode = await self._transactor.run(session, operation, time_ns=scope.now_ns)
+        inode = await self._transactor.run(session, operation, time_ns=scope.now_ns, at_once=True)
         if not inode.is_dir:
             self._locations[inode.ino] = (parent, name)
         return inode
@@ -210,13 +232,15 @@ class Volume(NamespaceReader):
         """Take away a name. One request. Returns the inode as it is after: with nlink 0, what open handles need."""
         check_name(name)
         scope = self._scope()
-        return await self._transactor.run(self.session, Unlink(scope, parent, name), time_ns=scope.now_ns)
+        operation = Unlink(scope, parent, name)
+        return await self._transactor.run(self.session, operation, time_ns=scope.now_ns, at_once=True)
 
     async def rmdir(self, parent: int, name: bytes) -> Inode:
         """One request."""
         check_name(name)
         scope = self._scope()
-        return await self._transactor.run(self.session, Rmdir(scope, parent, name), time_ns=scope.now_ns)
+        operation = Rmdir(scope, parent, name)
+        return await self._transactor.run(self.session, operation, time_ns=scope.now_ns, at_once=True)
 
     async def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: RenameFlag = RenameFlag(0)
@@ -244,7 +268,8 @@ class Volume(NamespaceReader):
         """One request (a truncation of an inline or very fragmented body may read it first)."""
         scope = self._scope()
         operation = SetAttributes(scope, ino, self._locations.get(ino), change)
-        return await self._transactor.run(self.session, operation, time_ns=scope.now_ns)
+        at_once = change.size_bytes is None
+        return await self._transactor.run(self.session, operation, time_ns=scope.now_ns, at_once=at_once)
 
     async def commit_body(self, ino: int, change: BodyChange, session: Session | None = None) -> Inode:
         """One request. Raises BodyConflict, TooManyExtents; SessionLost if `session`, in which the change was
@@ -296,7 +321,7 @@ class Volume(NamespaceReader):
         """Counters for `status`, by what they are of."""
         return {
             "delegations": {**self.delegations.statistics(), "reads_asked": self.asked},
-            "commits": self._transactor.statistics(),
+            **self._transactor.statistics(),
         }
 
     def new_blob(self) -> int:

@@ -148,6 +148,7 @@ def config_of(request: MountRequest) -> MountConfig:
         operation_deadline=("operation_deadline_s", number),
         delegations=("delegations", switch),
         entry_cache=("entry_cache", switch),
+        write_back=("write_back", switch),
     )
     flags = request.options.flags
     body_config = BodyConfig(cache_dir=Path(os.path.abspath(cache_dir)), **body)

@@ -11,7 +11,7 @@ import pytest
 from trio.testing import wait_all_tasks_blocked
 
 from apollofs.metadata.counting import CountingStore
-from apollofs.metadata.errors import NoSuchEntry
+from apollofs.metadata.errors import EntryExists, NoSuchEntry
 from apollofs.metadata.memory import MemoryStore
 from apollofs.metadata.records import ROOT_INO, BodyChange, Extent, RenameFlag, SetAttr
 from apollofs.metadata.volume import Volume
@@ -136,16 +136,36 @@ async def test_what_is_delegated_costs_nothing() -> None:
             with pytest.raises(NoSuchEntry):
                 await volume.lookup(made.ino, b"g")
             assert [entry.name for entry in (await volume.readdir(made.ino, b"", 100)).entries] == [b"f"]
+        await volume.settle()
         with requests(store, 1):
             await volume.commit_body(file.ino, BodyChange(0, 5, inline=b"hello"))
         with requests(store, 0):
             assert (await volume.read_body(file.ino)).inline == b"hello"
+    await assert_sound(store)
+
+
+async def test_what_is_held_exclusively_is_changed_at_once() -> None:
+    store = CountingStore(MemoryStore())
+    await make_volume(store)
+    async with mounted(store) as volume:
+        await wait_all_tasks_blocked()
+        made = await volume.mkdir(ROOT_INO, b"d", 0o755, ME)
+        with requests(store, 0):
+            for name in (b"f", b"g", b"h"):
+                file = await volume.mknod(made.ino, name, stat.S_IFREG | 0o644, 0, ME)
+            await volume.setattr(file.ino, SetAttr(mode=0o600))
+            await volume.unlink(made.ino, b"g")
+            assert (await volume.lookup(made.ino, b"h")).mode & 0o777 == 0o600
+            with pytest.raises(NoSuchEntry):
+                await volume.lookup(made.ino, b"g")
+            with pytest.raises(EntryExists):
+                await volume.mknod(made.ino, b"f", stat.S_IFREG | 0o644, 0, ME)
+        with requests(store, 2):  # the second changes of `g` and `h` come after the first
+            await volume.settle()
         with requests(store, 1):
-            await volume.mknod(made.ino, b"g", stat.S_IFREG | 0o644, 0, ME)
-        with requests(store, 1):
-            await volume.rename(made.ino, b"g", made.ino, b"f")
-        with requests(store, 1):
+            await volume.rename(made.ino, b"h", made.ino, b"f")
+        with requests(store, 0):
             await volume.unlink(made.ino, b"f")
-        with requests(store, 1):
+        with requests(store, 2):  # the root is not held
             await volume.rmdir(ROOT_INO, b"d")
     await assert_sound(store)

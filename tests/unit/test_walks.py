@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 
 import pytest
 from trio.testing import wait_all_tasks_blocked
@@ -13,11 +14,12 @@ from apollofs.metadata.memory import MemoryStore
 from apollofs.metadata.records import ROOT_INO
 from apollofs.metadata.volume import Volume
 from apollofs.metadata.walks import Walks
-from tests.support.volumes import ME, assert_sound, make_volume, mounted
+from tests.support.volumes import ME, OPTIONS, assert_sound, make_volume, mounted
 
 DIRECTORIES = 40
 FILES = 5
 PAGE = 1000
+THROUGH = replace(OPTIONS, write_back=False)
 
 
 async def walk(volume: Volume, directory: int) -> list[bytes]:
@@ -36,7 +38,7 @@ async def walk(volume: Volume, directory: int) -> list[bytes]:
 async def test_a_walk_reads_ahead() -> None:
     store = CountingStore(MemoryStore())
     await make_volume(store)
-    async with mounted(store) as maker, mounted(store) as walker:
+    async with mounted(store, THROUGH) as maker, mounted(store) as walker:
         await wait_all_tasks_blocked()
         top = await maker.mkdir(ROOT_INO, b"top", 0o755, ME)
         for at in range(DIRECTORIES):
@@ -61,7 +63,7 @@ async def test_a_walk_reads_ahead() -> None:
 async def test_a_long_listing_of_subdirectories_asks_for_them_together() -> None:
     store = CountingStore(MemoryStore())
     await make_volume(store)
-    async with mounted(store) as maker, mounted(store) as lister:
+    async with mounted(store, THROUGH) as maker, mounted(store) as lister:
         await wait_all_tasks_blocked()
         for at in range(60):
             await maker.mkdir(ROOT_INO, b"d%02d" % at, 0o755, ME)

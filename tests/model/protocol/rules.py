@@ -59,7 +59,7 @@ KEYS = Keys("model")
 @cache
 def product() -> tuple[Delegations, GroupCommit]:
     """The product's own objects, of which only what is pure is called."""
-    return Delegations(MemoryStore(), KEYS, enabled=True, wait_s=1), GroupCommit(KEYS)
+    return Delegations(MemoryStore(), KEYS, enabled=True, write_back=True, wait_s=1), GroupCommit(KEYS)
 
 
 @cache
