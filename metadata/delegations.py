@@ -217,12 +217,13 @@ class Delegations:
         self._acquiring.update(acquisitions)
         asked = [question for questions in wanted.values() for question in questions]
         free = [self._is_nowhere(prefix(group)) for group in acquisitions for prefix in self._obstacles]
-        checked = [self.exclusives.holder_of(group) for group in acquisitions]
+        checked = [self.exclusives.holder_of(group) for group in wanted]
+        held = [self.exclusives.holder_of(group) for group in wanted if group not in acquisitions]
         puts = [Put(self._keys.delegation(group, session.number), b"", session.lease_id) for group in acquisitions]
         taken = False
         try:
             outcome = await session.commit(
-                free, (*puts, *asked), NOTED, time_ns=time.time_ns(), orelse=(*checked, *asked)
+                free, (*puts, *held, *asked), NOTED, time_ns=time.time_ns(), orelse=(*checked, *asked)
             )
             taken = isinstance(outcome, Committed)
             self.ahead.observe(outcome.revision)
@@ -233,11 +234,9 @@ class Delegations:
                     self._return(group)  # whether or not the key is there
         if outcome.ranges is None:
             found = None
-        elif not taken and self._recalls.others(session, [_present(each) for each in outcome.ranges[: len(checked)]]):
-            found = None  # what was read may be behind what its holder has answered
         else:
-            answers = iter(outcome.ranges[len(puts) if taken else len(checked) :])
-            found = {group: [_present(next(answers)) for _ in questions] for group, questions in wanted.items()}
+            told = [_present(each) for each in outcome.ranges[len(puts) if taken else 0 :]]
+            found = self._answers(wanted, told, len(held) if taken else len(checked))
         if taken and self._session is session:
             for group, acquisition in acquisitions.items():
                 if not acquisition.poisoned:
@@ -248,6 +247,16 @@ class Delegations:
                 for write, revision in acquisition.writes:
                     self._apply(write, revision)
         return found
+
+    def _answers(
+        self, wanted: Mapping[int, Sequence[Range]], told: Sequence[RangeResult], holders: int
+    ) -> dict[int, list[RangeResult]] | None:
+        """The answers to what is wanted of each group, which come after `holders` answers to who holds one exclusively.
+        None if another mount does: what was read may be behind what that has answered."""
+        if self.exclusives.others(told[:holders]):
+            return None
+        answers = iter(told[holders:])
+        return {group: [next(answers) for _ in questions] for group, questions in wanted.items()}
 
     @property
     def _obstacles(self) -> tuple[Callable[[int], bytes], ...]:

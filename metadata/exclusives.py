@@ -35,6 +35,7 @@ class Exclusives:
         self._cache = cache
         self._returns = returns
         self._recalls = recalls
+        self.ask_to_share = recalls.share
         self.enabled = enabled
         self._pauses = Pauses()
         self.shared = 0
@@ -84,21 +85,16 @@ class Exclusives:
         prefix = self._keys.exclusives_on(group)
         return Range(prefix, prefix_end(prefix), limit=1, keys_only=True)
 
-    def questions(self, asked: Iterable[Range]) -> list[Range]:
-        """What a read of the store asks too, to see whether somebody has answered what is not in the store yet."""
+    def unheld(self, asked: Iterable[Range]) -> list[int]:
+        """The groups that a read of the store asks for, and that others may hold exclusively for all we know."""
         groups = (self._keys.group_of(range_.key) for range_ in asked if not range_.revision)
-        unheld = dict.fromkeys(group for group in groups if group is not None and group not in self._cache.groups)
-        return [self.holder_of(group) for group in unheld]
+        return [group for group in dict.fromkeys(groups) if group is not None and self._cache.usable(group) is None]
 
-    async def allow(self, answers: Sequence[RangeResult]) -> bool:
-        """Whether the answers to `questions` say that what was read with them is the newest. If not, the holders have
-        been made to share it: read again. Errors as `Recalls.share`."""
+    def others(self, answers: Iterable[RangeResult]) -> list[tuple[int, int]]:
+        """(group, session) of the other mounts that the answers to `holder_of` name."""
         session = self._recalls.session
         holders = [self._keys.parse_numbers(kv.key) for answer in answers for kv in answer.kvs]
-        others = [(group, holder) for group, holder in holders if session is None or holder != session.number]
-        if others:
-            await self._recalls.share(others)
-        return not others
+        return [(group, holder) for group, holder in holders if session is None or holder != session.number]
 
     # -- sharing -----------------------------------------------------------------------------------------------------
 

@@ -275,11 +275,15 @@ class Transactor:
         if self._ahead.touches((), (), asked):
             await self._ahead.wait_for((), (), asked)
         deadline = trio.current_time() + self._deadline_s
+        exclusives = self._delegations.exclusives
         while True:
-            checked = self._delegations.exclusives.questions(asked)
-            revision, answers = await self._read_once([*asked, *checked])
-            if not checked or await self._delegations.exclusives.allow(answers[len(asked) :]):
-                break
+            unheld = exclusives.unheld(asked)
+            revision, answers = await self._read_once([*asked, *map(exclusives.holder_of, unheld)])
+            others = exclusives.others(answers[len(asked) :])
+            if others:
+                await exclusives.ask_to_share(others)
+            elif set(exclusives.unheld(asked)) <= set(unheld):
+                break  # what needed no question was held all the time
             if trio.current_time() > deadline:
                 raise DeadlineExceeded("another mount does not share what it holds exclusively")
         del answers[len(asked) :]
