@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
 
 import trio
 
-from apollofs.metadata.errors import Compacted, DeadlineExceeded, SessionLost
+from apollofs.metadata.errors import DeadlineExceeded, MetadataError, SessionLost
 from apollofs.metadata.groups import Claim
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.returns import NOTED
 from apollofs.metadata.session import Session, retry
-from apollofs.metadata.store import Delete, Op, Put, Range, RangeResult, Store, prefix_end
+from apollofs.metadata.store import NOW, Delete, Op, Put, Range, RangeResult, Store, prefix_end
 
 NOTICES_IN_TRANSACTION = 100
 DROP = b""
 SHARE = b"s"
 """What a notice asks for: give the group back, or let others read it."""
 RETRY_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Who was asked: the keys that were there as of a revision."""
+
+    there: set[bytes]
+    revision: int
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What the watches wait for."""
+
+    asked: _Asked = field(default_factory=lambda: _Asked(set(), 0))
+    there: trio.Event = field(default_factory=trio.Event)
 
 
 class Recalls:
@@ -40,20 +58,22 @@ class Recalls:
         return [(group, holder) for group, holder in numbers if holder != session.number]
 
     async def recall(self, session: Session, found: Sequence[RangeResult], claim: Claim) -> None:
-        """Ask every other holder of the groups in `found` to give back, and wait. One transaction, and one event of a
-        watch for each group, unless there were more holders than `found` names.
+        """Ask every other holder of the groups in `found` to give back, and wait: one round trip and one event of a
+        watch, unless there are more holders than `found` names.
 
         The operation's transaction, or whoever gives it up, deletes `claim.waits`. Raises DeadlineExceeded,
         SessionLost, StoreError.
         """
-        began = trio.current_time()
         known = self.others(session, found)
-        holders, revision = await self._claim(session, known, claim)
-        unasked = sorted(set(holders) - set(known))
-        await self._notify(session, unasked)
-        self.sent += len(holders)
-        await self._wait_for([self._keys.delegation(*holder) for holder in holders], revision)
-        self.waited_s += trio.current_time() - began
+        prefixes = {self._keys.delegations_on(group) for group, _ in known}
+
+        async def ask() -> _Asked:
+            holders, revision = await self._claim(session, known, claim)
+            await self._notify(session, sorted(set(holders) - set(known)))
+            self.sent += len(holders)
+            return _Asked({self._keys.delegation(*holder) for holder in holders}, revision)
+
+        await self._until_gone(prefixes, ask)
 
     async def share(self, holders: Sequence[tuple[int, int]]) -> None:
         """Have those who hold groups exclusively, (group, session), commit what they have answered, and wait until
@@ -65,18 +85,18 @@ class Recalls:
         if session is None:
             await trio.sleep(RETRY_S)
             return
-        began = trio.current_time()
         puts = [Put(self._keys.recall(holder, group), SHARE, session.lease_id) for group, holder in holders]
-        keys = [self._keys.exclusive(*holder) for holder in holders]
-        asked = [Range(key, keys_only=True) for key in keys]
-        try:
+        asked = [Range(self._keys.exclusive(*holder), keys_only=True) for holder in holders]
+
+        async def ask() -> _Asked:
             outcome = await session.commit((), (*puts, *asked), NOTED, time_ns=time.time_ns())
-        except SessionLost:
-            return
-        self.sent += len(holders)
-        answers = outcome.ranges[len(puts) :] if outcome.ranges is not None else ()
-        await self._wait_for([kv.key for found in answers if found is not None for kv in found.kvs], outcome.revision)
-        self.waited_s += trio.current_time() - began
+            self.sent += len(holders)
+            answers = outcome.ranges[len(puts) :] if outcome.ranges is not None else ()
+            there = {kv.key for answer in answers if answer is not None for kv in answer.kvs}
+            return _Asked(there, outcome.revision)
+
+        with contextlib.suppress(SessionLost):
+            await self._until_gone({self._keys.exclusives_on(group) for group, _ in holders}, ask)
 
     async def _claim(
         self, session: Session, known: Sequence[tuple[int, int]], claim: Claim
@@ -105,23 +125,44 @@ class Recalls:
             puts = [Put(self._keys.recall(holder, group), DROP, session.lease_id) for group, holder in part]
             await session.commit((), puts, NOTED, time_ns=time.time_ns())
 
-    async def _wait_for(self, keys: Sequence[bytes], revision: int) -> None:
-        """Wait until each of the keys, which were there at `revision`, has been deleted."""
+    async def _until_gone(self, prefixes: Collection[bytes], ask: Callable[[], Awaitable[_Asked]]) -> None:
+        """Watch the prefixes, `ask` meanwhile, and wait until all keys that were then there have been deleted."""
+        began = trio.current_time()
+        answer: _Answer = _Answer()
+        errors: list[MetadataError] = []
+
+        async def guarded(work: Awaitable[None]) -> None:
+            try:
+                await work
+            except MetadataError as exc:
+                errors.append(exc)
+                nursery.cancel_scope.cancel()
+
+        async def asking() -> None:
+            answer.asked = await ask()
+            answer.there.set()
+
         with trio.move_on_after(self._wait_s) as waiting:
-            for key in keys:
-                await self._wait_for_one(key, revision)
+            async with trio.open_nursery() as nursery:
+                for prefix in prefixes:
+                    nursery.start_soon(guarded, self._wait_for(prefix, answer))
+                nursery.start_soon(guarded, asking())
+        self.waited_s += trio.current_time() - began
+        if errors:
+            raise errors[0]
         if waiting.cancelled_caught:
             raise DeadlineExceeded("another mount has not given its delegation back (the operation was not applied)")
 
-    async def _wait_for_one(self, key: bytes, revision: int) -> None:
-        while True:
-            try:
-                async with self._store.watch(key, key + b"\0", start_revision=revision + 1) as batches:
-                    async for batch in batches:
-                        if any(event.deleted for event in batch.events):
-                            return
-            except Compacted:
-                found = await retry(lambda: self._store.range(Range(key, keys_only=True)), self._wait_s)
-                if not found.kvs:
-                    return
-                revision = found.revision
+    async def _wait_for(self, prefix: bytes, answer: _Answer) -> None:
+        """Wait until the keys below `prefix` that the answer says are there have been deleted."""
+        async with self._store.watch(prefix, prefix_end(prefix), start_revision=NOW) as batches:
+            begun = (await anext(batches)).revision
+            await answer.there.wait()
+            left = {key for key in answer.asked.there if key.startswith(prefix)}
+            if begun > answer.asked.revision and left:
+                asked = Range(prefix, prefix_end(prefix), keys_only=True)
+                found = await retry(lambda: self._store.range(asked), self._wait_s)
+                left &= {kv.key for kv in found.kvs}
+            while left:
+                batch = await anext(batches)
+                left -= {event.kv.key for event in batch.events if event.deleted}
