@@ -126,6 +126,7 @@ class Transactor:
             if not at_once:
                 await self._ahead.settled(place)
             return reply
+        await self._ahead.settled()  # nothing is done before what was answered before
         claim = self._delegations.new_claim()
         attempt = _Attempt(View(self.recollection), trio.current_time() + self._deadline_s, time_ns, claim)
         try:
