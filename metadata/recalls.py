@@ -47,7 +47,8 @@ class Recalls:
             part = notices[at : at + NOTICES_IN_TRANSACTION]
             await session.commit((), part, NOTED, time_ns=time.time_ns())
         self.sent += len(holders)
-        with trio.move_on_after(self._wait_s) as waiting:
+        # without the session nobody is asked any more: the notices go with its lease
+        with trio.move_on_after(self._wait_s) as waiting, session.bound():
             for group in wanted:
                 await self._wait_for(group, session.number, revision)
         self.waited_s += trio.current_time() - began
