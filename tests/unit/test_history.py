@@ -270,6 +270,27 @@ def test_nor_what_was_before_a_change_of_another_mount(story: Story) -> None:
     story.assert_bad()
 
 
+@pytest.mark.parametrize("at", [3, 11])
+def test_two_may_rename_one_file_in_the_same_way_at_the_same_time(story: Story, at: float) -> None:
+    """The one that comes late has found it under both names, and does nothing. Later there is nothing to rename."""
+    story.tell(0, "west", Kind.CREATE, "a")
+    story.tell(2, "west", Kind.RENAME, "a", "b", lasts_s=8)
+    story.tell(at, "east", Kind.RENAME, "a", "b", lasts_s=4)
+    story.gone(20, "north", "a")
+    if at < 10:
+        story.assert_good()
+    else:
+        story.assert_bad()
+
+
+def test_but_not_another_file(story: Story) -> None:
+    for name in ("a", "c"):
+        story.tell(0, f"west.{name}", Kind.CREATE, name)
+    story.tell(2, "west", Kind.RENAME, "a", "b", lasts_s=8)
+    story.tell(3, "east", Kind.RENAME, "a", "c", lasts_s=8)
+    story.assert_bad()
+
+
 # -- histories that were not thought out -------------------------------------------------------------------------------
 
 

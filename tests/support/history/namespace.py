@@ -9,6 +9,8 @@ Rules, as docs/POSIX.md has them
 4. While a call of a host is in flight, and until it returns, processes of the same host may still see what was before
    it (exception 1). Not what was before somebody else's change: that other mount had to wait until this host's kernel
    had dropped what it knew.
+5. The kernel looks up both names of a rename, one after the other; if they mean the same file, which somebody else has
+   renamed so meanwhile, it does nothing and calls it done (exception 5).
 """
 
 from __future__ import annotations
@@ -62,9 +64,8 @@ def _former(state: State, key: str | int, operation: Operation) -> Iterator[int 
             yield former.value
 
 
-def meanings(state: State, operation: Operation) -> set[int]:
-    """What the operation may take its (first) name for now: inodes, 0 for none."""
-    name = operation.names[0]
+def meanings(state: State, operation: Operation, name: str) -> set[int]:
+    """What the operation may take a name for now: inodes, 0 for none."""
     return {state.inode(name), *(value for value in _former(state, name, operation) if isinstance(value, int))}
 
 
@@ -77,9 +78,9 @@ def is_explained(
     on its host.
     """
     if operation.error == errno.ENOENT:
-        return 0 in meanings(state, operation)
+        return 0 in meanings(state, operation, operation.names[0])
     if operation.error == errno.EEXIST:
-        return any(meanings(state, operation))
+        return any(meanings(state, operation, operation.names[0]))
     return any(_shows(state, operation, inode, {token for each, token in staged if each == inode}) for inode in known)
 
 
@@ -106,7 +107,7 @@ def _shows(state: State, operation: Operation, inode: int, staged: set[int]) -> 
 def changed(state: State, operation: Operation, opened: Collection[int]) -> Iterator[State]:
     """The states in which an operation that was done may leave this one; none if it can't have been done now.
 
-    `opened`: the inodes that an append may have opened.
+    `opened`: the inodes that it may have taken its first name for, since it was called.
     """
     name, here = operation.names[0], state.inode(operation.names[0])
     match operation.kind:
@@ -114,8 +115,11 @@ def changed(state: State, operation: Operation, opened: Collection[int]) -> Iter
             yield _named(_with_body(state, operation.number, ()), operation, name, operation.number)
         case Kind.UNLINK if here:
             yield _named(state, operation, name, 0)
-        case Kind.RENAME if here:
-            yield _named(_named(state, operation, operation.names[1], here), operation, name, 0)
+        case Kind.RENAME:
+            if here:
+                yield _named(_named(state, operation, operation.names[1], here), operation, name, 0)
+            if meanings(state, operation, operation.names[1]) & {*opened} and not operation.unknown:
+                yield state
         case Kind.REPLACE:
             made = _with_body(state, operation.number, (operation.number,))
             yield _named(made, operation, name, operation.number)

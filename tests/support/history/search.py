@@ -140,8 +140,8 @@ class _Search:
         known = list(node.known)
         for number, head in self._open(node):
             if head.goes_through_name:
-                found = (inode for inode in meanings(node.state, head) if inode and self._is_it(head, inode))
-                known[number] = known[number].union(found)
+                found = meanings(node.state, head, head.names[0]) - {0}
+                known[number] = known[number].union(inode for inode in found if self._is_it(head, inode))
         return node._replace(known=tuple(known))
 
     def _is_it(self, operation: Operation, inode: int) -> bool:

@@ -1,0 +1,41 @@
+"""Random schedules: processes on three mounts that change and look at a few names, amid mounts that are killed, frozen,
+cut off and slow. What they saw must be linearizable but for the one limit of docs/POSIX.md (`tests/support/history`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.history_hosts import SITES, Schedule, Trio
+from tests.support.history import check
+
+pytestmark = [pytest.mark.faults, pytest.mark.mounted, pytest.mark.slow]
+SCHEDULES = int(os.environ.get("APOLLOFS_HISTORY_SCHEDULES", "6"))
+SEED = int(os.environ.get("APOLLOFS_HISTORY_SEED", "1"))
+
+
+@pytest.fixture(scope="module")
+def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
+    with Trio.started(tmp_path_factory.mktemp("trio")) as trio:
+        yield trio
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + SCHEDULES))
+def test_a_random_schedule_is_linearizable(trio: Trio, seed: int) -> None:
+    schedule = Schedule.of(seed)
+    told = trio.run(schedule)
+    history = [operation for each in told for operation in each.history]
+    print(*schedule.faults, *(each.errors for each in told), f"{len(history)} operations", sep="\n")
+    nodes = check(history)
+    print(f"{nodes} nodes")
+    assert trio.namespace.violations() == []
+    alarms = [line for mount in trio.namespace.mounts for line in mount.alarms()]
+    assert alarms == []
+    broken = {SITES[fault.host] for fault in schedule.faults}
+    for each in told:
+        if each.history and each.history[0].host.split("-")[1] not in broken:
+            assert each.errors.keys() <= {errno.ESTALE}, "a mount without a fault fails nothing"
