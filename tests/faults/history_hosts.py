@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Event
 from time import monotonic
@@ -24,6 +25,8 @@ PROCESSES_EACH = 2
 LEASE_S = 3
 SCHEDULE_S = 6.0
 SURVEY_S = 45.0
+SHORT_S, LONG_S = 0.7, LEASE_S + 1.0
+"""How long a fault lasts: the lease outlasts the one, not the other."""
 DELAY_MS = 40.0
 """Each way, for a mount that is slow to answer."""
 LIFE_NUMBERS = 100_000
@@ -51,11 +54,19 @@ class Schedule:
 
     @classmethod
     def of(cls, seed: int) -> Schedule:
-        """One mount has a fault, or two have one each; it outlasts the lease or not."""
-        rng = random.Random(seed)
+        """One mount has a fault, or two have one each; it outlasts the lease or not. Seeds that follow each other have
+        every kind of fault.
+        """
+        rng, kinds = random.Random(seed), sorted(FAULTS)
         hosts = rng.sample(range(len(SITES)), rng.choice([1, 2]))
-        kinds, lasts = sorted(FAULTS), [0.7, LEASE_S + 1.0]
-        return cls(seed, [Fault(rng.choice(kinds), host, rng.uniform(0.3, 2), rng.choice(lasts)) for host in hosts])
+        chosen = [kinds[seed % len(kinds)], rng.choice(kinds)]
+        return cls(
+            seed,
+            [
+                Fault(kind, host, rng.uniform(0.3, 2.0), rng.choice([SHORT_S, LONG_S]))
+                for kind, host in zip(chosen, hosts, strict=False)
+            ],
+        )
 
     @property
     def name(self) -> str:
@@ -156,15 +167,18 @@ class Trio:
 
     namespace: Namespace
     hosts: list[Host]
+    at_rest: bool = True
+    """No schedule is under way, nor has one been left without an end."""
 
     @classmethod
     @contextmanager
-    def started(cls, directory: Path) -> Iterator[Trio]:
+    def started(cls, directory: Path, kind: type[Namespace] = Namespace) -> Iterator[Trio]:
+        """Mounted and idle; gone at the end of the block. `kind` may have mounts with a bug."""
         with ExitStack() as stack:
             sites = [LocalBodies(site) for site in SITES]
             # proxies outlast the namespace, which unmounts through them
             proxies = stack.enter_context(ExitStack())
-            namespace = stack.enter_context(Namespace.made(directory, sites))
+            namespace = stack.enter_context(kind.made(directory, sites))
             hosts = []
             for number in range(len(SITES)):
                 proxy = proxies.enter_context(TcpProxy.started(namespace.cluster.server.endpoint))
@@ -174,6 +188,8 @@ class Trio:
 
     def run(self, schedule: Schedule) -> list[Told]:
         """What all processes have to tell, and at the end one more on each mount. Bounded in time."""
+        assert self.at_rest, "an earlier schedule has not come to its end"
+        self.at_rest = False
         self.hosts[0].prepare(schedule)
         try:
             for host in self.hosts:
@@ -186,6 +202,7 @@ class Trio:
             host.collect()
         for host in self.hosts:
             host.survey(schedule)
+        self.at_rest = True
         return [told for host in self.hosts for told in host.tell()]
 
     def _break(self, schedule: Schedule) -> None:
@@ -195,7 +212,7 @@ class Trio:
         for fault in schedule.faults:
             host = self.hosts[fault.host]
             begin = schedule.began_s + fault.at_s
-            heapq.heappush(events, (begin, next(order), lambda f=fault, h=host: FAULTS[f.kind](h, schedule)))  # type: ignore[misc]
+            heapq.heappush(events, (begin, next(order), partial(FAULTS[fault.kind], host, schedule)))
             heapq.heappush(events, (begin + fault.lasts_s, next(order), host.mend))
         while events:
             at_s, _, happen = heapq.heappop(events)

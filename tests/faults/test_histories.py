@@ -7,15 +7,18 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.faults.history_hosts import SITES, Schedule, Trio
-from tests.support.history import check
+from tests.mounted.harness import Namespace
+from tests.support.history import NotLinearizable, check
 
 pytestmark = [pytest.mark.faults, pytest.mark.mounted, pytest.mark.slow]
 SCHEDULES = int(os.environ.get("APOLLOFS_HISTORY_SCHEDULES", "6"))
 SEED = int(os.environ.get("APOLLOFS_HISTORY_SEED", "1"))
+STALE_SCHEDULES_MAX = 3
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +42,21 @@ def test_a_random_schedule_is_linearizable(trio: Trio, seed: int) -> None:
     for each in told:
         if each.history and each.history[0].host.split("-")[1] not in broken:
             assert each.errors.keys() <= {errno.ESTALE}, "a mount without a fault fails nothing"
+
+
+class StaleNamespace(Namespace):
+    """Whose mounts have the bug of `stale_mount.py`."""
+
+    mount_module = "tests.faults.stale_mount"
+
+
+def test_a_kernel_that_keeps_what_was_recalled_is_found_out(tmp_path: Path) -> None:
+    """These histories would show it."""
+    with Trio.started(tmp_path, StaleNamespace) as trio:
+        for seed in range(STALE_SCHEDULES_MAX):
+            told = trio.run(Schedule(seed, []))
+            try:
+                check(operation for each in told for operation in each.history)
+            except NotLinearizable:
+                return
+    pytest.fail("nothing stale was found")
