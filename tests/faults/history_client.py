@@ -36,7 +36,8 @@ TOKENS_MAX = 10_000
 NUMBERS_EACH = 1_000_000
 GONE = (errno.ENOTCONN, errno.ECONNABORTED)
 """The daemon is dead. ENOTCONN: the request was not sent."""
-TELLING = (errno.ENOENT, errno.EEXIST)
+TELLING = {**dict.fromkeys(Kind, errno.ENOENT), Kind.CREATE: errno.EEXIST, Kind.REPLACE: 0}
+"""The errno that says something about the names, of each kind of call."""
 HARMLESS = (errno.EIO, errno.ESTALE, errno.EINTR, *GONE)
 """What a fault may answer with."""
 
@@ -110,6 +111,8 @@ class _Call:
         self._path = part.root / names[0]
         self._began_s = monotonic()
         self._ino = 0
+        self._is_open = False
+        """An append has found its file."""
         self._is_change = False
         """What was sent last may have changed what others see."""
 
@@ -119,9 +122,9 @@ class _Call:
         try:
             return [getattr(self, f"_{self._kind}")()]
         except OSError as exc:
-            if exc.errno not in TELLING or self._kind is Kind.REPLACE:
-                raise
-            return [self._operation(error=exc.errno)]
+            if exc.errno == TELLING[self._kind] and not self._is_open:
+                return [self._operation(error=exc.errno)]
+            raise
 
     def failed(self, number: int) -> list[Operation]:
         """After this errno: a change whose outcome is unknown, or nothing."""
@@ -171,6 +174,7 @@ class _Call:
     def _append(self) -> Operation:
         fd = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         with closing(fd):
+            self._is_open = True
             self._ino = os.fstat(fd).st_ino
             self._is_change = True
             os.write(fd, encode(self._number))

@@ -104,10 +104,10 @@ def _shows(state: State, operation: Operation, inode: int, staged: set[int]) -> 
 # -- changing --------------------------------------------------------------------------------------------------------
 
 
-def changed(state: State, operation: Operation, opened: Collection[int]) -> Iterator[State]:
+def changed(state: State, operation: Operation, found: Collection[int]) -> Iterator[State]:
     """The states in which an operation that was done may leave this one; none if it can't have been done now.
 
-    `opened`: the inodes that it may have taken its first name for, since it was called.
+    `found`: the inodes that it may have taken its first name for, since it was called.
     """
     name, here = operation.names[0], state.inode(operation.names[0])
     match operation.kind:
@@ -118,13 +118,13 @@ def changed(state: State, operation: Operation, opened: Collection[int]) -> Iter
         case Kind.RENAME:
             if here:
                 yield _named(_named(state, operation, operation.names[1], here), operation, name, 0)
-            if meanings(state, operation, operation.names[1]) & {*opened} and not operation.unknown:
+            if meanings(state, operation, operation.names[1]) & {*found}:
                 yield state
         case Kind.REPLACE:
             made = _with_body(state, operation.number, (operation.number,))
             yield _named(made, operation, name, operation.number)
         case Kind.APPEND:
-            for inode in opened:
+            for inode in found:
                 yield _appended(state, operation, inode)
 
 

@@ -67,8 +67,10 @@ class Operation:
 
     @property
     def goes_through_name(self) -> bool:
-        """Whether it finds an inode by its name first, and then does something about it."""
-        return self.kind in (Kind.STAT, Kind.READ, Kind.APPEND, Kind.RENAME) and not self.error
+        """Whether it finds an inode by its name first, and what it does then depends on that."""
+        if self.kind is Kind.RENAME:
+            return not self.error and not self.unknown
+        return self.kind in (Kind.STAT, Kind.READ, Kind.APPEND) and not self.error
 
     def __str__(self) -> str:
         what = f"{self.number} {self.process}@{self.host} {self.kind} {' '.join(self.names)}"
