@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import random
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from threading import Event
 from time import monotonic
@@ -207,14 +206,12 @@ class Trio:
 
     def _break(self, schedule: Schedule) -> None:
         """Do what is to happen, each at its time, and undo it."""
-        order, pause = itertools.count(), Event()
-        events: list[tuple[float, int, Callable[[], object]]] = []
+        pause = Event()
+        events: list[tuple[float, Callable[[], object]]] = []
         for fault in schedule.faults:
-            host = self.hosts[fault.host]
-            begin = schedule.began_s + fault.at_s
-            heapq.heappush(events, (begin, next(order), partial(FAULTS[fault.kind], host, schedule)))
-            heapq.heappush(events, (begin + fault.lasts_s, next(order), host.mend))
-        while events:
-            at_s, _, happen = heapq.heappop(events)
+            host, begin_s = self.hosts[fault.host], schedule.began_s + fault.at_s
+            events.append((begin_s, partial(FAULTS[fault.kind], host, schedule)))
+            events.append((begin_s + fault.lasts_s, host.mend))
+        for at_s, happen in sorted(events, key=itemgetter(0)):
             pause.wait(max(0.0, at_s - monotonic()))
             happen()
