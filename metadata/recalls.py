@@ -73,7 +73,7 @@ class Recalls:
             self.sent += len(holders)
             return _Asked({self._keys.delegation(*holder) for holder in holders}, revision)
 
-        await self._until_gone(prefixes, ask)
+        await self._until_gone(session, prefixes, ask)
 
     async def share(self, holders: Sequence[tuple[int, int]]) -> None:
         """Have those who hold groups exclusively, (group, session), commit what they have answered, and wait until
@@ -96,7 +96,7 @@ class Recalls:
             return _Asked(there, outcome.revision)
 
         with contextlib.suppress(SessionLost):
-            await self._until_gone({self._keys.exclusives_on(group) for group, _ in holders}, ask)
+            await self._until_gone(session, {self._keys.exclusives_on(group) for group, _ in holders}, ask)
 
     async def _claim(
         self, session: Session, known: Sequence[tuple[int, int]], claim: Claim
@@ -125,7 +125,9 @@ class Recalls:
             puts = [Put(self._keys.recall(holder, group), DROP, session.lease_id) for group, holder in part]
             await session.commit((), puts, NOTED, time_ns=time.time_ns())
 
-    async def _until_gone(self, prefixes: Collection[bytes], ask: Callable[[], Awaitable[_Asked]]) -> None:
+    async def _until_gone(
+        self, session: Session, prefixes: Collection[bytes], ask: Callable[[], Awaitable[_Asked]]
+    ) -> None:
         """Watch the prefixes, `ask` meanwhile, and wait until all keys that were then there have been deleted."""
         began = trio.current_time()
         answer: _Answer = _Answer()
@@ -142,10 +144,14 @@ class Recalls:
             answer.asked = await ask()
             answer.there.set()
 
+        async def waiting_for(prefix: bytes) -> None:
+            with session.bound():  # without it nobody is asked any more: the notices go with its lease
+                await self._wait_for(prefix, answer)
+
         with trio.move_on_after(self._wait_s) as waiting:
             async with trio.open_nursery() as nursery:
                 for prefix in prefixes:
-                    nursery.start_soon(guarded, self._wait_for(prefix, answer))
+                    nursery.start_soon(guarded, waiting_for(prefix))
                 nursery.start_soon(guarded, asking())
         self.waited_s += trio.current_time() - began
         if errors:

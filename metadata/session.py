@@ -17,7 +17,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -113,6 +113,7 @@ class Session:
         self._valid_until = 0.0
         self.lost = trio.Event()
         """Set once, when the lease is known to have ended."""
+        self._bound: set[trio.CancelScope] = set()
 
     def begin(self, slots: list[_Slot], lease_asked: float) -> None:
         """Take the slots that `open_session` made; the lease was asked for at `lease_asked` (`boot_time`)."""
@@ -153,6 +154,20 @@ class Session:
     def proven_s(self) -> float:
         """For how many seconds from now it can't; counted from before the keepalive was sent."""
         return max(0.0, self._valid_until - boot_time()) if self.alive else 0.0
+
+    @contextlib.contextmanager
+    def bound(self) -> Iterator[None]:
+        """A block that ends with SessionLost as soon as the lease is known to have ended. It waits for others, who know
+        of us by keys that go with the lease; nothing of it may be in doubt."""
+        self._check_alive(in_doubt=False)
+        with trio.CancelScope() as scope:
+            self._bound.add(scope)
+            try:
+                yield
+            finally:
+                self._bound.discard(scope)
+        if scope.cancelled_caught:
+            raise self._ended(in_doubt=False)
 
     # -- transactions ------------------------------------------------------------------------------------------------
 
@@ -315,6 +330,8 @@ class Session:
 
     def _lose(self) -> None:
         self.lost.set()
+        for scope in self._bound:
+            scope.cancel()
 
 
 def boot_time() -> float:

@@ -17,9 +17,10 @@ import pytest
 import trio
 import trio.testing
 
-from apollofs.metadata.errors import NoSuchEntry
+from apollofs.metadata.errors import NoSuchEntry, SessionLost
 from apollofs.metadata.memory import MemoryStore
 from apollofs.metadata.records import ROOT_INO, Owner, SetAttr
+from apollofs.metadata.returns import NoCacheAbove
 from apollofs.metadata.volume import Volume
 from tests.support.volumes import ME, assert_sound, make_volume, mounted
 
@@ -177,3 +178,35 @@ async def test_a_file_with_several_names_is_a_group_of_its_own() -> None:
         await a.setattr(file.ino, SetAttr(mode=0o600))
         assert (await b.getattr(file.ino)).mode == stat.S_IFREG | 0o600
     await assert_sound(store)
+
+
+class Stuck(NoCacheAbove):
+    """A cache above that never lets go of anything."""
+
+    def holds(self, group: int) -> bool:
+        return True
+
+    async def drop(self, group: int) -> None:
+        await trio.sleep_forever()
+
+
+@pytest.mark.expects_log("has lost its lease")
+async def test_who_waits_for_a_delegation_does_not_outlast_the_session(autojump_clock: trio.testing.MockClock) -> None:
+    """The notices of a recall go with the session that asked: nobody would ever answer."""
+    del autojump_clock
+    store = MemoryStore()
+    await make_volume(store)
+    async with mounted(store) as a, mounted(store) as b:
+        directory = await a.mkdir(ROOT_INO, b"d", 0o755, ME)
+        a.delegations.put_above(Stuck())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_loses_its_session, b, directory.ino)
+            await trio.testing.wait_all_tasks_blocked()
+            await store.lease_revoke(b.session.lease_id)
+        a.delegations.put_above(NoCacheAbove())
+    await assert_sound(store)
+
+
+async def _loses_its_session(volume: Volume, directory: int) -> None:
+    with pytest.raises(SessionLost):
+        await volume.mknod(directory, b"f", FILE, 0, ME)

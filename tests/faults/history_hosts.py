@@ -1,0 +1,217 @@
+"""Three mounts of one namespace, each with its own way to etcd and its own processes; and what can happen to one."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
+from threading import Event
+from time import monotonic
+from typing import Final
+
+from tests.faults.history_client import Part, Told, act, prepare, survey
+from tests.mounted.client import Client, Pending
+from tests.mounted.harness import LocalBodies, Mount, Namespace
+from tests.support.tcp_proxy import TcpProxy
+
+SITES = ("west", "east", "north")
+PROCESSES_EACH = 2
+LEASE_S = 3
+SCHEDULE_S = 6.0
+SURVEY_S = 45.0
+SHORT_S, LONG_S = 0.7, LEASE_S + 1.0
+"""How long a fault lasts: the lease outlasts the one, not the other."""
+DELAY_MS = 40.0
+"""Each way, for a mount that is slow to answer."""
+LIFE_NUMBERS = 100_000
+"""How many operations a process may do with one daemon."""
+LOGGED = (r"lease", r"session", r"uncommitted", r"etcd", r"watch")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to one mount, and when, in seconds from the start of a schedule."""
+
+    kind: str
+    host: int
+    at_s: float
+    lasts_s: float
+
+
+@dataclass
+class Schedule:
+    """One run of all processes. Its directory is named after its seed."""
+
+    seed: int
+    faults: list[Fault]
+    began_s: float = field(default_factory=monotonic)
+
+    @classmethod
+    def of(cls, seed: int) -> Schedule:
+        """One mount has a fault, or two have one each; it outlasts the lease or not. Seeds that follow each other have
+        every kind of fault.
+        """
+        rng, kinds = random.Random(seed), sorted(FAULTS)
+        hosts = rng.sample(range(len(SITES)), rng.choice([1, 2]))
+        chosen = [kinds[seed % len(kinds)], rng.choice(kinds)]
+        return cls(
+            seed,
+            [
+                Fault(kind, host, rng.uniform(0.3, 2.0), rng.choice([SHORT_S, LONG_S]))
+                for kind, host in zip(chosen, hosts, strict=False)
+            ],
+        )
+
+    @property
+    def name(self) -> str:
+        return f"schedule-{self.seed}"
+
+
+class Host:
+    """One of the three."""
+
+    def __init__(self, namespace: Namespace, number: int, proxy: TcpProxy, clients: list[Client]) -> None:
+        self.number = number
+        self.proxy = proxy
+        self.clients = clients
+        self._namespace = namespace
+        self._lives = 0
+        self._running: list[Pending[Told]] = []
+        self._told: list[Told] = []
+        self.mount = self._mounted()
+
+    def _mounted(self) -> Mount:
+        self._lives += 1
+        host, port = self.proxy.endpoint
+        url = f"etcd://{host}:{port}/{self._namespace.volume}"
+        site = SITES[self.number]
+        mount = self._namespace.mount(site, "--lease-ttl", str(LEASE_S), name=f"{site}-{self._lives}", url=url)
+        mount.expected_logs += LOGGED
+        return mount
+
+    def part(self, schedule: Schedule, process: int, until_s: float) -> Part:
+        return Part(
+            seed=schedule.seed,
+            process=process,
+            host=self.mount.path.name,
+            root=self.mount.path / schedule.name,
+            began_s=schedule.began_s,
+            until_s=until_s,
+            first=self._lives * LIFE_NUMBERS,
+        )
+
+    def start(self, schedule: Schedule) -> None:
+        """Let the processes work until the schedule is over."""
+        until_s = schedule.began_s + SCHEDULE_S
+        first = self.number * PROCESSES_EACH
+        self._running = [
+            client.start(act, self.part(schedule, first + index, until_s)) for index, client in enumerate(self.clients)
+        ]
+
+    def collect(self) -> None:
+        """Wait for the end of the processes' work."""
+        while self._running:
+            self._told.append(self._running.pop().result())
+
+    def tell(self) -> list[Told]:
+        """All that its processes have collected since the last call."""
+        told, self._told = self._told, []
+        return told
+
+    def survey(self, schedule: Schedule) -> None:
+        """One process looks at every name, as soon as the mount answers."""
+        process = len(SITES) * PROCESSES_EACH + self.number
+        self._told.append(self.clients[0].call(survey, self.part(schedule, process, monotonic() + SURVEY_S)))
+
+    def prepare(self, schedule: Schedule) -> None:
+        self.clients[0].call(prepare, self.mount.path / schedule.name)
+
+    def restart(self, schedule: Schedule) -> None:
+        """kill -9, and a new mount for the same processes."""
+        self.mount.kill()
+        self.collect()
+        trouble = self.mount.clean_up()
+        assert trouble == []
+        self.mount = self._mounted()
+        self.start(schedule)
+
+    def freeze(self) -> None:
+        self.mount.signal(signal.SIGSTOP)
+
+    def mend(self) -> None:
+        """End of whatever has been done to it, but for a new life."""
+        self.mount.signal(signal.SIGCONT)
+        self.proxy.heal()
+
+
+FAULTS: Final[dict[str, Callable[[Host, Schedule], object]]] = {
+    "killed": Host.restart,
+    "frozen": lambda host, _: host.freeze(),
+    "cut off": lambda host, _: host.proxy.blackhole(),
+    "reset": lambda host, _: host.proxy.refuse(),
+    "slow": lambda host, _: host.proxy.delay_ms(DELAY_MS),
+    "loses a reply": lambda host, _: host.proxy.swallow_replies(1),
+}
+"""Each lasts until the host is mended."""
+
+
+@dataclass
+class Trio:
+    """The three hosts."""
+
+    namespace: Namespace
+    hosts: list[Host]
+    at_rest: bool = True
+    """No schedule is under way, nor has one been left without an end."""
+
+    @classmethod
+    @contextmanager
+    def started(cls, directory: Path, kind: type[Namespace] = Namespace) -> Iterator[Trio]:
+        """Mounted and idle; gone at the end of the block. `kind` may have mounts with a bug."""
+        with ExitStack() as stack:
+            sites = [LocalBodies(site) for site in SITES]
+            # proxies outlast the namespace, which unmounts through them
+            proxies = stack.enter_context(ExitStack())
+            namespace = stack.enter_context(kind.made(directory, sites))
+            hosts = []
+            for number in range(len(SITES)):
+                proxy = proxies.enter_context(TcpProxy.started(namespace.cluster.server.endpoint))
+                clients = [stack.enter_context(Client.started()) for _ in range(PROCESSES_EACH)]
+                hosts.append(Host(namespace, number, proxy, clients))
+            yield cls(namespace, hosts)
+
+    def run(self, schedule: Schedule) -> list[Told]:
+        """What all processes have to tell, and at the end one more on each mount. Bounded in time."""
+        assert self.at_rest, "an earlier schedule has not come to its end"
+        self.at_rest = False
+        self.hosts[0].prepare(schedule)
+        try:
+            for host in self.hosts:
+                host.start(schedule)
+            self._break(schedule)
+        finally:
+            for host in self.hosts:
+                host.mend()
+        for host in self.hosts:
+            host.collect()
+        for host in self.hosts:
+            host.survey(schedule)
+        self.at_rest = True
+        return [told for host in self.hosts for told in host.tell()]
+
+    def _break(self, schedule: Schedule) -> None:
+        """Do what is to happen, each at its time, and undo it."""
+        pause = Event()
+        events: list[tuple[float, Callable[[], object]]] = []
+        for fault in schedule.faults:
+            host, begin_s = self.hosts[fault.host], schedule.began_s + fault.at_s
+            events.append((begin_s, partial(FAULTS[fault.kind], host, schedule)))
+            events.append((begin_s + fault.lasts_s, host.mend))
+        for at_s, happen in sorted(events, key=itemgetter(0)):
+            pause.wait(max(0.0, at_s - monotonic()))
+            happen()
