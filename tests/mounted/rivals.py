@@ -2,8 +2,10 @@
 
 Some names belong to one side: what these mean is known exactly, version by version, in memory that both sides share.
 An owner says that a version has begun before its call and that it is done after the return; so a look at such a name
-from the other side must see the version that was done before the look began, or a later one that has begun. The other
-names are changed by both; what these mean is compared when both sides are at rest.
+from the other side must see the version that was done before the look began, or a later one that has begun. No file
+moves from one such name to another: stat finds a file by its name first and its attributes then, and would show, here
+as anywhere, what has become of it under the new name. The other names are changed by both; what these mean is compared
+when both sides are at rest.
 """
 
 from __future__ import annotations
@@ -146,36 +148,29 @@ class Rival:
 
     def _change_own(self) -> None:
         slot = self._side * OWN_NAMES + self._rng.randrange(OWN_NAMES)
-        other = self._side * OWN_NAMES + self._rng.randrange(OWN_NAMES)
         mode, path = self._versions.next_mode(slot), self._path(slot)
         if not self._versions.newest(slot):
             self._rng.choice((self._make, self._move_in))(slot, mode)
-        elif other != slot and self._rng.random() < 0.2:
-            self._change({other: self._versions.newest(slot), slot: 0}, os.rename, path, self._path(other))
+        elif (kind := self._rng.randrange(3)) == 0:
+            self._change(slot, 0, os.unlink, path)
+        elif kind == 1:
+            self._move_in(slot, mode)
         else:
-            kind = self._rng.randrange(3)
-            if kind == 0:
-                self._change({slot: 0}, os.unlink, path)
-            elif kind == 1:
-                self._move_in(slot, mode)
-            else:
-                self._change({slot: mode}, os.chmod, path, stat.S_IMODE(mode))
+            self._change(slot, mode, os.chmod, path, stat.S_IMODE(mode))
 
     def _make(self, slot: int, mode: int) -> None:
-        self._change({slot: mode}, os.mknod, self._path(slot), mode)
+        self._change(slot, mode, os.mknod, self._path(slot), mode)
 
     def _move_in(self, slot: int, mode: int) -> None:
         spare = self._directory / f"spare{self._side}"
         assert self._timed(os.mknod, spare, mode) == 0
-        self._change({slot: mode}, os.rename, spare, self._path(slot))
+        self._change(slot, mode, os.rename, spare, self._path(slot))
 
-    def _change(self, meanings: dict[int, int], function: Callable[..., object], *args: object) -> None:
-        for slot, meaning in meanings.items():
-            self._versions.begin(slot, meaning)
+    def _change(self, slot: int, meaning: int, function: Callable[..., object], *args: object) -> None:
+        self._versions.begin(slot, meaning)
         found = self._timed(function, *args)
         assert found == 0, f"{function.__name__}{args}: {errno.errorcode.get(found, found)}"
-        for slot in meanings:
-            self._versions.end(slot)
+        self._versions.end(slot)
         self._changes += 1
 
     def _change_shared(self) -> None:
