@@ -141,7 +141,7 @@ class Filesystem(FileCalls):
         with contextlib.suppress(NoSuchEntry):
             cached = self._volume.cached_lookup(parent, name)
             if cached is not None and cached.inode.ino == inode.ino:
-                return self._attributes(cached.inode, cached.group, (parent, name))
+                return self._current(cached, (parent, name)) or self._attributes(inode)
         return self._attributes(inode)
 
     async def lookup(self, parent: int, name: bytes) -> Attributes:
@@ -292,15 +292,15 @@ class Filesystem(FileCalls):
         return list(enumerate(found[:limit], offset + 1))
 
     def listed(self, directory: int, entry: DirectoryEntry) -> Attributes | None:
-        """Attributes of an entry of a listing, if they are known."""
+        """Attributes of an entry of a listing; None where the kernel has to ask for them, if it wants them."""
         if entry.inode is None:
             cached = self._volume.cached_getattr(entry.ino)
             if cached is None or self._volume.delegated_revision(directory, entry.name) is None:
                 return None
             return self._current(cached, (directory, entry.name))
         if self._volume.delegated_revision(directory, entry.name) == entry.inode.revision:
-            return self._attributes(entry.inode, directory, (directory, entry.name))
-        return self._attributes(entry.inode)
+            return self._current(Cached(entry.inode, directory), (directory, entry.name))
+        return self._current(Cached(entry.inode, 0))
 
     async def _parent_of(self, ino: int) -> int:
         """Where a directory was when it was last read, which is no longer ago than the walk to it."""

@@ -12,6 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 
+# a machine whose checks are explained as those of a test are
+pytest.register_assert_rewrite("tests.model.two_mounts")
+
 
 class LogWatch(logging.Handler):
     """Collects records of the logger `apollofs` and those below it, from WARNING up."""

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from tests.mounted.harness import Bodies, GatewayBodies, HarnessError, LocalBodies, Namespace
+from tests.mounted.variants import EagerNamespace
 from tests.support.radosgw_server import RadosGateway
+from tests.support.random_recalls import RandomRecalls
 
 BUILD = ("autoreconf -ifs", "./configure --quiet", "make --quiet pjdfstest")
 BUILD_DEADLINE_S = 300
@@ -47,6 +49,17 @@ def bodies(kind: str, scratch: Path) -> Iterator[Bodies]:
         yield GatewayBodies("here", gateway, "pjdfstest")
 
 
+@contextmanager
+def recalled(namespace: Namespace) -> Iterator[None]:
+    """Delegations are recalled at random moments meanwhile. Fails if none was."""
+    with RandomRecalls.started(namespace.cluster.endpoints, namespace.volume, seed=1) as recalls:
+        yield
+        counts = recalls.end()
+    print(f"{counts['notices']} delegations recalled, {counts['writers']} times by a writer that waited")
+    if not counts["notices"]:
+        raise HarnessError("nothing was recalled")
+
+
 def run(tests: Path, directory: Path, only: list[str]) -> tuple[int, str]:
     """prove's status and output; the latter is shown while it comes."""
     chosen = [str(tests / name) for name in only] or [str(tests)]
@@ -65,6 +78,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/pjdfstest")
     parser.add_argument("source", type=Path)
     parser.add_argument("--blobs", choices=("radosgw", "local"), default="radosgw")
+    parser.add_argument("--recalls", action="store_true")
     parser.add_argument("--only", nargs="*", default=[])
     options = parser.parse_args()
     with ExitStack() as stack:
@@ -72,10 +86,12 @@ def main() -> int:
         scratch.chmod(0o755)
         tests = build(options.source, scratch)
         site = stack.enter_context(bodies(options.blobs, scratch))
-        namespace = stack.enter_context(Namespace.made(scratch / "namespace", [site]))
+        kind = EagerNamespace if options.recalls else Namespace
+        namespace = stack.enter_context(kind.made(scratch / "namespace", [site]))
         directory = namespace.mount("here").path / "suite"
         directory.mkdir(0o755)
-        status, output = run(tests, directory, options.only)
+        with recalled(namespace) if options.recalls else nullcontext():
+            status, output = run(tests, directory, options.only)
         left = os.listdir(directory)
     found = _SUMMARY.search(output)
     failed = [line.split(" (")[0] for line in output.splitlines() if "(Wstat:" in line]

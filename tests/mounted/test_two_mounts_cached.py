@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import random
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.mounted.client import Client
 from tests.mounted.clients import errno_of
 from tests.mounted.conftest import Places
 from tests.mounted.harness import Mount
@@ -20,9 +16,7 @@ from tests.mounted.harness import Mount
 pytestmark = pytest.mark.mounted
 
 NAMES = [f"name{number}" for number in range(6)]
-ROUNDS = 250
 TRIES_MAX = 150
-PAUSE_STATS = 3000
 
 
 def requests(mount: Mount) -> int:
@@ -167,51 +161,3 @@ def test_a_recall_leaves_mounts_below_alone(mounted_below: Path, here: Path, the
     assert exists(here / "outer" / "new")
     assert (mounted_below / "file").exists()
     assert os.path.ismount(mounted_below)
-
-
-# -- both change one directory, and both have it in their kernels -----------------------------------------------------
-
-
-def change(directory: Path, seed: int, rounds: int) -> int:
-    """Any operation on any of the names, with a pause now and then in which delegations are taken again. Returns how
-    many were done."""
-    rng = random.Random(seed)
-    done = 0
-    for _ in range(rounds):
-        path, other = (directory / rng.choice(NAMES) for _ in range(2))
-        operations: list[tuple[Callable[..., object], tuple[object, ...]]] = [
-            (os.mknod, (path,)),
-            (Path.touch, (path,)),
-            (os.unlink, (path,)),
-            (os.rename, (path, other)),
-            (os.link, (path, other)),
-            (os.mkdir, (f"{path}.d",)),
-            (os.rmdir, (f"{path}.d",)),
-        ]
-        function, arguments = rng.choice(operations)
-        found = errno_of(function, *arguments)
-        assert found in (0, errno.ENOENT, errno.EEXIST, errno.ESTALE), os.strerror(found)
-        done += found == 0
-        for name in NAMES:
-            errno_of(os.stat, directory / name)
-        if rng.random() < 0.02:  # long enough that the directory is taken again
-            for _ in range(PAUSE_STATS):
-                errno_of(os.stat, path)
-    return done
-
-
-def test_two_mounts_that_change_one_directory_never_wait_for_each_other(
-    here: Path, there: Path, client: Client, other_client: Client
-) -> None:
-    """An entry is dropped under the directory's lock, which an operation holds that waits for the other mount."""
-    running = [client.start(change, here, 1, ROUNDS), other_client.start(change, there, 2, ROUNDS)]
-    assert all(each.result() for each in running)
-    assert sorted(os.listdir(here)) == sorted(os.listdir(there))
-    for name in os.listdir(here):
-        found = [os.stat(directory / name) for directory in (here, there)]
-        assert found[0].st_ino == found[1].st_ino
-        assert found[0].st_ctime_ns == found[1].st_ctime_ns
-    for name in NAMES:
-        with contextlib.suppress(FileNotFoundError):
-            os.stat(here / name)
-        assert exists(here / name) == exists(there / name)

@@ -20,7 +20,7 @@ from apollofs.metadata.errors import (
     NotSupported,
 )
 from apollofs.metadata.locks import RANGE_END, LockKind, LockType
-from apollofs.metadata.records import ROOT_INO
+from apollofs.metadata.records import ROOT_INO, SetAttr
 from tests.support.filesystems import LARGE, OWNER, USER, Pair, close, content, create, save
 from tests.support.volumes import ME
 
@@ -69,6 +69,41 @@ async def test_listed_files_have_their_attributes(pair: Pair) -> None:
     assert file.size_bytes == len(LARGE)
     pair.there.remember(ROOT_INO, entries[b"f"])
     assert (await pair.there.getattr(file.ino)).size_bytes == len(LARGE)
+
+
+async def test_a_listing_says_nothing_of_an_open_file_that_others_have_changed(pair: Pair) -> None:
+    """Its size here is that of the older body, which the kernel must not keep."""
+    attributes, opened = await create(pair.here)
+    await close(pair.here, opened)
+    opened = (await pair.here.open(attributes.ino, os.O_RDONLY, USER)).fh
+    await pair.there.lookup(ROOT_INO, b"f")
+    await pair.there.setattr(attributes.ino, SetAttr(size_bytes=len(LARGE)))
+    fh = await pair.here.opendir(ROOT_INO)
+    (entry,) = [entry for _, entry in await pair.here.readdir(fh, 0, 10) if entry.name == b"f"]
+    assert pair.here.listed(ROOT_INO, entry) is None
+    assert (await pair.here.lookup(ROOT_INO, b"f")).size_bytes == len(LARGE)
+    found = pair.here.listed(ROOT_INO, entry)
+    assert found is not None
+    assert found.size_bytes == len(LARGE)
+    await close(pair.here, opened)
+
+
+async def test_the_kernel_keeps_no_older_size_with_a_new_name(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another request has just read that the body has changed elsewhere, and is still taking it over."""
+    monkeypatch.setattr(pair.here.kernel, "attributes", lambda group, ino: 1.0)
+    attributes, opened = await create(pair.here)
+    await pair.here.link(attributes.ino, ROOT_INO, b"g")
+    await pair.there.lookup(ROOT_INO, b"f")
+    await pair.there.setattr(attributes.ino, SetAttr(size_bytes=len(LARGE)))
+    while pair.volume.cached_lookup(ROOT_INO, b"g") is None:
+        newest = await pair.volume.lookup(ROOT_INO, b"g")
+        await trio.testing.wait_all_tasks_blocked()
+    made = pair.here._made(ROOT_INO, b"g", newest)
+    assert (made.size_bytes, made.attr_timeout_s) == (0, 0.0)
+    await pair.here.lookup(ROOT_INO, b"g")
+    made = pair.here._made(ROOT_INO, b"g", newest)
+    assert (made.size_bytes, made.attr_timeout_s) == (len(LARGE), 1.0)
+    await close(pair.here, opened)
 
 
 async def test_xattr_rules(pair: Pair) -> None:
