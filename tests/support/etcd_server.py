@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.support.certificates import Certificates
 
@@ -139,8 +140,14 @@ class EtcdServer:
             raise EtcdServerError(f"no metric {name}")
         return float(found[1])
 
-    def post(self, path: str, message: dict[str, object]) -> None:
-        """A call through etcd's JSON gateway, to set it up. Raises EtcdServerError if it is refused."""
+    def compact(self) -> None:
+        """Give up all but the newest state, and the room that it took."""
+        revision = self.post("/v3/maintenance/status", {})["header"]["revision"]
+        self.post("/v3/kv/compaction", {"revision": revision, "physical": True})
+        self.post("/v3/maintenance/defragment", {})
+
+    def post(self, path: str, message: dict[str, object]) -> dict[str, Any]:
+        """A call through etcd's JSON gateway, and its answer. Raises EtcdServerError if it is refused."""
         connection = self._gateway()
         try:
             connection.request("POST", path, json.dumps(message), {"Content-Type": "application/json"})
@@ -150,6 +157,8 @@ class EtcdServer:
             connection.close()
         if answer.status != 200:
             raise EtcdServerError(f"{path}: {answer.status} {text}")
+        found: dict[str, Any] = json.loads(text)
+        return found
 
     def _gateway(self) -> http.client.HTTPConnection:
         if self._certificates is None:
