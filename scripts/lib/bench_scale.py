@@ -140,11 +140,8 @@ def show(found: Findings) -> None:
     print(f"{found.files} files in {found.directories} directories, made in {found.fill_s:.0f} s ({rate:.0f} /s)")
     print(f"etcd: {found.etcd_bytes_filled / found.files:.0f} bytes a file with its history, ", end="")
     print(f"{found.etcd_bytes_live / found.files:.0f} after compaction")
-    print(
-        f"{found.operations} operations in {found.operations_s:.0f} s, each looked at on both walking mounts; one took ",
-        end="",
-    )
-    print(f"{statistics.median(found.operation_ms):.1f} ms, {max(found.operation_ms):.0f} at most")
+    print(f"{found.operations} operations in {found.operations_s:.0f} s, each looked at on both walking mounts")
+    print(f"an operation: {statistics.median(found.operation_ms):.1f} ms, {max(found.operation_ms):.0f} ms at most")
     for name, count in found.walks.items():
         took = ", ".join(f"{each:.1f}" for each in found.walk_s[name][:SHOWN_MAX])
         print(f"{name}: {count} whole walks, in s: {took}")
