@@ -1,8 +1,9 @@
 """Operations with a delay between mount and etcd, with the caches and without. See scripts/bench.
 
 A proxy in a process of its own delays what passes by half the delay each way; it holds nothing up that comes behind.
-Two mounts go through it, one of them with `-o delegations=off`. Each figure is the median of single calls in the
-working directory of the caller, so that no walk of a path is in it.
+Two mounts go through it, one of them with `-o delegations=off`, and a third that holds what they want in the last
+figure. Each figure is the median of single calls in the working directory of the caller, so that no walk of a path is
+in it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tests.support.tcp_proxy import TcpProxy
 
 DELAYS_MS = (0, 20, 50, 100)
 PROCESSES = 16
+HELD = "-held"
 SMALL = b"a small file, which is kept in etcd\n"
 
 
@@ -129,14 +131,22 @@ OPERATIONS: dict[str, Callable[[int], object]] = {
     "unlink": lambda n: os.unlink(f"r{n}"),
     "mkdir": lambda n: os.mkdir(f"d{n}"),
     "create, write, close": lambda n: save(f"s{n}"),
+    "create after a recall": lambda n: create(f"{os.getcwd()}{HELD}/{n}/new"),
 }
-"""In this order: what the one makes the next ones use."""
+"""In this order: what the one makes the next ones use. Another mount holds what is in the directory beside it."""
 MADE_BEFORE = ("stat", "open, close", "read a small file", "list")
 
 
-def prepare(directory: Path, calls: int) -> None:
-    """Make the files, and touch them as the warm figures do."""
+def prepare(directory: Path, calls: int, other: Path) -> None:
+    """Make the files, and touch them as the warm figures do. `other`: the directory on another mount."""
+    beside = Path(f"{directory}{HELD}")
+    beside.mkdir()
+    for number in range(calls):
+        (beside / f"{number}").mkdir()
+        os.listdir(f"{other}{HELD}/{number}")
     directory.mkdir()
+    for number in range(PROCESSES):
+        (directory / f"w{number}").mkdir()
     with chdir(directory):
         for number in range(calls):
             save(f"f{number}")
@@ -181,8 +191,7 @@ def throughputs(mount: Mount, directory: Path, calls: int, delay_ms: float, cach
 def mount_slowly(on: Namespace, way: Slow, caches: bool) -> Mount:
     host, port = way.endpoint
     options = () if caches else ("-o", "delegations=off")
-    name = "cached" if caches else "uncached"
-    return on.mount(SITE, *options, name=name, url=f"etcd://{host}:{port}/{on.volume}")
+    return on.mount(SITE, *options, url=f"etcd://{host}:{port}/{on.volume}")
 
 
 def run(delays_ms: Sequence[float], calls: int) -> tuple[list[Figure], list[Throughput]]:
@@ -190,12 +199,11 @@ def run(delays_ms: Sequence[float], calls: int) -> tuple[list[Figure], list[Thro
     many: list[Throughput] = []
     with namespace() as on, slow(on.cluster.server.endpoint) as way:
         mounts = {caches: mount_slowly(on, way, caches) for caches in (True, False)}
+        other = mount_slowly(on, way, True)
         for delay_ms in delays_ms:
             for caches, mount in mounts.items():
                 directory = mount.path / f"{delay_ms:g}-{'cached' if caches else 'uncached'}"
-                prepare(directory, calls)
-                for number in range(PROCESSES):
-                    (directory / f"w{number}").mkdir()
+                prepare(directory, calls, other.path / directory.name)
                 way.delay_ms(delay_ms)
                 single += figures(mount, directory, calls, delay_ms, caches)
                 many += throughputs(mount, directory, calls, delay_ms, caches)

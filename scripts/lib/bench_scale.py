@@ -23,6 +23,7 @@ from bench_processes import create, fan
 from bench_walks import Changer, Walker, file_names, walking
 
 from apollofs.fs.kernel_cache import NAMES_MAX
+from apollofs.fs.references import INODES_MAX
 from apollofs.metadata.group_cache import GROUPS_MAX, KEYS_MAX
 from tests.mounted.harness import Mount, Namespace
 
@@ -33,9 +34,9 @@ BOUNDS = {
     ("delegations", "held"): GROUPS_MAX,
     ("delegations", "cached_keys"): KEYS_MAX,
     ("kernel_cache", "names"): NAMES_MAX,
-    ("kernel_cache", "inodes"): 0,
+    ("fuse", "inodes"): INODES_MAX,
 }
-"""What status counts that takes up memory, and how many there may be (0: as many as the kernel has cached)."""
+"""What status counts that takes up memory, and how many there may be."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Findings:
     walks: dict[str, int] = field(default_factory=dict)
     walk_s: dict[str, list[float]] = field(default_factory=dict)
     listings: int = 0
+    delegations: dict[str, dict[str, float]] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
 
 
@@ -125,6 +127,7 @@ def run(files: int, directories: int, seconds: float, seed: int) -> Findings:
                 memory.sample()
             found.operations_s = time.monotonic() - began
             reports = walks.reports()
+        found.delegations = {name: status(mount)["delegations"] for name, mount in mounts.items()}
         found.operations, found.operation_ms = changes.done, changes.history.took_ms()
         for name, report in zip(("walker-1", "walker-2"), reports, strict=True):
             found.walks[name], found.walk_s[name] = len(report.walk_s), report.walk_s
@@ -142,6 +145,11 @@ def show(found: Findings) -> None:
     print(f"{found.etcd_bytes_live / found.files:.0f} after compaction")
     print(f"{found.operations} operations in {found.operations_s:.0f} s, each looked at on both walking mounts")
     print(f"an operation: {statistics.median(found.operation_ms):.1f} ms, {max(found.operation_ms):.0f} ms at most")
+    for name, counts in found.delegations.items():
+        waited_ms = 1000 * counts["recall_wait_s"] / max(1, counts["recalls_sent"])
+        returned_ms = 1000 * counts["return_s"] / max(1, counts["returned"])
+        print(f"{name}: recalled {counts['recalls_sent']} times, waiting {waited_ms:.1f} ms; ", end="")
+        print(f"gave {counts['returned']} back, in {returned_ms:.1f} ms")
     for name, count in found.walks.items():
         took = ", ".join(f"{each:.1f}" for each in found.walk_s[name][:SHOWN_MAX])
         print(f"{name}: {count} whole walks, in s: {took}")
@@ -156,7 +164,7 @@ def show_memory(name: str, samples: Sequence[Sample]) -> None:
     print(f"\n{name}: peak {max(one.resident_bytes for one in samples) >> 20} MiB; MiB after so many s: {over_time}")
     most = [max(values) for values in zip(*(one.counters for one in samples), strict=True)]
     for (part, counter), bound, value in zip(BOUNDS, BOUNDS.values(), most, strict=True):
-        print(f"    {part}.{counter}: {value:.0f} at most" + (f", bound {bound}" if bound else ""))
+        print(f"    {part}.{counter}: {value:.0f} at most, bound {bound}")
 
 
 def evenly(samples: Sequence[Sample]) -> Iterator[Sample]:
