@@ -80,6 +80,7 @@ def slow(target: tuple[str, int]) -> Iterator[Slow]:
     control, there = context.Pipe()
     process = context.Process(target=_proxy, args=(target, there))
     process.start()
+    there.close()  # so that its end is heard of
     try:
         yield Slow(control, control.recv())
     finally:

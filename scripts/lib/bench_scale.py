@@ -15,19 +15,17 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
+from bench_fill import fill
 from bench_mounts import SITE, namespace, resident_bytes, status
-from bench_processes import create, fan
-from bench_walks import Changer, Walker, file_names, walking
+from bench_walks import Changer, Walker, walking
 
 from apollofs.fs.kernel_cache import NAMES_MAX
 from apollofs.fs.references import INODES_MAX
 from apollofs.metadata.group_cache import GROUPS_MAX, KEYS_MAX
 from tests.mounted.harness import Mount, Namespace
 
-FILLERS = 8
 SAMPLE_EVERY_S = 1.0
 SHOWN_MAX = 10
 BOUNDS = {
@@ -89,20 +87,6 @@ class Memory:
             self._samples.append(Sample(now - self._began, name, resident_bytes(mount), counters))
 
 
-def fill(files: int, directory: str) -> None:
-    Path(directory).mkdir()
-    for name in file_names(files):
-        create(f"{directory}/{name}")
-
-
-def populate(tree: Path, found: Findings) -> None:
-    """With several processes, each with directories of its own."""
-    tree.mkdir()
-    directories = [str(tree / f"d{number}") for number in range(found.directories)]
-    each = found.files // found.directories
-    found.fill_s = fan(partial(fill, each), [directories[first::FILLERS] for first in range(FILLERS)])
-
-
 def etcd_bytes(on: Namespace) -> float:
     return on.cluster.server.metric("etcd_mvcc_db_total_size_in_use_in_bytes")
 
@@ -115,7 +99,7 @@ def run(files: int, directories: int, seconds: float, seed: int) -> Findings:
         memory.sample()
         trees = {name: mount.path / "tree" for name, mount in mounts.items()}
         empty = etcd_bytes(on)
-        populate(trees["changer"], found)
+        found.fill_s = fill(on.cluster.endpoints, on.volume, SITE, directories, files // directories)
         found.etcd_bytes_filled = etcd_bytes(on) - empty
         changes = Changer(trees["changer"], directories, files // directories, random.Random(seed))
         watched = [trees["walker-1"], trees["walker-2"]]

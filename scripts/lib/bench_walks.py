@@ -13,15 +13,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from bench_fill import file_names
 from bench_history import Event, Glance, History, Listing, Place
 from bench_processes import create
 
 REPORT_DEADLINE_S = 120.0
-
-
-def file_names(count: int) -> list[str]:
-    """What a directory is filled with."""
-    return [f"f{number}" for number in range(count)]
 
 
 # -- changing --------------------------------------------------------------------------------------------------------
