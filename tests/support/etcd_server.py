@@ -30,6 +30,7 @@ from tests.support.certificates import Certificates
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
+COMPACT_TIMEOUT_S = 300.0
 POLL_S = 0.03
 ROOT_PASSWORD = "a password with spaces and 'quotes'"
 
@@ -143,12 +144,12 @@ class EtcdServer:
     def compact(self) -> None:
         """Give up all but the newest state, and the room that it took."""
         revision = self.post("/v3/maintenance/status", {})["header"]["revision"]
-        self.post("/v3/kv/compaction", {"revision": revision, "physical": True})
-        self.post("/v3/maintenance/defragment", {})
+        self.post("/v3/kv/compaction", {"revision": revision, "physical": True}, COMPACT_TIMEOUT_S)
+        self.post("/v3/maintenance/defragment", {}, COMPACT_TIMEOUT_S)
 
-    def post(self, path: str, message: dict[str, object]) -> dict[str, Any]:
+    def post(self, path: str, message: dict[str, object], timeout_s: float = 10.0) -> dict[str, Any]:
         """A call through etcd's JSON gateway, and its answer. Raises EtcdServerError if it is refused."""
-        connection = self._gateway()
+        connection = self._gateway(timeout_s)
         try:
             connection.request("POST", path, json.dumps(message), {"Content-Type": "application/json"})
             answer = connection.getresponse()
@@ -160,12 +161,12 @@ class EtcdServer:
         found: dict[str, Any] = json.loads(text)
         return found
 
-    def _gateway(self) -> http.client.HTTPConnection:
+    def _gateway(self, timeout_s: float) -> http.client.HTTPConnection:
         if self._certificates is None:
-            return http.client.HTTPConnection(*self.endpoint, timeout=10)
+            return http.client.HTTPConnection(*self.endpoint, timeout=timeout_s)
         context = ssl.create_default_context(cafile=self._certificates.ca)
         context.load_cert_chain(self._certificates.client_cert, self._certificates.client_key)
-        return http.client.HTTPSConnection(*self.endpoint, timeout=10, context=context)
+        return http.client.HTTPSConnection(*self.endpoint, timeout=timeout_s, context=context)
 
     def _command(self) -> list[str]:
         scheme = "http" if self._certificates is None else "https"
