@@ -235,9 +235,11 @@ class Filesystem(FileCalls):
 
     async def unlink(self, parent: int, name: bytes) -> None:
         self._check_orphaned(await self._volume.unlink(parent, name))
+        self.kernel.gone(parent, name)
 
     async def rmdir(self, parent: int, name: bytes) -> None:
         await self._volume.rmdir(parent, name)
+        self.kernel.gone(parent, name)
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: RenameFlag) -> None:
         done = await self._volume.rename(parent, name, new_parent, new_name, flags)
@@ -246,6 +248,8 @@ class Filesystem(FileCalls):
             self._check_orphaned(done.replaced)
             if flags & RenameFlag.EXCHANGE:
                 self._moved(done.replaced, (new_parent, new_name), (parent, name))
+        if not flags & RenameFlag.EXCHANGE and (parent, name) != (new_parent, new_name):
+            self.kernel.gone(parent, name)
 
     def _moved(self, inode: Inode, source: tuple[int, bytes], target: tuple[int, bytes]) -> None:
         """The kernel moves its entry too, as soon as it hears."""
@@ -403,8 +407,9 @@ async def open_filesystem(
     At the end nothing is committed any more: `sync` comes before. Raises CacheDirectoryUnusable.
     """
     async with open_bodies(volume, config, open_store) as bodies:
-        kernel = KernelCache(volume.delegations.validity_s, entries=cache_entries)
-        volume.delegations.put_above(kernel)
+        delegations = volume.delegations
+        kernel = KernelCache(delegations.validity_s, entries=cache_entries, make_room=delegations.make_room)
+        delegations.put_above(kernel)
         filesystem = Filesystem(volume, bodies, kernel)
         volume.session_lost_hooks.append(filesystem.session_lost)
         try:

@@ -86,7 +86,9 @@ class FuseSession:
             async with trio.open_nursery() as nursery:
                 self.wire.start(nursery)
                 self._loop = fastloop.install(self.wire.fd)
-                self._operations.kernel.attach(self.wire.device, self._operations.is_referenced, self._has_submounts)
+                references = self._operations.references
+                self._operations.kernel.attach(self.wire.device, references.__contains__, self._has_submounts)
+                nursery.start_soon(references.keep_bounded, self.wire.device.prune)
                 await pyfuse3.main(1, WORKERS_MAX)
                 # lock waits and the like have nobody left to answer
                 nursery.cancel_scope.cancel()
@@ -121,6 +123,7 @@ class FuseSession:
         return {
             "requests": sum(counts.values()),
             "requests_by_kind": {opcode.name.lower(): counts[opcode] for opcode in Opcode if opcode in counts},
+            "inodes": len(self._operations.references),
             "handlers_at_work": self.wire.tasks,
             "bugs": self.wire.faults.bugs,
         }

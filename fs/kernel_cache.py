@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 NAMES_MAX = 500_000
 """Entries that the kernel may keep, negative ones too, over all directories."""
+SEVERAL = -1
+"""In place of a thread's number."""
 THREADS_MAX = 32
 RETRY_FIRST_S = 0.001
 RETRY_MAX_S = 0.1
@@ -60,9 +62,15 @@ class _Share:
 class KernelCache:
     """One mount's. Gives nothing until it is attached to a mount."""
 
-    def __init__(self, validity_s: Callable[[], float], *, entries: bool = True) -> None:
-        """`validity_s` says for how many seconds the lease is proven. Without `entries` only attributes are given."""
+    def __init__(
+        self, validity_s: Callable[[], float], *, entries: bool = True, make_room: Callable[[], None] = lambda: None
+    ) -> None:
+        """`validity_s` says for how many seconds the lease is proven. Without `entries` only attributes are given.
+
+        `make_room` is called when NAMES_MAX is reached: something that is held should be given back.
+        """
         self._validity_s = validity_s
+        self._make_room = make_room
         self._entries = entries
         self._notifier: Notifier | None = None
         self._is_referenced: Callable[[int], bool] = lambda _: False
@@ -70,8 +78,8 @@ class KernelCache:
         self._shares: dict[int, _Share] = {}
         self._home: dict[int, int] = {}
         """The group under which the attributes of an inode were given last."""
-        self._told: dict[int, set[int]] = {}
-        """The threads that were given a directory's attributes, since these were last dropped."""
+        self._told: dict[int, int] = {}
+        """The thread that was given a directory's attributes since these were last dropped, or SEVERAL."""
         self._names = 0
         self._receipts = Receipts()
         self._expiring = trio.CapacityLimiter(THREADS_MAX)
@@ -128,6 +136,7 @@ class KernelCache:
         share = self._share(group, validity_s)
         if name not in share.names:
             if self._names >= NAMES_MAX:
+                self._make_room()
                 return 0.0
             share.names.add(name)
             self._names += 1
@@ -139,7 +148,7 @@ class KernelCache:
 
     def answers_getattr(self, ino: int, tid: int) -> None:
         """A thread is about to be told a directory's attributes, for some time."""
-        self._told.setdefault(ino, set()).add(tid)
+        self._told[ino] = tid if self._told.get(ino, tid) == tid else SEVERAL
 
     def _share(self, group: int, validity_s: float) -> _Share:
         share = self._shares.get(group)
@@ -158,12 +167,8 @@ class KernelCache:
 
     def names_changed(self, directory: int, tid: int) -> None:
         """A name in a directory was made or taken away; to be called before that is answered."""
-        told = self._told.get(directory)
-        if told is None or self._notifier is None:
-            return
-        told.discard(tid)
-        if told:
-            told.clear()
+        told = self._told.pop(directory, tid)
+        if told != tid and self._notifier is not None:
             self._notifier.invalidate_attributes(directory)
 
     def renamed(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
@@ -179,6 +184,17 @@ class KernelCache:
         if new_name not in target.names:
             target.names.add(new_name)
             self._names += 1
+
+    def gone(self, directory: int, name: bytes) -> None:
+        """A name was taken away, and that is about to be answered: then the kernel drops its entry by itself.
+
+        Until then it may answer the name, as the call has not returned. A lookup that is under way brings it no new
+        time: an entry that somebody is using is taken out of the directory, not kept there as an absent one.
+        """
+        share = self._shares.get(directory)
+        if share is not None and name in share.names:
+            share.names.remove(name)
+            self._names -= 1
 
     def forget(self, ino: int) -> None:
         """The kernel knows the inode no more."""
@@ -207,8 +223,8 @@ class KernelCache:
             await self._drop_names(share, names)
             # what came meanwhile came by a rename
             share.inodes -= inodes
+            self._names -= len(share.names & names)
             share.names -= names
-            self._names -= len(names)
         self.discard(group)
 
     def discard(self, group: int) -> None:

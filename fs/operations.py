@@ -68,18 +68,14 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
 
     # -- the kernel's references -------------------------------------------------------------------------------------
 
-    def is_referenced(self, ino: int) -> bool:
-        """Whether the kernel was given an inode that it has not forgotten."""
-        return ino in self._lookups
-
     def _entry(self, attributes: Attributes) -> pyfuse3.EntryAttributes:
         """A reply that hands the kernel one more reference to the inode."""
-        self._looked_up(attributes.ino)
+        self.references.add(attributes.ino)
         return entry_attributes(attributes)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for ino, count in inode_list:
-            self._forgotten(ino, count)
+            self.references.release(ino, count)
 
     def _names_changed(self, tid: int, *directories: int) -> None:
         """A change of names is about to be answered."""

@@ -6,10 +6,10 @@ import errno
 import fcntl
 import os
 import stat
-from collections import Counter
 
 from apollofs.fs.attributes import Attributes, Caller
 from apollofs.fs.filesystem import Filesystem
+from apollofs.fs.references import References
 from apollofs.fs.wire_constants import FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR, FS_IOC_GETFLAGS, FS_IOC_SETFLAGS
 from apollofs.fs.wire_load import pyfuse3
 from apollofs.fs.wire_operations import WireOperations
@@ -35,21 +35,13 @@ DOTS = (b".", b"..")
 
 
 class InterceptedOperations(WireOperations):
-    """Served by the Wire beneath pyfuse3. Also keeps the kernel's lookup counts, which both halves change."""
+    """Served by the Wire beneath pyfuse3. Also counts the kernel's references, which both halves change."""
 
     def __init__(self, filesystem: Filesystem) -> None:
         super().__init__()
         self._filesystem = filesystem
-        self._lookups: Counter[int] = Counter()
-
-    def _looked_up(self, ino: int) -> None:
-        self._lookups[ino] += 1
-
-    def _forgotten(self, ino: int, count: int) -> None:
-        self._lookups[ino] -= count
-        if self._lookups[ino] <= 0:
-            del self._lookups[ino]
-            self._filesystem.forget(ino)
+        self.references = References(filesystem.forget)
+        """What the kernel was given and has not forgotten."""
 
     def _told(self, attributes: Attributes, tid: int) -> None:
         """Attributes are about to be replied."""
@@ -126,7 +118,7 @@ class InterceptedOperations(WireOperations):
                 continue
             if not reply.add(entry.name, attributes, after):
                 return
-            self._looked_up(entry.ino)
+            self.references.add(entry.ino)
             self._filesystem.remember(request.ino, entry)
 
 

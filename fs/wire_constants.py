@@ -168,6 +168,7 @@ class Notify(IntEnum):
     STORE = 4
     DELETE = 6
     INC_EPOCH = 8
+    PRUNE = 9
 
 
 EXPIRE_ONLY = 1 << 0

@@ -16,7 +16,7 @@ from struct import Struct
 
 from apollofs.fs.wire_constants import EXPIRE_ONLY, IOC_BACKING_CLOSE, IOC_BACKING_OPEN, Notify
 from apollofs.fs.wire_load import hook
-from apollofs.fs.wire_replies import encode_delete, encode_inval_entry, encode_inval_inode, encode_store
+from apollofs.fs.wire_replies import encode_delete, encode_inval_entry, encode_inval_inode, encode_prune, encode_store
 
 _HEADER = Struct("<IiQ")
 _BACKING_MAP = Struct("<iI8x")
@@ -97,12 +97,12 @@ class Device:
 
         False where the kernel cannot (before Linux 6.16).
         """
-        try:
-            return self._notify(Notify.INC_EPOCH, b"")
-        except OSError as exc:
-            if exc.errno in (errno.EINVAL, errno.ENOSYS):
-                return False
-            raise
+        return self._notify_new(Notify.INC_EPOCH, b"")
+
+    def prune(self, inos: Sequence[int]) -> bool:
+        """Drop, of these inodes, those that nobody uses: a FORGET comes for each.  From a thread: what they still have
+        to write back is waited for.  False where the kernel cannot (before Linux 6.18)."""
+        return self._notify_new(Notify.PRUNE, encode_prune(inos))
 
     def backing_open(self, file_fd: int) -> int:
         """Register an open local file for passthrough; returns its backing id for `Wire.open_reply`.
@@ -123,6 +123,15 @@ class Device:
         if self._fd < 0:
             raise DeviceClosedError
         return self._fd
+
+    def _notify_new(self, code: Notify, body: bytes) -> bool:
+        """As `_notify`; False too where the kernel does not know such a notification."""
+        try:
+            return self._notify(code, body)
+        except OSError as exc:
+            if exc.errno in (errno.EINVAL, errno.ENOSYS):
+                return False
+            raise
 
     def _notify(self, code: Notify, body: bytes) -> bool:
         """Send one notification; False on ENOENT and ENOTDIR, which say that the kernel has nothing cached."""

@@ -7,6 +7,8 @@ nothing here does I/O.
 from __future__ import annotations
 
 import os
+from array import array
+from collections.abc import Sequence
 from struct import Struct
 from typing import NamedTuple
 
@@ -40,6 +42,7 @@ _INVAL_INODE = Struct("<Qqq")
 _INVAL_ENTRY = Struct("<QII")
 _DELETE = Struct("<QQI4x")
 _STORE = Struct("<QQI4x")
+_PRUNE = Struct("<I12x")
 _FSXATTR = Struct("<I24x")
 _NO_ENTRY = bytes(_ENTRY.size + _ATTR.size)
 
@@ -216,3 +219,8 @@ def encode_delete(parent: int, ino: int, name: bytes) -> bytes:
 def encode_store(ino: int, offset: int, data: bytes) -> bytes:
     """Body of the notification STORE."""
     return _STORE.pack(ino, offset, len(data)) + data
+
+
+def encode_prune(inos: Sequence[int]) -> bytes:
+    """Notification to drop what nobody uses of these inodes (fuse_notify_prune_out, and their numbers)."""
+    return _PRUNE.pack(len(inos)) + array("Q", inos).tobytes()

@@ -176,6 +176,11 @@ class Delegations:
         while self.cache.is_full:
             self._return(self.cache.least_used())
 
+    def make_room(self) -> None:
+        """The cache above is full: give back what was taken first, unless something is being given back already."""
+        if self.cache.groups and not len(self._returns):
+            self._return(self.cache.oldest)
+
     # -- taking ------------------------------------------------------------------------------------------------------
 
     def wants(self, group: int) -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import multiprocessing.synchronize
 import os
 import shutil
 import statistics
@@ -16,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench_processes import Call, create, each, fan
 from bench_systems import Servers, apollofs, juicefs, servers
 
 PROCESSES = 16
@@ -44,13 +43,13 @@ class Meter:
         files = [str(self._directory / f"f{number}") for number in range(self._files)]
         renamed = [f"{path}.r" for path in files]
         directories = [str(self._directory / f"d{number}") for number in range(self._files)]
-        yield self._measure("create_1", len(files), lambda: _each(create, files))
-        yield self._measure("stat", len(files), lambda: _each(os.stat, files))
+        yield self._measure("create_1", len(files), lambda: each(create, files))
+        yield self._measure("stat", len(files), lambda: each(os.stat, files))
         yield self._measure("ls -l", len(files), lambda: list_long(self._directory))
-        yield self._measure("rename_1", len(files), lambda: _each(rename, files))
-        yield self._measure("unlink_1", len(files), lambda: _each(os.unlink, renamed))
-        yield self._measure("mkdir_1", len(files), lambda: _each(os.mkdir, directories))
-        yield self._measure("rmdir_1", len(files), lambda: _each(os.rmdir, directories))
+        yield self._measure("rename_1", len(files), lambda: each(rename, files))
+        yield self._measure("unlink_1", len(files), lambda: each(os.unlink, renamed))
+        yield self._measure("mkdir_1", len(files), lambda: each(os.mkdir, directories))
+        yield self._measure("rmdir_1", len(files), lambda: each(os.rmdir, directories))
         shared = self._files // 4
         yield self._measure("create_16", PROCESSES * shared, lambda: self._fan(create, shared))
         yield self._measure("unlink_16", PROCESSES * shared, lambda: self._fan(os.unlink, shared))
@@ -60,41 +59,11 @@ class Meter:
         seconds = work()
         return Measure(name, count / seconds, (self._on.requests() - requests) / count)
 
-    def _fan(self, call: Callable[[str], object], count: int) -> float:
-        """Seconds from the start of all processes to the end of the last one, in one directory."""
-        gate = multiprocessing.Barrier(PROCESSES + 1)
-        processes = [
-            multiprocessing.Process(target=_worker, args=(gate, call, self._directory, number, count))
-            for number in range(PROCESSES)
-        ]
-        for process in processes:
-            process.start()
-        gate.wait()
-        began = time.perf_counter()
-        for process in processes:
-            process.join()
-        if any(process.exitcode for process in processes):
-            raise RuntimeError("a worker of the benchmark failed")
-        return time.perf_counter() - began
-
-
-def _worker(
-    gate: multiprocessing.synchronize.Barrier, call: Callable[[str], object], directory: Path, worker: int, count: int
-) -> None:
-    paths = [str(directory / f"p{worker}.{number}") for number in range(count)]
-    gate.wait()
-    _each(call, paths)
-
-
-def _each(call: Callable[[str], object], paths: list[str]) -> float:
-    began = time.perf_counter()
-    for path in paths:
-        call(path)
-    return time.perf_counter() - began
-
-
-def create(path: str) -> None:
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+    def _fan(self, call: Call, count: int) -> float:
+        """Seconds that the processes took, in one directory."""
+        return fan(
+            call, [[str(self._directory / f"p{worker}.{n}") for n in range(count)] for worker in range(PROCESSES)]
+        )
 
 
 def rename(path: str) -> None:

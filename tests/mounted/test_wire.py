@@ -280,3 +280,15 @@ print(json.dumps([kept, attributes, entry, expired, epoch, told]))
     assert told["attributes"] is True
     assert told["entry"] is True
     assert told["store"] is False  # an inode that the kernel has never seen
+
+
+def test_the_kernel_forgets_what_it_is_asked_to(mount: Mount) -> None:
+    """Needs Linux 6.18; an older one says that it can't."""
+    probe = mount(timeout_s=1000)
+    ino = probe.run("""
+ino = os.stat(mnt + '/odd').st_ino
+os.setxattr(mnt + '/hang', 'user.notify', b'prune')
+print(ino)
+""")
+    if probe.seen()["notified"]["prune"]:
+        assert probe.until(lambda seen: "forget" in seen)["forget"] == [[ino, 1]]

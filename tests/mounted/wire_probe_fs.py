@@ -249,6 +249,7 @@ class WireShell(WireOperations):
             "expire": partial(device.expire_entry, 1, b"odd"),
             "epoch": device.inc_epoch,
             "store": partial(device.store, 1 << 40, 0, b"bytes"),
+            "prune": partial(device.prune, (odd, 1 << 40)),
         }
         self.tree.seen.setdefault("notified", {})[what] = await trio.to_thread.run_sync(calls[what])
 

@@ -23,12 +23,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.support.certificates import Certificates
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
+COMPACT_TIMEOUT_S = 300.0
 POLL_S = 0.03
 ROOT_PASSWORD = "a password with spaces and 'quotes'"
 
@@ -139,9 +141,15 @@ class EtcdServer:
             raise EtcdServerError(f"no metric {name}")
         return float(found[1])
 
-    def post(self, path: str, message: dict[str, object]) -> None:
-        """A call through etcd's JSON gateway, to set it up. Raises EtcdServerError if it is refused."""
-        connection = self._gateway()
+    def compact(self) -> None:
+        """Give up all but the newest state, and the room that it took."""
+        revision = self.post("/v3/maintenance/status", {})["header"]["revision"]
+        self.post("/v3/kv/compaction", {"revision": revision, "physical": True}, COMPACT_TIMEOUT_S)
+        self.post("/v3/maintenance/defragment", {}, COMPACT_TIMEOUT_S)
+
+    def post(self, path: str, message: dict[str, object], timeout_s: float = 10.0) -> dict[str, Any]:
+        """A call through etcd's JSON gateway, and its answer. Raises EtcdServerError if it is refused."""
+        connection = self._gateway(timeout_s)
         try:
             connection.request("POST", path, json.dumps(message), {"Content-Type": "application/json"})
             answer = connection.getresponse()
@@ -150,13 +158,15 @@ class EtcdServer:
             connection.close()
         if answer.status != 200:
             raise EtcdServerError(f"{path}: {answer.status} {text}")
+        found: dict[str, Any] = json.loads(text)
+        return found
 
-    def _gateway(self) -> http.client.HTTPConnection:
+    def _gateway(self, timeout_s: float) -> http.client.HTTPConnection:
         if self._certificates is None:
-            return http.client.HTTPConnection(*self.endpoint, timeout=10)
+            return http.client.HTTPConnection(*self.endpoint, timeout=timeout_s)
         context = ssl.create_default_context(cafile=self._certificates.ca)
         context.load_cert_chain(self._certificates.client_cert, self._certificates.client_key)
-        return http.client.HTTPSConnection(*self.endpoint, timeout=10, context=context)
+        return http.client.HTTPSConnection(*self.endpoint, timeout=timeout_s, context=context)
 
     def _command(self) -> list[str]:
         scheme = "http" if self._certificates is None else "https"

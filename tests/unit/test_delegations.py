@@ -165,6 +165,23 @@ async def test_a_name_is_gone_everywhere_when_unlink_has_returned() -> None:
     await assert_sound(store)
 
 
+async def test_room_is_made_one_directory_after_the_other() -> None:
+    store = MemoryStore()
+    await make_volume(store)
+    async with mounted(store) as volume:
+        await trio.testing.wait_all_tasks_blocked()
+        made = [await volume.mkdir(ROOT_INO, b"d%d" % number, 0o755, ME) for number in range(3)]
+        cache = volume.delegations.cache
+        assert list(cache.groups) == [inode.ino for inode in made]
+        for _ in range(5):
+            volume.delegations.make_room()
+        assert list(cache.groups) == [inode.ino for inode in made[1:]]
+        await trio.testing.wait_all_tasks_blocked()
+        volume.delegations.make_room()
+        assert list(cache.groups) == [made[2].ino]
+    await assert_sound(store)
+
+
 async def test_a_file_with_several_names_is_a_group_of_its_own() -> None:
     store = MemoryStore()
     await make_volume(store)

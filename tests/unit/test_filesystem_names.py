@@ -20,8 +20,9 @@ from apollofs.metadata.errors import (
     NotSupported,
 )
 from apollofs.metadata.locks import RANGE_END, LockKind, LockType
-from apollofs.metadata.records import ROOT_INO, SetAttr
+from apollofs.metadata.records import ROOT_INO, RenameFlag, SetAttr
 from tests.support.filesystems import LARGE, OWNER, USER, Pair, close, content, create, save
+from tests.support.kernels import Kernel, attach
 from tests.support.volumes import ME
 
 # -- directories and attributes ---------------------------------------------------------------------------------------
@@ -104,6 +105,27 @@ async def test_the_kernel_keeps_no_older_size_with_a_new_name(pair: Pair, monkey
     made = pair.here._made(ROOT_INO, b"g", newest)
     assert (made.size_bytes, made.attr_timeout_s) == (len(LARGE), 1.0)
     await close(pair.here, opened)
+
+
+async def test_names_that_are_gone_are_not_kept(pair: Pair) -> None:
+    """However many names come and go in a directory that is held: the kernel drops those by itself."""
+    attach(pair.here.kernel, Kernel())
+    await trio.testing.wait_all_tasks_blocked()
+    directory = (await pair.here.mkdir(ROOT_INO, b"d", 0o755, USER)).ino
+    before = pair.here.kernel.statistics()["names"]
+    for number in range(20):
+        name, renamed = b"%d" % number, b"%d.r" % number
+        await pair.here.mknod(directory, name, stat.S_IFREG | 0o644, 0, USER)
+        await pair.here.rename(directory, name, directory, renamed, RenameFlag(0))
+        await pair.here.unlink(directory, renamed)
+        await pair.here.mkdir(directory, name, 0o755, USER)
+        await pair.here.rmdir(directory, name)
+    assert pair.here.kernel.statistics()["names"] == before
+    for name in (b"a", b"b"):
+        await pair.here.mknod(directory, name, stat.S_IFREG | 0o644, 0, USER)
+    await pair.here.rename(directory, b"a", directory, b"b", RenameFlag.EXCHANGE)
+    await pair.here.rename(directory, b"a", directory, b"a", RenameFlag(0))
+    assert pair.here.kernel.statistics()["names"] == before + 2
 
 
 async def test_xattr_rules(pair: Pair) -> None:

@@ -2,53 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-
 import pytest
 import trio
 import trio.testing
 
 from apollofs.fs.kernel_cache import NAMES_MAX, KernelCache
+from tests.support.kernels import Kernel, attach
 
 VALIDITY_S = 10.0
 D, E, FILE = 100, 200, 7
 ME, OTHER = 1, 2
-
-
-@dataclass
-class Kernel:
-    """What a kernel would be told. `unknown` are inodes that it does not know; `lock` is the directory's."""
-
-    told: list[tuple[object, ...]] = field(default_factory=list)
-    unknown: set[int] = field(default_factory=set)
-    referenced: set[int] = field(default_factory=set)
-    known_after: int = 0
-    """So many notifications until it knows all inodes."""
-    submounts: bool = False
-    has_epochs: bool = True
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    on_expire: Callable[[], None] = lambda: None
-
-    def invalidate_attributes(self, ino: int) -> bool:
-        self.told.append(("attributes", ino))
-        return ino not in self.unknown
-
-    def invalidate_attributes_of(self, inos: Sequence[int]) -> list[int]:
-        self.told += [("attributes", ino) for ino in inos]
-        if len(self.told) == self.known_after:
-            self.unknown.clear()
-        return [ino for ino in inos if ino in self.unknown]
-
-    def expire_entries(self, parent: int, names: Sequence[bytes]) -> None:
-        self.on_expire()
-        with self.lock:
-            self.told.append(("entries", parent, *sorted(names)))
-
-    def inc_epoch(self) -> bool:
-        self.told.append(("epoch",))
-        return self.has_epochs
 
 
 @pytest.fixture
@@ -61,11 +24,6 @@ def cache(kernel: Kernel) -> KernelCache:
     cache = KernelCache(lambda: VALIDITY_S)
     attach(cache, kernel)
     return cache
-
-
-def attach(cache: KernelCache, kernel: Kernel) -> None:
-    cache.attach(kernel, kernel.referenced.__contains__, lambda: kernel.submounts)
-    kernel.told.clear()
 
 
 def test_nothing_is_given_before_there_is_a_mount() -> None:
@@ -195,6 +153,49 @@ def test_a_late_reply_does_not_bring_old_times_back(cache: KernelCache, kernel: 
     cache.answers_getattr(D, OTHER)
     cache.names_changed(D, ME)
     assert kernel.told == [("attributes", D)]
+
+
+def test_several_who_were_told_are_one(cache: KernelCache, kernel: Kernel) -> None:
+    """A directory that many processes look at takes up no more memory for each."""
+    cache.attributes(D, D)
+    for tid in range(2, 1000):
+        cache.answers_getattr(D, tid)
+    assert len(cache._told) == 1
+    cache.names_changed(D, ME)
+    assert kernel.told == [("attributes", D)]
+    cache.names_changed(D, ME)
+    assert kernel.told == [("attributes", D)]
+    assert cache._told == {}
+
+
+async def test_names_that_are_gone_take_up_no_room(cache: KernelCache, kernel: Kernel) -> None:
+    cache.entry(D, b"kept")
+    for number in range(1000):
+        cache.entry(D, b"%d" % number)
+        cache.renamed(D, b"%d" % number, D, b"to %d" % number)
+        cache.gone(D, b"%d" % number)
+        cache.gone(D, b"to %d" % number)
+    cache.gone(D, b"never given")
+    assert cache.statistics()["names"] == 1
+    with kernel.lock:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cache.drop, D)
+            await trio.testing.wait_all_tasks_blocked()
+            cache.gone(D, b"kept")
+            kernel.lock.release()
+        kernel.lock.acquire()
+    assert cache.statistics()["names"] == 0
+
+
+def test_room_is_made_when_all_is_given(kernel: Kernel) -> None:
+    asked: list[str] = []
+    cache = KernelCache(lambda: VALIDITY_S, make_room=lambda: asked.append("room"))
+    attach(cache, kernel)
+    for number in range(NAMES_MAX):
+        cache.entry(D, b"%d" % number)
+    assert asked == []
+    cache.entry(E, b"one more")
+    assert asked == ["room"]
 
 
 def test_what_is_given_is_bounded(cache: KernelCache) -> None:
