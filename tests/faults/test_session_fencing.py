@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from apollofs.metadata.errors import SessionLost
 from apollofs.metadata.etcd import EtcdConfig, EtcdStore
@@ -34,6 +36,7 @@ pytestmark = [
     pytest.mark.expects_log(r"has lost its lease"),
 ]
 OPTIONS = SessionOptions(lease_ttl_s=60, operation_deadline_s=10, slots=8)
+THROUGH = replace(OPTIONS, write_back=False)
 MUTATIONS = mutations()
 every_mutation = pytest.mark.parametrize("name", list(MUTATIONS))
 
@@ -79,11 +82,11 @@ class Parking:
 
 
 @contextlib.asynccontextmanager
-async def fenced(raw: Store) -> AsyncIterator[tuple[Volume, Parking, HookedStore]]:
+async def fenced(raw: Store, options: SessionOptions = THROUGH) -> AsyncIterator[tuple[Volume, Parking, HookedStore]]:
     parking = Parking()
     store = HookedStore(raw, parking)
     await make_volume(raw)
-    async with mounted(store, OPTIONS) as volume:
+    async with mounted(store, options) as volume:
         yield volume, parking, store
         parking.go.set()
         store.hook = no_hook
@@ -164,3 +167,27 @@ async def test_what_was_prepared_in_the_lost_session_is_refused(raw: Store) -> N
         with pytest.raises(SessionLost):
             await volume.commit_body(places.file, BodyChange(0, 4, inline=b"text"), lost)
         assert (await volume.read_body(places.file)).inline == b""
+
+
+@pytest.mark.expects_log(r"operations that had been answered are lost")
+async def test_what_was_answered_ahead_of_the_store_is_lost_with_the_session_and_reported(raw: Store) -> None:
+    async with fenced(raw, OPTIONS) as (volume, parking, _):
+        await wait_all_tasks_blocked()
+        made = await volume.mkdir(ROOT_INO, b"made", 0o755, ME)
+        await volume.mknod(made.ino, b"kept", FILE, 0, ME)
+        await volume.settle()
+        lost = volume.session
+        parking.hold()
+        await raw.lease_revoke(lost.lease_id)
+        before = await contents(raw)
+        for name in (b"a", b"b", b"c"):
+            await volume.mknod(made.ino, name, FILE, 0, ME)
+        with pytest.raises(SessionLost):
+            await volume.settle()
+        assert volume.losses == 1
+        assert await contents(raw) == before
+        parking.go.set()
+        await until_reopened(volume, lost.number)
+        await volume.settle()
+        names = [entry.name for entry in (await volume.readdir(made.ino, b"", 10)).entries]
+        assert names == [b"kept"]
