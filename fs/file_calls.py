@@ -127,8 +127,9 @@ class FileCalls:
     async def read(self, fh: int, offset: int, size: int) -> bytes:
         """Bytes `[offset, offset + size)`; fewer only at the end of the file."""
         handle = self._handles.get(fh)
-        if handle.is_direct:
-            # nobody has asked for attributes before this read, as the kernel does before one through the page cache
+        if handle.is_direct or handle.file.is_unsure or not self._volume.proven:
+            # Nobody has asked for attributes before this read, as the kernel does before one through the page cache.
+            # For pages of a mapping it does not either, and those must not be older than the lease.
             await self._refresh(handle.file)
         return await handle.file.read(offset, size, handle.pattern)
 
