@@ -14,6 +14,7 @@ from apollofs.fs.errors import BodyLost
 from apollofs.fs.handles import FileHandle, HandleTable, closes_for_opener
 from apollofs.fs.open_file import OpenFile
 from apollofs.fs.orphans import changed_here
+from apollofs.fs.page_table import PageWatch, Unwatched
 from apollofs.metadata.errors import (
     FileTooLarge,
     InvalidArgument,
@@ -42,6 +43,8 @@ class FileCalls:
         self._handles: HandleTable[FileHandle] = HandleTable()
         self._lock_owners: dict[int, set[tuple[LockKind, int]]] = {}
         """By inode: who holds locks here."""
+        self.pages: PageWatch = Unwatched()
+        """Is told of every open file, whose pages the kernel may have until the handle is released."""
 
     # -- open and close ----------------------------------------------------------------------------------------------
 
@@ -80,7 +83,7 @@ class FileCalls:
         return self._opened(self._bodies.open_known(Body(inode)), flags, caller)
 
     def _opened(self, file: OpenFile, flags: int, caller: Caller) -> OpenFlags:
-        handle = FileHandle(file, flags, caller.pid, file.errors.cursor())
+        handle = FileHandle(file, flags, caller.pid, file.errors.cursor(), self.pages.add(file.ino))
         return OpenFlags(self._handles.add(handle), direct_io=handle.is_direct)
 
     async def flush(self, fh: int, lock_owner: int, pid: int) -> None:
@@ -121,6 +124,8 @@ class FileCalls:
                     await self._unlock_owner(handle.file.ino, LockKind.FLOCK, lock_owner)
         finally:
             self._bodies.release(handle.file)
+            if handle.watched:
+                self.pages.remove(handle.file.ino)
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 

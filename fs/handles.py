@@ -25,6 +25,8 @@ class FileHandle:
     opener: int
     """Thread id of the process that opened it, 0 if not known."""
     cursor: ErrorCursor
+    watched: bool = True
+    """Whether the guard, if there is one, knows that the kernel may have pages of it."""
     pattern: AccessPattern = field(default_factory=AccessPattern)
 
     @property
@@ -33,7 +35,7 @@ class FileHandle:
 
     @property
     def is_direct(self) -> bool:
-        return bool(self.flags & os.O_DIRECT)
+        return bool(self.flags & os.O_DIRECT) or not self.watched
 
 
 class HandleTable(Generic[T]):
