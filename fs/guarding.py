@@ -54,17 +54,16 @@ class Guarding:
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Keep a guard running until cancelled. Cancel it when the daemon has let go of its connection, or lets go of
         it at the same time: the guard keeps it alive until its end. Raises UserError where the first can't start."""
-        mountpoint = self._guarded.mountpoint
         try:
             await self._run_one(task_status)
         except OSError as exc:
-            raise UserError(f"the guard of {mountpoint} can't be started: {exc}") from exc
+            raise UserError(f"the guard of {self._guarded.mountpoint} can't be started: {exc}") from exc
         while True:
             await trio.sleep(AGAIN_AFTER_S)
             try:
                 await self._run_one(trio.TASK_STATUS_IGNORED)
             except OSError as exc:
-                log.error("no new guard of %s yet: %s", mountpoint, exc)
+                log.error("no new guard of %s yet: %s", self._guarded.mountpoint, exc)
 
     async def _run_one(self, task_status: trio.TaskStatus[None]) -> None:
         """From its start to its end. Raises OSError where it does not get ready."""
