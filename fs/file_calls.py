@@ -86,6 +86,10 @@ class FileCalls:
         handle = FileHandle(file, flags, caller.pid, file.errors.cursor(), self.pages.add(file.ino))
         return OpenFlags(self._handles.add(handle), direct_io=handle.is_direct)
 
+    def open_inodes(self) -> list[int]:
+        """Those whose pages processes of this host may be reading."""
+        return self._bodies.inodes
+
     async def flush(self, fh: int, lock_owner: int, pid: int) -> None:
         """One close(2): what was written is committed if the opener closes; then the owner's POSIX locks end.
 

@@ -30,6 +30,7 @@ from apollofs.fs.exporter import exported
 from apollofs.fs.fuse_session import FuseOptions, FuseSession
 from apollofs.fs.guarding import Guarded, Guarding
 from apollofs.fs.inspection import inspect_inode
+from apollofs.fs.lease_end import LeaseEnd
 from apollofs.fs.mount_config import MountConfig
 from apollofs.fs.page_table import PageTable
 from apollofs.fs.unmounting import MountBusy, sync_filesystem, unmount
@@ -104,10 +105,13 @@ async def _mounted(config: MountConfig, assembly: Assembly) -> AsyncIterator[Run
         kernel=config.kernel_options,
     )
     session = FuseSession(assembly.operations, assembly.wire, config.mountpoint, options)
-    async with trio.open_nursery() as guards:
+    async with trio.open_nursery() as watchers:
         session.mount()
         try:
-            guarding = await _guarded(config, assembly, session, guards) if config.guard else None
+            lease_end = LeaseEnd(assembly.filesystem.open_inodes, session.wire.device.invalidate_pages)
+            assembly.volume.watch_lease(lease_end.prove)
+            watchers.start_soon(lease_end.serve)
+            guarding = await _guarded(config, assembly, session, watchers) if config.guard else None
             async with trio.open_nursery() as nursery:
                 running = RunningMount(config, assembly, session, guarding)
                 nursery.start_soon(running.serve_requests)
@@ -120,7 +124,7 @@ async def _mounted(config: MountConfig, assembly: Assembly) -> AsyncIterator[Run
                         await running.gone.wait()
         finally:
             session.close()
-            guards.cancel_scope.cancel()
+            watchers.cancel_scope.cancel()
 
 
 async def _guarded(config: MountConfig, assembly: Assembly, session: FuseSession, nursery: trio.Nursery) -> Guarding:
