@@ -97,6 +97,11 @@ class Bodies:
             self._forget_if_unused(file)
 
     @property
+    def inodes(self) -> list[int]:
+        """Those that are open here, or still have uncommitted bytes."""
+        return list(self._files)
+
+    @property
     def dirty_files(self) -> list[OpenFile]:
         return [file for file in self._files.values() if file.is_dirty]
 

@@ -15,6 +15,7 @@ from apollofs.fs.errors import BodyLost
 from apollofs.fs.handles import FileHandle, HandleTable, closes_for_opener
 from apollofs.fs.open_file import OpenFile
 from apollofs.fs.orphans import changed_here
+from apollofs.fs.page_table import PageWatch, Unwatched
 from apollofs.metadata.errors import (
     FileTooLarge,
     InvalidArgument,
@@ -43,6 +44,8 @@ class FileCalls:
         self._handles: HandleTable[FileHandle] = HandleTable()
         self._lock_owners: dict[int, set[tuple[LockKind, int]]] = {}
         """By inode: who holds locks here."""
+        self.pages: PageWatch = Unwatched()
+        """Is told of every open file, whose pages the kernel may have until the handle is released."""
 
     # -- open and close ----------------------------------------------------------------------------------------------
 
@@ -81,8 +84,13 @@ class FileCalls:
         return self._opened(self._bodies.open_known(Body(inode)), flags, caller)
 
     def _opened(self, file: OpenFile, flags: int, caller: Caller) -> OpenFlags:
-        handle = FileHandle(file, flags, caller.pid, file.errors.cursor(), self._volume.losses)
+        watched = self.pages.add(file.ino)
+        handle = FileHandle(file, flags, caller.pid, file.errors.cursor(), self._volume.losses, watched)
         return OpenFlags(self._handles.add(handle), direct_io=handle.is_direct)
+
+    def open_inodes(self) -> list[int]:
+        """Those whose pages processes of this host may be reading."""
+        return self._bodies.inodes
 
     async def flush(self, fh: int, lock_owner: int, pid: int) -> None:
         """One close(2): what was written is committed if the opener closes; then the owner's POSIX locks end.
@@ -133,14 +141,17 @@ class FileCalls:
                     await self._unlock_owner(handle.file.ino, LockKind.FLOCK, lock_owner)
         finally:
             self._bodies.release(handle.file)
+            if handle.watched:
+                self.pages.remove(handle.file.ino)
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 
     async def read(self, fh: int, offset: int, size: int) -> bytes:
         """Bytes `[offset, offset + size)`; fewer only at the end of the file."""
         handle = self._handles.get(fh)
-        if handle.is_direct:
-            # nobody has asked for attributes before this read, as the kernel does before one through the page cache
+        if handle.is_direct or handle.file.is_unsure or not self._volume.proven:
+            # Nobody has asked for attributes before this read, as the kernel does before one through the page cache.
+            # For pages of a mapping it does not either, and those must not be older than the lease.
             await self._refresh(handle.file)
         return await handle.file.read(offset, size, handle.pattern)
 

@@ -27,6 +27,8 @@ class FileHandle:
     cursor: ErrorCursor
     losses: int = 0
     """`Volume.losses` as last reported here."""
+    watched: bool = True
+    """Whether the guard, if there is one, knows that the kernel may have pages of it."""
     pattern: AccessPattern = field(default_factory=AccessPattern)
 
     @property
@@ -39,7 +41,7 @@ class FileHandle:
 
     @property
     def is_direct(self) -> bool:
-        return bool(self.flags & os.O_DIRECT)
+        return bool(self.flags & os.O_DIRECT) or not self.watched
 
 
 class HandleTable(Generic[T]):

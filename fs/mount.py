@@ -28,8 +28,11 @@ from apollofs.fs.control import ControlServer, Handler, prepare_runtime_dir, soc
 from apollofs.fs.daemon import Readiness
 from apollofs.fs.exporter import exported
 from apollofs.fs.fuse_session import FuseOptions, FuseSession
+from apollofs.fs.guarding import Guarded, Guarding
 from apollofs.fs.inspection import inspect_inode
+from apollofs.fs.lease_end import LeaseEnd
 from apollofs.fs.mount_config import MountConfig
+from apollofs.fs.page_table import PageTable
 from apollofs.fs.unmounting import MountBusy, sync_filesystem, unmount
 from apollofs.fs.user_error import UserError, leaves
 
@@ -102,29 +105,49 @@ async def _mounted(config: MountConfig, assembly: Assembly) -> AsyncIterator[Run
         kernel=config.kernel_options,
     )
     session = FuseSession(assembly.operations, assembly.wire, config.mountpoint, options)
-    session.mount()
-    try:
-        async with trio.open_nursery() as nursery:
-            running = RunningMount(config, assembly, session)
-            nursery.start_soon(running.serve_requests)
-            try:
-                yield running
-            finally:
-                session.terminate()
-                # close() comes after the loop has returned, also when all this is cancelled
-                with trio.CancelScope(shield=True), trio.move_on_after(LINGER_S):
-                    await running.gone.wait()
-    finally:
-        session.close()
+    async with trio.open_nursery() as watchers:
+        session.mount()
+        try:
+            lease_end = LeaseEnd(assembly.filesystem.open_inodes, session.wire.device.invalidate_pages)
+            assembly.volume.watch_lease(lease_end.prove)
+            watchers.start_soon(lease_end.serve)
+            guarding = await _guarded(config, assembly, session, watchers) if config.guard else None
+            async with trio.open_nursery() as nursery:
+                running = RunningMount(config, assembly, session, guarding)
+                nursery.start_soon(running.serve_requests)
+                try:
+                    yield running
+                finally:
+                    session.terminate()
+                    # close() comes after the loop has returned, also when all this is cancelled
+                    with trio.CancelScope(shield=True), trio.move_on_after(LINGER_S):
+                        await running.gone.wait()
+        finally:
+            session.close()
+            watchers.cancel_scope.cancel()
+
+
+async def _guarded(config: MountConfig, assembly: Assembly, session: FuseSession, nursery: trio.Nursery) -> Guarding:
+    """Start the guard of a mount that answers nobody yet. Raises UserError."""
+    table = PageTable()
+    facts = Guarded(config.mountpoint, session.device, config.session.lease_ttl_s, config.session.entry_cache)
+    guarding = Guarding(table, session.wire.device, facts)
+    assembly.volume.watch_lease(table.prove)
+    assembly.filesystem.pages = table
+    await nursery.start(guarding.serve)
+    return guarding
 
 
 class RunningMount:
     """A mount that answers requests; `serve` runs it to its end."""
 
-    def __init__(self, config: MountConfig, assembly: Assembly, session: FuseSession) -> None:
+    def __init__(
+        self, config: MountConfig, assembly: Assembly, session: FuseSession, guarding: Guarding | None
+    ) -> None:
         self._config = config
         self._assembly = assembly
         self._session = session
+        self._guarding = guarding
         self._started_s = time.time()
         self._commit_error: str | None = None
         self.gone = trio.Event()
@@ -241,6 +264,7 @@ class RunningMount:
             **self._assembly.session_facts(),
             "cache_dir": str(config.body.cache_dir),
             "volume_uuid": volume.superblock.uuid,
+            "guard": dict(self._guarding.facts()) if self._guarding is not None else {"running": False},
             "fuse": dict(self._session.statistics()),
             **{name: dict(counters) for name, counters in self._assembly.statistics().items()},
         }

@@ -24,6 +24,8 @@ class MountConfig:
     version: str = ""
     blob_ca_file: str | None = None
     """PEM file of the authority behind the S3 endpoints; None: the system's."""
+    guard: bool = False
+    """Whether a process beside the daemon drops pages when the lease ends (`guard.py`)."""
     metrics: tuple[str, int] | None = None
     """Address and port for Prometheus; None: nowhere."""
     start_deadline_s: float = 30.0

@@ -30,7 +30,7 @@ OWN_VALUES: Final = frozenset(
     }
 )
 """Options of ours that need a value."""
-OWN_FLAGS: Final = frozenset({"ro", "rw", "allow_other", "noallow_other", "debug"})
+OWN_FLAGS: Final = frozenset({"ro", "rw", "allow_other", "noallow_other", "debug", "guard"})
 KERNEL_FLAGS: Final = frozenset(
     {"suid", "nosuid", "dev", "nodev", "exec", "noexec", "atime", "noatime", "sync", "async", "dirsync"}
 )

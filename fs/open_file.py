@@ -63,6 +63,8 @@ class OpenFile:
         self._committing = trio.Lock()
         self._writing = trio.Lock()
         self._upload: trio.CancelScope | None = None
+        self.is_unsure = False
+        """Whether the session under which this was read is gone, and nothing newer has been read since."""
 
     # -- what it is now ----------------------------------------------------------------------------------------------
 
@@ -135,13 +137,16 @@ class OpenFile:
             if not state.is_transacting:
                 state.rebase(body)
         state.adopt(inode)
+        self.is_unsure = False
 
     def orphan(self) -> None:
         """The inode has lost its last name, here or elsewhere: keep all that was written here, commit nothing."""
         self._state.orphan()
 
     def session_lost(self) -> None:
-        """Drop what is not committed; every handle reports it once. No checkpoint."""
+        """Drop what is not committed; every handle reports it once. Others may have changed the rest since. No
+        checkpoint."""
+        self.is_unsure = True
         if self._state.lose():
             self.errors.record(BodyLost(f"inode {self.ino:#x}: what was not committed is gone with the session"))
 

@@ -174,5 +174,6 @@ class Notify(IntEnum):
 EXPIRE_ONLY = 1 << 0
 """inval_entry_out.flags: look the name up again at its next use, but keep what is mounted or open there."""
 
+IOC_CLONE = 0x8004E500
 IOC_BACKING_OPEN = 0x4010E501
 IOC_BACKING_CLOSE = 0x4004E502

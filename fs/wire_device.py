@@ -14,13 +14,15 @@ from array import array
 from collections.abc import Sequence
 from struct import Struct
 
-from apollofs.fs.wire_constants import EXPIRE_ONLY, IOC_BACKING_CLOSE, IOC_BACKING_OPEN, Notify
+from apollofs.fs.wire_constants import EXPIRE_ONLY, IOC_BACKING_CLOSE, IOC_BACKING_OPEN, IOC_CLONE, Notify
 from apollofs.fs.wire_load import hook
+from apollofs.fs.wire_notify import inc_epoch, notify, notify_if_known
 from apollofs.fs.wire_replies import encode_delete, encode_inval_entry, encode_inval_inode, encode_prune, encode_store
 
-_HEADER = Struct("<IiQ")
 _BACKING_MAP = Struct("<iI8x")
 _BACKING_ID = Struct("<I")
+_DESCRIPTOR = Struct("<I")
+DEVICE = "/dev/fuse"
 
 
 class DeviceClosedError(OSError):
@@ -97,12 +99,12 @@ class Device:
 
         False where the kernel cannot (before Linux 6.16).
         """
-        return self._notify_new(Notify.INC_EPOCH, b"")
+        return inc_epoch(self._open_fd())
 
     def prune(self, inos: Sequence[int]) -> bool:
         """Drop, of these inodes, those that nobody uses: a FORGET comes for each.  From a thread: what they still have
         to write back is waited for.  False where the kernel cannot (before Linux 6.18)."""
-        return self._notify_new(Notify.PRUNE, encode_prune(inos))
+        return notify_if_known(self._open_fd(), Notify.PRUNE, encode_prune(inos))
 
     def backing_open(self, file_fd: int) -> int:
         """Register an open local file for passthrough; returns its backing id for `Wire.open_reply`.
@@ -119,27 +121,24 @@ class Device:
         """Give a backing id back; open descriptors that use it go on.  Raises OSError ENOENT for an unknown id."""
         fcntl.ioctl(self._open_fd(), IOC_BACKING_CLOSE, bytearray(_BACKING_ID.pack(backing_id)))
 
+    def clone(self) -> int:
+        """A new descriptor of the same connection, which does not block: notifications go through it, and requests that
+        are read from it are answered on it. The connection lives until the last such descriptor is closed.
+
+        Raises OSError.
+        """
+        fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            fcntl.ioctl(fd, IOC_CLONE, bytearray(_DESCRIPTOR.pack(self._open_fd())))
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
     def _open_fd(self) -> int:
         if self._fd < 0:
             raise DeviceClosedError
         return self._fd
 
-    def _notify_new(self, code: Notify, body: bytes) -> bool:
-        """As `_notify`; False too where the kernel does not know such a notification."""
-        try:
-            return self._notify(code, body)
-        except OSError as exc:
-            if exc.errno in (errno.EINVAL, errno.ENOSYS):
-                return False
-            raise
-
     def _notify(self, code: Notify, body: bytes) -> bool:
-        """Send one notification; False on ENOENT and ENOTDIR, which say that the kernel has nothing cached."""
-        fd = self._open_fd()
-        try:
-            os.writev(fd, (_HEADER.pack(_HEADER.size + len(body), code, 0), body))
-        except OSError as exc:
-            if exc.errno in (errno.ENOENT, errno.ENOTDIR):
-                return False
-            raise
-        return True
+        return notify(self._open_fd(), code, body)

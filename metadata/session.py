@@ -111,6 +111,8 @@ class Session:
         self._blobs = 0
         self._renewed_for_s = options.lease_ttl_s * CLOCK_RATE_MARGIN
         self._valid_until = 0.0
+        self.proven_hook: Callable[[float], None] = lambda _: None
+        """Called with the time (`boot_time`) until which the lease is proven, whenever that has moved."""
         self.lost = trio.Event()
         """Set once, when the lease is known to have ended."""
         self._bound: set[trio.CancelScope] = set()
@@ -149,6 +151,11 @@ class Session:
     def proven(self) -> bool:
         """Whether the lease can't have ended yet: what is cached under it may be used."""
         return boot_time() < self._valid_until and not self.lost.is_set()
+
+    @property
+    def proven_until(self) -> float:
+        """Until when (`boot_time`) it can't, if it is not lost."""
+        return self._valid_until
 
     @property
     def proven_s(self) -> float:
@@ -307,7 +314,9 @@ class Session:
                 continue
             if left_s <= 0:
                 self._lose()
+                break
             self._valid_until = sent + self._renewed_for_s
+            self.proven_hook(self._valid_until)
             await self._settle_free_slots()
 
     def give_up(self) -> None:

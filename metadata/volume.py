@@ -92,10 +92,27 @@ class Volume(NamespaceReader):
         self._session: Session | None = None
         self._usage = UsageKeeper(self._transactor, keys)
         self.locks = LockManager(store, keys, options)
+        self._lease_hooks: list[Callable[[float], None]] = []
         self.session_lost_hooks: list[Callable[[], None]] = []
         """Called, without await, after a session has been lost and before the next one begins."""
 
     # -- session -----------------------------------------------------------------------------------------------------
+
+    @property
+    def proven(self) -> bool:
+        """Whether the mount's lease can't have ended: what was read under it may still be as others see it."""
+        return self._session is not None and self._session.proven
+
+    def watch_lease(self, hook: Callable[[float], None]) -> None:
+        """Have `hook` called, without await, with the time (`boot_time`) until which the lease is proven: now, and
+        whenever that moves."""
+        self._lease_hooks.append(hook)
+        if self._session is not None:
+            hook(self._session.proven_until)
+
+    def _lease_proven(self, until: float) -> None:
+        for hook in self._lease_hooks:
+            hook(until)
 
     @property
     def session(self) -> Session:
@@ -110,6 +127,8 @@ class Volume(NamespaceReader):
         while True:
             session = await self._open_session(record, retry=started)
             self._session = session
+            session.proven_hook = self._lease_proven
+            self._lease_proven(session.proven_until)
             self.locks.begin(session)
             self.delegations.begin(session)
             if not started:

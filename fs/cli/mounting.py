@@ -164,6 +164,7 @@ def config_of(request: MountRequest) -> MountConfig:
         session=session_config,
         runtime_dir=places.runtime_dir(),
         read_only="ro" in flags,
+        guard="guard" in flags,
         allow_other="allow_other" in flags or (os.geteuid() == 0 and "noallow_other" not in flags),
         kernel_options=request.options.kernel,
         **_given(values, metrics=("metrics", parse_address)),

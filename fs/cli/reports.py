@@ -144,6 +144,8 @@ def flattened(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _counter_text(name: str, value: float) -> str:
     text = name.removesuffix("_s").replace("_", " ")
+    if isinstance(value, bool):
+        return f"{text} {'yes' if value else 'no'}"
     return f"{text} {value} s" if name.endswith("_s") else f"{text} {value}"
 
 

@@ -47,6 +47,23 @@ async def test_an_open_reader_sees_the_next_commit(pair: Pair) -> None:
     await close(pair.there, reader)
 
 
+@pytest.mark.parametrize("how", ["not proven", "lost"])
+async def test_a_mapping_reads_nothing_older_than_the_lease(pair: Pair, how: str) -> None:
+    """The kernel fetches its pages without asking for attributes before."""
+    ino = await save(pair.here, b"f", LARGE)
+    reader = (await pair.here.open(ino, os.O_RDONLY, USER)).fh
+    await pair.there.lookup(ROOT_INO, b"f")
+    writer = (await pair.there.open(ino, os.O_WRONLY, USER)).fh
+    await pair.there.write(writer, 0, b"ABCD")
+    await close(pair.there, writer)
+    if how == "lost":
+        pair.here.session_lost()
+    else:
+        pair.volume.session._valid_until = 0.0
+    assert await pair.here.read(reader, 0, 5) == b"ABCD4"
+    await close(pair.here, reader)
+
+
 async def test_uncommitted_is_seen_here_only(pair: Pair) -> None:
     attributes, fh = await create(pair.here)
     await pair.here.write(fh, 0, LARGE)
