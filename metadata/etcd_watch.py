@@ -36,7 +36,7 @@ from apollofs.metadata.etcd_codec import decode_event
 from apollofs.metadata.etcd_connection import Connection, Metadata
 from apollofs.metadata.etcd_errors import classify, classify_status
 from apollofs.metadata.etcdrpc import rpc_pb2 as rpc
-from apollofs.metadata.store import Event, WatchBatch
+from apollofs.metadata.store import NOW, Event, WatchBatch
 
 LOG = logging.getLogger(__name__)
 BUFFER_BYTES_MAX = 4 << 20
@@ -57,7 +57,8 @@ class _Batch:
 
 @dataclass(eq=False)
 class _Watch:
-    """One consumer's watch. `number` is its name at the server, new each time it is created there; 0: not there."""
+    """One consumer's watch. `number` is its name at the server, new each time it is created there; 0: not there.
+    `next_revision` NOW: it has not begun; the server then starts after the revision with which it says `created`."""
 
     key: bytes
     range_end: bytes
@@ -227,7 +228,7 @@ class WatchHub:
         self, key: bytes, range_end: bytes, start_revision: int
     ) -> AsyncIterator[AsyncIterator[WatchBatch]]:
         """See the port. Leaving the block takes the watch from the server."""
-        if start_revision < 1 or not key:
+        if start_revision < NOW or not key:
             raise StoreMisuse("a watch needs a key and a revision to start from")
         watch = _Watch(key, range_end, start_revision)
         try:
@@ -272,7 +273,7 @@ class WatchHub:
         create = rpc.WatchCreateRequest(
             key=watch.key,
             range_end=watch.range_end,
-            start_revision=max(1, watch.next_revision - 1),
+            start_revision=watch.next_revision and max(1, watch.next_revision - 1),
             progress_notify=True,
             fragment=True,
             watch_id=watch.number,
@@ -308,6 +309,8 @@ class WatchHub:
         elif response.created:
             watch.created = True
             watch.denied = 0
+            if watch.next_revision == NOW:
+                watch.progress(response.header.revision)
         elif response.events:
             watch.add([decode_event(event) for event in response.events], response.fragment)
         elif not response.fragment:

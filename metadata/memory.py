@@ -17,7 +17,7 @@ import trio
 
 from apollofs.metadata.errors import StoreMisuse, StoreUnavailable
 from apollofs.metadata.memory_data import MemoryData
-from apollofs.metadata.store import Compare, Lease, Op, Range, RangeResult, TxnResult, WatchBatch
+from apollofs.metadata.store import NOW, Compare, Lease, Op, Range, RangeResult, TxnResult, WatchBatch
 
 T = TypeVar("T")
 WATCH_REVISIONS_MAX = 1000
@@ -96,7 +96,7 @@ class MemoryStore:
         self, key: bytes, range_end: bytes = b"", *, start_revision: int
     ) -> AsyncIterator[AsyncIterator[WatchBatch]]:
         """See the port. Nothing is queued: the iterator reads the history when it is asked."""
-        if not key or start_revision < 1:
+        if not key or start_revision < NOW:
             raise StoreMisuse("a watch needs a key and a revision to start from")
         await self._request("watch", lambda _: None, key, range_end, start_revision)
         yield _Watch(self, key, range_end, start_revision)
@@ -168,6 +168,9 @@ class _Watch:
         while True:
             self._store.expire_leases()
             self._store.check_open()
+            if self._first == NOW:
+                self._first = data.revision + 1
+                return WatchBatch(data.revision, ())
             if self._first <= data.revision:
                 last, events = data.events(self._key, self._range_end, self._first, WATCH_REVISIONS_MAX)
                 self._first = last + 1

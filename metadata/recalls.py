@@ -12,7 +12,7 @@ from apollofs.metadata.groups import Claim
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.returns import NOTED
 from apollofs.metadata.session import Session, retry
-from apollofs.metadata.store import Delete, Op, Put, Range, RangeResult, Store, prefix_end
+from apollofs.metadata.store import NOW, Delete, Op, Put, Range, RangeResult, Store, prefix_end
 
 NOTICES_IN_TRANSACTION = 100
 
@@ -41,7 +41,7 @@ class Recalls:
         """
         began = trio.current_time()
         wanted = dict.fromkeys(group for group, _ in self.others(session, found))
-        holders, revision = await self._claim(session, wanted, claim)
+        holders = await self._claim(session, wanted, claim)
         notices: list[Op] = [Put(self._keys.recall(holder, group), b"", session.lease_id) for group, holder in holders]
         for at in range(0, len(notices), NOTICES_IN_TRANSACTION):
             part = notices[at : at + NOTICES_IN_TRANSACTION]
@@ -49,16 +49,13 @@ class Recalls:
         self.sent += len(holders)
         with trio.move_on_after(self._wait_s) as waiting:
             for group in wanted:
-                await self._wait_for(group, session.number, revision)
+                await self._wait_for(group, session.number)
         self.waited_s += trio.current_time() - began
         if waiting.cancelled_caught:
             raise DeadlineExceeded("another mount has not given its delegation back (the operation was not applied)")
 
-    async def _claim(
-        self, session: Session, wanted: dict[int, None], claim: Claim
-    ) -> tuple[list[tuple[int, int]], int]:
-        """Say in the store that we wait for `wanted`. Nobody takes them any more then: who holds them now, as of a
-        revision, are all."""
+    async def _claim(self, session: Session, wanted: dict[int, None], claim: Claim) -> list[tuple[int, int]]:
+        """Say in the store that we wait for `wanted`. Nobody takes them any more then: who holds them now are all."""
         waits = [self._keys.writer(group, session.number, claim.ticket) for group in wanted]
         claim.waits.update((key, Delete(key)) for key in waits)
         puts: list[Op] = [Put(key, b"", session.lease_id) for key in waits]
@@ -69,18 +66,19 @@ class Recalls:
             answers = outcome.ranges[len(puts) :]
         else:
             answers = (await retry(lambda: self._store.txn((), asked), self._wait_s)).ranges
-        return self.others(session, [answer for answer in answers if answer is not None]), outcome.revision
+        return self.others(session, [answer for answer in answers if answer is not None])
 
-    async def _wait_for(self, group: int, mine: int, revision: int) -> None:
+    async def _wait_for(self, group: int, mine: int) -> None:
         prefix = self._keys.delegations_on(group)
         while True:
             try:
-                async with self._store.watch(prefix, prefix_end(prefix), start_revision=revision + 1) as batches:
+                async with self._store.watch(prefix, prefix_end(prefix), start_revision=NOW) as batches:
+                    await anext(batches)
                     while not await self._is_free(prefix, mine):
                         await anext(batches)
                     return
             except Compacted:
-                revision = (await self._store.range(Range(prefix))).revision
+                continue
 
     async def _is_free(self, prefix: bytes, mine: int) -> bool:
         asked = Range(prefix, prefix_end(prefix), keys_only=True)

@@ -23,6 +23,9 @@ from typing import NamedTuple, Protocol, TypeAlias
 OPS_MAX = 128
 """Operations in one branch of a transaction, and compares in one transaction (etcd's --max-txn-ops)."""
 
+NOW = 0
+"""Where a watch starts that needs no history."""
+
 REQUEST_BYTES_MAX = 1_500_000
 """Size of one request (etcd's --max-request-bytes is 1.5 MiB)."""
 
@@ -162,6 +165,11 @@ class Store(Protocol):
         self, key: bytes, range_end: bytes = b"", *, start_revision: int
     ) -> AbstractAsyncContextManager[AsyncIterator[WatchBatch]]:
         """Every change of the key or range from `start_revision` on, in order, none missing and none twice.
+
+        `start_revision` NOW: from some moment after the call on; the first batch has no events, and its `revision` is
+        that before the first that will be told. Who has read what is there after that batch has missed nothing, and
+        hears at once, whereas a watch that starts in the past may be told of its first changes later (etcd 3.5: by up
+        to 100 ms).
 
         Reconnects by itself and goes on where it was. Raises `Compacted` from the iterator when history that is
         still owed has been compacted.

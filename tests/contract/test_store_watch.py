@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from apollofs.metadata.errors import Compacted, StoreMisuse
-from apollofs.metadata.store import Delete, Event, Put, Range, WatchBatch
+from apollofs.metadata.store import NOW, Delete, Event, Put, Range, WatchBatch
 from tests.contract.conftest import Place
 
 pytestmark = pytest.mark.contract
@@ -102,6 +102,17 @@ async def test_a_watch_may_start_in_the_future(place: Place) -> None:
         nursery.start_soon(expect)
         for value in (b"first", b"second", b"third"):
             await put(place, "a", value)
+
+
+async def test_a_watch_that_needs_no_history_begins_now(place: Place) -> None:
+    await put(place, "a", b"before")
+    async with place.store.watch(place.key("a"), start_revision=NOW) as batches:
+        begins = await anext(batches)
+        found = await place.store.range(Range(place.key("a")))
+        assert (begins.events, found.kvs[0].value) == ((), b"before")
+        assert found.kvs[0].mod_revision <= begins.revision <= found.revision
+        first = await put(place, "a", b"after")
+        assert [(event.kv.mod_revision, event.kv.value) for event in await take(batches, 1)] == [(first, b"after")]
 
 
 async def test_going_on_where_another_watch_ended(place: Place) -> None:
@@ -227,7 +238,7 @@ async def test_a_cancelled_consumer(place: Place) -> None:
 
 
 async def test_a_watch_needs_a_start(place: Place) -> None:
-    for key, start in ((b"", 1), (place.key("a"), 0)):
+    for key, start in ((b"", 1), (place.key("a"), -1)):
         with pytest.raises(StoreMisuse):
             async with place.store.watch(key, start_revision=start):
                 pass
