@@ -84,7 +84,7 @@ class Volume(NamespaceReader):
         self.site = site
         self._session: Session | None = None
         self._usage = UsageKeeper(self._transactor, keys)
-        self.locks = LockManager(store, keys, options)
+        self.locks = LockManager(store, keys, options, delegations.inbox)
         self.session_lost_hooks: list[Callable[[], None]] = []
         """Called, without await, after a session has been lost and before the next one begins."""
 
@@ -111,7 +111,10 @@ class Volume(NamespaceReader):
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._usage.keep, session)
-                    nursery.start_soon(self.delegations.serve, session)
+                    nursery.start_soon(self.locks.serve)
+                    if self._options.delegations:
+                        nursery.start_soon(self.delegations.serve, session)
+                        nursery.start_soon(self.delegations.inbox.serve, session)
                     nursery.start_soon(self._mend_locks)
                     await session.keep_alive()
                     nursery.cancel_scope.cancel()
@@ -164,7 +167,7 @@ class Volume(NamespaceReader):
             if session.alive:
                 with trio.move_on_after(5), contextlib.suppress(MetadataError):
                     await self._usage.flush(session)
-            self.locks.end()
+            await self.locks.close()
             await session.close()
 
     def _scope(self) -> Scope:
@@ -296,6 +299,7 @@ class Volume(NamespaceReader):
         """Counters for `status`, by what they are of."""
         return {
             "delegations": {**self.delegations.statistics(), "reads_asked": self.asked},
+            "locks": self.locks.statistics(),
             "commits": self._transactor.statistics(),
         }
 

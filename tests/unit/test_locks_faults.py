@@ -83,7 +83,10 @@ async def make_pair(options: SessionOptions) -> Pair:
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
     with trio.fail_after(BOUND_S):
-        yield await make_pair(SessionOptions(lease_ttl_s=600, operation_deadline_s=10, slots=4))
+        pair = await make_pair(SessionOptions(lease_ttl_s=600, operation_deadline_s=10, slots=4))
+        yield pair
+        await pair.faulty.lose_session()
+        await pair.good.lose_session()
 
 
 @pytest.fixture
@@ -148,7 +151,7 @@ async def test_a_release_that_could_not_be_told_is_told_later(
     await impatient.faulty.locks.mend()
     await impatient.assert_left(0)
     await impatient.good.acquire(1, wait=False)
-    assert set(impatient.faulty.locks._boards) == {(INO + 1, POSIX)}
+    assert impatient.faulty.in_use == {(INO + 1, POSIX)}
 
 
 async def test_an_acquisition_that_arrives_late_is_void(pair: Pair) -> None:
@@ -240,7 +243,7 @@ async def test_interrupted_at_every_point_while_waiting(
         held, queue, _ = await in_store(pair.store, pair.good.keys)
         assert (held, queue) == ([], []), passes
         assert not pair.faulty.locks.holds(INO, POSIX, 1)
-        assert pair.faulty.locks._boards == {}
+        assert pair.faulty.in_use == set()
 
 
 async def test_interrupted_release_still_releases(pair: Pair) -> None:
@@ -343,6 +346,6 @@ async def test_session_loss_at_every_point(pair: Pair) -> None:
             await mount.lose_session()
         assert len(outcomes) == 4
         assert not mount.locks.holds(INO, POSIX, 1)
-        assert mount.locks._boards == {}
+        assert mount.in_use == set()
         await pair.good.acquire(1, EXCLUSIVE, wait=False)
         await pair.good.release(1)
