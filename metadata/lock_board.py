@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -36,7 +36,7 @@ from apollofs.metadata.errors import (
 from apollofs.metadata.lock_ledger import Ledger
 from apollofs.metadata.lock_picture import SOLE_OWNER, Keeper, Waiting
 from apollofs.metadata.lock_queue import Waiter, ahead_of, blocked, has_lock, passed_over
-from apollofs.metadata.lock_ranges import add, blockers, conflict, covers, subtract
+from apollofs.metadata.lock_ranges import add, blockers, conflict, covers, subtract, weakens
 from apollofs.metadata.lock_recall import ask_to_tell, compare_keeper, notice, tell
 from apollofs.metadata.lock_records import RANGE_END, Arrival, Lock, LockKind, check_count, encode_waiting
 from apollofs.metadata.lock_watch import LockWatch
@@ -253,7 +253,6 @@ class Board:
         self, wanted: Lock, after: tuple[Lock, ...], waiter: Waiter | None
     ) -> Committed | Conflict | None:
         """None: nothing had to be written."""
-        holders, queue = self._standing()
         if self._picture.alone and self._powers.may_decide_alone(self):
             compares = self._ledger.places.others_unchanged_since(self._picture.revision, queued=False)
             outcome = await self._ledger.write_sole(compares)
@@ -262,8 +261,8 @@ class Board:
                 for each in self.waiters:
                     each.placed = False
             return outcome
-        has_it = waiter is not None and self._ledger.session.proven and has_lock(waiter.place, holders, queue)
-        if waiter is not None and has_it and self._ledger.hold_by_place(waiter.key):
+        holders, queue = self._standing()
+        if waiter is not None and self._has_by_place(waiter, holders, queue):
             return None
         passed = passed_over(wanted, self.held, ahead_of(waiter.arrival if waiter else None, queue))
         if len(passed) > PASSED_MAX:
@@ -277,6 +276,11 @@ class Board:
             self._ledger.placed.discard(waiter.key)
         return outcome
 
+    def _has_by_place(self, waiter: Waiter, holders: Iterable[Lock], queue: list[Waiting]) -> bool:
+        if not self._ledger.session.proven or weakens(self.held, waiter.lock):
+            return False
+        return has_lock(waiter.place, holders, queue) and self._ledger.hold_by_place(waiter.key)
+
     async def _keep_only(self, left: tuple[Lock, ...]) -> None:
         if left == self.held:
             return
@@ -284,7 +288,9 @@ class Board:
         try:
             await self.settle()
             while not self.alone and not self._ledger.says(self.held):
-                await self._ledger.write(self.held)
+                outcome = await self._ledger.write(self.held, (self._ledger.question,))
+                if isinstance(outcome, Committed) and outcome.ranges is not None:
+                    await self._ledger.see(outcome)  # for free, and the next request knows who waits
                 await self.settle()
         except BaseException:
             self._ledger.doubtful = True  # the own key must still be told

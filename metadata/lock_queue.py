@@ -3,7 +3,8 @@
 Position is possession: a request that nothing held and nothing before it in the queue conflicts with has the lock; its
 key is the record of that, until the session's own key says it too. It stays so, whatever others do: who comes later
 waits behind it, and nobody is granted anything by passing it over, because only requests that wait are passed over,
-and whoever does so compares that they still do (`passed_over`).
+and whoever does so compares that they still do (`passed_over`). Only one that would weaken what its owner holds is not
+left at that: others wait for the session's key to say so (`lock_ranges.weakens`).
 """
 
 from __future__ import annotations

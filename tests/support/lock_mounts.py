@@ -115,21 +115,26 @@ async def lock_mounts(store: Store, volume: str, count: int) -> AsyncIterator[li
 async def in_store(
     store: Store, keys: Keys, ino: int = INO, kind: LockKind = POSIX
 ) -> tuple[list[Lock], list[Lock], int]:
-    """What the store says is held, by position too, what waits (oldest first), and how many keys that takes."""
+    """What the store says is held, by position too, what waits (oldest first), and how many keys that takes.
+
+    Of what a mount decides alone the store says nothing."""
     prefix = keys.locks_of(ino, kind)
     found = await store.range(Range(prefix, prefix_end(prefix)))
     held: tuple[Lock, ...] = ()
     requests: list[Waiting] = []
+    alone = False
     for kv in found.kvs:
         if kv.key.startswith(prefix + b"h/"):
-            held += decode_held(kv.value).locks
+            holding = decode_held(kv.value)
+            held += holding.locks
+            alone = alone or holding.sole
         else:
             lock, arrival = decode_waiting(kv.value)
             requests.append(Waiting(arrival or Arrival(kv.create_revision), lock))
     requests.sort(key=lambda each: each.arrival)
     holders, waiting = held, []
     for request in requests:
-        if has_lock(request, holders, requests):
+        if not alone and has_lock(request, holders, requests):
             theirs = [lock for lock in held if lock.session == request.lock.session]
             held = (*(lock for lock in held if lock.session != request.lock.session), *add(theirs, request.lock))
         else:

@@ -58,11 +58,11 @@ def test_who_decides_alone_holds_all_there_is_until_it_tells() -> None:
     assert picture.keeper == Keeper(OTHER, key, 9)
     assert list(picture.held) == [Lock(OTHER, SOLE_OWNER, 0, RANGE_END, LockType.EXCLUSIVE, 0)]
     picture.apply(11, [Event(False, held_by(OTHER, 11, 2))])
-    assert (picture.keeper, list(picture.held)) == (None, [lock(OTHER, 2)])
+    assert [picture.keeper, *picture.held] == [None, lock(OTHER, 2)]
     picture.apply(12, [Event(False, KeyValue(key, encode_sole(OTHER), 3, 12, 4))])
     assert picture.keeper == Keeper(OTHER, key, 12)
     picture.apply(13, [gone(held_by(OTHER, 12), 13)])
-    assert (picture.keeper, picture.alone) == (None, True)
+    assert [picture.keeper, picture.alone] == [None, True]
 
 
 def test_requests_that_came_while_their_session_decided_alone_keep_their_place() -> None:
