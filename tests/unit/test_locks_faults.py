@@ -10,11 +10,18 @@ import pytest
 import trio
 import trio.testing
 
-from apollofs.metadata.errors import DeadlineExceeded, OutcomeUnknown, SessionLost, StoreError, StoreUnavailable
+from apollofs.metadata.errors import (
+    DeadlineExceeded,
+    LockConflict,
+    OutcomeUnknown,
+    SessionLost,
+    StoreError,
+    StoreUnavailable,
+)
 from apollofs.metadata.locks import LockKind
 from apollofs.metadata.memory import MemoryStore, Moment, Request
 from apollofs.metadata.session import SessionOptions
-from apollofs.metadata.store import Put
+from apollofs.metadata.store import Put, Relation
 from tests.support.lock_mounts import (
     BOUND_S,
     EXCLUSIVE,
@@ -254,6 +261,49 @@ async def test_interrupted_release_still_releases(pair: Pair) -> None:
         pair.faults.plan = []
         assert not pair.faulty.locks.holds(INO, POSIX, 1)
         await pair.assert_left(0)
+
+
+async def test_who_is_passed_over_only_because_of_another_that_leaves(pair: Pair) -> None:
+    """One mount's request passes two others over; before it arrives the first has left, and the second has its lock."""
+    sent, may_arrive = trio.Event(), trio.Event()
+
+    async def hold_back(moment: Moment, request: Request) -> None:
+        if request.method == "txn" and moment is Moment.BEFORE:
+            compares = request.arguments[0]
+            if any(compare.relation is Relation.GREATER for compare in compares):  # type: ignore[attr-defined]  # a hook sees objects
+                sent.set()
+                await may_arrive.wait()
+
+    handle = pair.store.another()
+    one, two, three = await lock_mount(handle, VOLUME), pair.faulty, pair.good
+    has_it = trio.Event()
+
+    async def behind() -> None:
+        await three.acquire(3, EXCLUSIVE, 1, 2)
+        has_it.set()
+
+    async def pass_over() -> None:
+        with pytest.raises(LockConflict):
+            await one.acquire(1, EXCLUSIVE, 2, 2, wait=False)
+
+    async def leave_when_told(leaving: trio.CancelScope) -> None:
+        with leaving:
+            await two.acquire(2, EXCLUSIVE, 0, 1)
+
+    await one.acquire(1, EXCLUSIVE, 0, 0)
+    async with trio.open_nursery() as nursery:
+        leaving = trio.CancelScope()
+        nursery.start_soon(leave_when_told, leaving)
+        await until_waiting(pair.store, one.keys, 1)
+        nursery.start_soon(behind)
+        await until_waiting(pair.store, one.keys, 2)
+        handle.hook = hold_back
+        nursery.start_soon(pass_over)
+        await sent.wait()
+        leaving.cancel()
+        await has_it.wait()
+        may_arrive.set()
+    await one.lose_session()
 
 
 # -- the watch --------------------------------------------------------------------------------------------------------
