@@ -28,10 +28,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import trio
 
 from apollofs.metadata.ahead import Ahead
-from apollofs.metadata.errors import MetadataError
 from apollofs.metadata.exclusives import Exclusives
 from apollofs.metadata.group_cache import GroupCache
 from apollofs.metadata.groups import Acquisition, Claim, Group, groups_written
+from apollofs.metadata.inbox import Inbox
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.pauses import Pauses
 from apollofs.metadata.recalls import SHARE, Recalls
@@ -59,7 +59,6 @@ class Delegations:
     """The delegations of one mount, over all its sessions."""
 
     def __init__(self, store: Store, keys: Keys, *, enabled: bool, write_back: bool, wait_s: float) -> None:
-        self._store = store
         self._keys = keys
         self._enabled = enabled
         self._recalls = Recalls(store, keys, wait_s)
@@ -74,8 +73,8 @@ class Delegations:
         self._claimed: Counter[int] = Counter()
         """Groups on which operations of this mount wait for others."""
         self._tickets = 0
-        self._hearing = False
-        """Whether recalls reach us."""
+        self.inbox = Inbox(store, keys)
+        self.inbox.add(self)
         self.counts: Counter[str] = Counter()
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -93,7 +92,7 @@ class Delegations:
     def end(self) -> None:
         """The session is gone, and with it everything that was cached under it."""
         self._session = self._recalls.session = None
-        self._hearing = False
+        self.inbox.hearing = False
         self.ahead.end()
         self.cache.clear()
         self._poison_all()
@@ -112,38 +111,24 @@ class Delegations:
         return self._session is not None and self._session.proven
 
     async def serve(self, session: Session) -> None:
-        """Hear recalls and give back, until cancelled. Runs beside the session's keepalive."""
-        if not self._enabled:
-            await trio.sleep_forever()
+        """Give back what is asked for, and commit what is answered ahead, until cancelled. Runs beside the session's
+        keepalive, and beside the inbox."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._returns.serve, session)
             nursery.start_soon(self.ahead.serve, session)
             nursery.start_soon(self.exclusives.share_idle)
-            while True:
-                try:
-                    await self._hear(session)
-                except MetadataError as exc:
-                    # deaf, we would keep others waiting: hold nothing until the inbox can be read again
-                    log.info("the inbox of recalls can't be read: %s", exc)
-                    self._hearing = False
-                    self._drop_all()
-                await trio.sleep(0.2)
 
-    async def _hear(self, session: Session) -> None:
-        inbox = self._keys.inbox(session.number)
-        found = await self._store.range(Range(inbox, prefix_end(inbox)))
-        for kv in found.kvs:
-            self._recall(self._keys.parse_numbers(kv.key)[1])
-        async with self._store.watch(inbox, prefix_end(inbox), start_revision=found.revision + 1) as batches:
-            # a notice is one key for all writers, and goes with the last one's lease: only the watch sees every one
-            self._hearing = True
-            async for batch in batches:
-                for event in batch.events:
-                    group = self._keys.parse_numbers(event.kv.key)[1]
-                    if event.kv.value == SHARE:
-                        self.exclusives.share(group)
-                    elif not event.deleted:
-                        self._recall(group)
+    def recalled(self, wanted: tuple[int, ...], what: bytes) -> None:
+        """See `inbox.Listener`."""
+        if len(wanted) == 1:
+            if what == SHARE:
+                self.exclusives.share(wanted[0])
+            else:
+                self._recall(wanted[0])
+
+    def deaf(self) -> None:
+        """See `inbox.Listener`."""
+        self._drop_all()
 
     def statistics(self) -> dict[str, float]:
         """Counters for `status`."""
@@ -203,7 +188,7 @@ class Delegations:
         return self._pauses.is_over(group)
 
     def _may_take(self) -> bool:
-        if self._session is None or not self._hearing or not self._session.proven:
+        if self._session is None or not self.inbox.hearing or not self._session.proven:
             return False
         return not self._session.in_doubt
 

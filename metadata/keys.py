@@ -167,6 +167,10 @@ class Keys:
         """A notice to `session` that its delegation on `directory` is wanted back."""
         return b"%s%s/%s" % (self._inboxes, _U64.pack(session), _U64.pack(directory))
 
+    def lock_recall(self, session: int, ino: int, kind: int) -> bytes:
+        """A notice to `session` that others want the locks on an inode, which it decides alone."""
+        return b"%s%s/%s/%s" % (self._inboxes, _U64.pack(session), _U64.pack(ino), _U64.pack(kind))
+
     def group_of(self, key: bytes) -> int | None:
         """The directory whose group a key of tables d, i, t or c belongs to; None for the other tables."""
         at = self._table_at

@@ -1,17 +1,18 @@
 """One inode's locks of one kind, on this mount.
 
-Rules
-1. What this mount's owners hold is `held`, here; the session's key in the store follows it. What others hold and want
-   is the picture, which may lag: every grant compares that it does not matter.
-2. Transactions of one board go one after the other (`_turn`), and each compares the mod_revision of the session's own
-   key. Nobody else writes that key.
-3. A transaction that was given up may still be applied. Before anything else is decided the own key is then put anew,
-   as `held` says: a copy that was applied before is overwritten, one that comes later fails on the compare. So that its
-   revision never is 0 again, such a key is emptied from then on, not deleted; the session's end deletes it.
-4. A waiter looks again when the picture, `held`, or the queue of this mount changes so that nothing blocks it any more.
+Rules (`lock_ledger.py` and `lock_queue.py` have those of the store)
+1. What this mount's owners hold is `held`, here; the store follows it. What others hold and want is the picture, which
+   may lag: every grant compares that it does not matter, or is of a request that has its lock by its position.
+2. Whatever decides or writes has `_turn`, and settles first what transactions that were given up have left in doubt.
+3. A waiter looks again when the picture, `held`, or the queue of this mount changes so that nothing blocks it any more.
    Between looking and sleeping there is no await.
-5. While there are waiters one of them reads the watch for all. When it leaves, another goes on from the picture's
-   revision.
+4. While there are waiters one of them reads the watch for all. When it leaves, another goes on.
+5. A mount may decide *alone*: taken with a grant, where nobody else holds or wants anything, and nobody else is granted
+   anything until its key says otherwise. Meanwhile locks and unlocks are of this mount only and cost no request. It is
+   used only while the lease is proven.
+6. Who wants something of a mount that decides alone puts a notice into its inbox, in a transaction that compares that
+   it still does. That mount then *tells* (`tell`): one transaction says who holds and who waits there, since before
+   anybody else. For a while it does not decide alone again, nor does the one who asked.
 
 Order: `_turn`, then the session's slots.
 """
@@ -19,86 +20,79 @@ Order: `_turn`, then the session's slots.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 
 import trio
 
 from apollofs.metadata.errors import (
-    Compacted,
     LockConflict,
     LockDeadlock,
     MetadataError,
-    OutcomeUnknown,
-    SessionLost,
-    StoreUnavailable,
+    TooManyLocks,
 )
-from apollofs.metadata.journal import Change, Kind
-from apollofs.metadata.keys import Keys
-from apollofs.metadata.lock_picture import Picture, Places, Waiting
-from apollofs.metadata.lock_queue import Waiter, ahead_of, blocked
-from apollofs.metadata.lock_ranges import add, blockers, covers, subtract
-from apollofs.metadata.lock_records import RANGE_END, Lock, LockKind, encode_held, encode_waiting
-from apollofs.metadata.session import Committed, Conflict, Session, SessionOptions, retry
-from apollofs.metadata.store import Compare, Delete, Op, Put, Range, RangeResult, Relation, Store, Target
+from apollofs.metadata.lock_ledger import Ledger
+from apollofs.metadata.lock_picture import SOLE_OWNER, Keeper, Waiting
+from apollofs.metadata.lock_queue import Waiter, ahead_of, blocked, has_lock, passed_over
+from apollofs.metadata.lock_ranges import add, blockers, conflict, covers, subtract, weakens
+from apollofs.metadata.lock_recall import ask_to_tell, compare_keeper, notice, tell
+from apollofs.metadata.lock_records import RANGE_END, Arrival, Lock, LockKind, check_count, encode_waiting
+from apollofs.metadata.lock_watch import LockWatch
+from apollofs.metadata.session import Committed, Conflict
+from apollofs.metadata.store import Compare, Delete, Op, Put, Relation, Target
 
 log = logging.getLogger(__name__)
 SETTLE_S = 10.0
 """How long an interrupted call may take to undo what it left in the store; what is left then waits for the next."""
-STRAYS_MAX = 64
-"""Keys that one transaction clears away."""
-REWATCH_S = 0.5
+PASSED_MAX = 100
+
+
+@dataclass(frozen=True)
+class Powers:
+    """What the boards of a mount have in common."""
+
+    new_ticket: Callable[[], int]
+    """A number that no request of the session had before."""
+    may_decide_alone: Callable[[Board], bool]
+    has_asked: Callable[[Board], None]
+    """To be called when another mount is asked to tell."""
 
 
 class Board:
     """See the module. Belongs to one session and ends with it. All calls raise SessionLost, StoreError,
     DeadlineExceeded, CorruptRecord besides what is named."""
 
-    def __init__(
-        self,
-        store: Store,
-        keys: Keys,
-        options: SessionOptions,
-        session: Session,
-        ino: int,
-        kind: LockKind,
-        new_ticket: Callable[[], int],
-    ) -> None:
-        """`new_ticket` gives a number that no request of the session had before."""
-        self._store = store
-        self._options = options
-        self._session = session
-        self.ino = ino
+    def __init__(self, ledger: Ledger, kind: LockKind, powers: Powers) -> None:
+        self.ino = ledger.ino
         self.kind = kind
-        self._new_ticket = new_ticket
-        self._places = Places(keys, ino, kind, session.number)
-        self._picture = Picture(self._places)
+        self._ledger = ledger
+        self._picture = ledger.picture
+        self._powers = powers
+        self._watch = LockWatch(ledger)
         self._turn = trio.Lock()
         self.held: tuple[Lock, ...] = ()
-        self._stored: tuple[Lock, ...] = ()
-        """What the own key says."""
-        self._known = 0
-        """Its mod_revision; 0: it is not there."""
-        self._keep_key = False
-        self._doubtful = False
-        self._strays: set[bytes] = set()
-        """Keys of requests that wait no more and may still be in the store."""
+        self.alone = False
+        """This mount decides alone (rule 5)."""
         self.waiters: list[Waiter] = []
         self._watcher: Waiter | None = None
-        self._ended = False
         self.users = 0
         self.acquiring: Counter[int] = Counter()
         """Owners whose `acquire` is under way."""
 
     @property
     def settled(self) -> bool:
-        return not self._doubtful and not self._strays
+        return self._ledger.settled
 
     @property
     def idle(self) -> bool:
-        """Nothing here is worth remembering."""
+        """Nobody uses, holds or wants anything here."""
         return self.users == 0 and not self.held and not self.waiters and self.settled
+
+    @property
+    def is_watching(self) -> bool:
+        return self._watch.is_open
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
@@ -111,10 +105,10 @@ class Board:
             await self.settle()
             if covers(self.held, wanted):
                 return
-            if await self._try(wanted, look=not wait):
+            if await self._try(wanted, ask=not wait):
                 return
             if not wait:
-                await self._convert_in_vain(wanted)
+                await self._keep_only(self._without_converted(wanted))  # flock(2): given up before the new one is had
                 raise LockConflict("another owner holds or awaits a conflicting lock")
             waiter = await self._enqueue(wanted)
         try:
@@ -122,7 +116,7 @@ class Board:
                 raise LockDeadlock("the owners would wait for each other")
             await self._await_grant(waiter)
         except BaseException:
-            self._strays.add(waiter.key)
+            self._leave(waiter)
             raise
         finally:
             self.waiters.remove(waiter)
@@ -135,30 +129,42 @@ class Board:
             await self._turn.acquire()  # a close that is interrupted must not leave a lock behind
         try:
             left = subtract(self.held, owner, start, end)
-            encode_held(self._session.number, left)  # a split may make one too many
+            check_count(left)  # a split may make one too many
             await self._keep_only(left)
         finally:
             self._turn.release()
+
+    async def test(self, wanted: Lock) -> Iterator[Lock]:
+        """All locks that stand in the way. One request, or none if this mount decides alone."""
+        async with self._turn:
+            if not (self.alone and self.settled and self._ledger.session.proven):
+                await self._ledger.read()
+                while self._picture.keeper is not None:
+                    await self._ask_keeper()
+            holders, queue = self._standing()
+            by_place = [each.lock for each in queue if has_lock(each, holders, queue)]
+            return (lock for lock in chain(holders, by_place) if conflict(lock, wanted))
+
+    async def tell(self) -> None:
+        """Decide alone no more (rule 6). One transaction, more if very many wait; none if it is so already."""
+        async with self._turn:
+            await self.settle()
+            if self.alone:
+                await self._tell()
 
     async def settle(self) -> None:
         """Take back what transactions that were given up, and requests that wait no more, may have left in the store.
         No request if there is nothing. For the holder of `_turn`, or for one who knows that nobody holds it."""
         while not self.settled:
-            self._check_session()
-            strays = tuple(self._strays)[:STRAYS_MAX]
-            writes: list[Op] = [Delete(key) for key in strays]
-            if self._doubtful:
-                self._keep_key = True
-                outcome = await self._write(self.held, writes)
+            self._ledger.check_session()
+            if self.alone and self._ledger.doubtful:
+                await self._tell()
             else:
-                outcome = await self._commit((), writes)
-            if isinstance(outcome, Committed):
-                self._doubtful = False
-                self._strays.difference_update(strays)
+                await self._ledger.mend(self.held)
 
     async def clean_up(self) -> None:
         """After a call that failed or was interrupted: `settle`, bounded and shielded; what fails is left for later."""
-        if self.settled or self._ended or not self._session.alive:
+        if self.settled or self._ledger.ended or not self._ledger.session.alive:
             return
         with trio.move_on_after(SETTLE_S, shield=True):
             try:
@@ -167,10 +173,16 @@ class Board:
             except MetadataError as exc:
                 log.info("locks of inode %d are still to be settled: %s", self.ino, exc)
 
+    async def rest(self) -> None:
+        """Nobody has waited here for some time: close the watch."""
+        if self._watcher is None:
+            await self._watch.close()
+
     def end(self) -> None:
         """The session has ended: nothing is held, and who waits gets SessionLost. No await."""
-        self._ended = True
+        self._ledger.ended = True
         self.held = ()
+        self.alone = False
         for waiter in self.waiters:
             waiter.wake()
 
@@ -180,17 +192,19 @@ class Board:
         for waiter in self.waiters:
             if not waiter.ready.is_set() and not blocked(waiter, holders, queue):
                 waiter.wake()
-        if self._watcher is None and self.waiters and not any(each.ready.is_set() for each in self.waiters):
+        if self.alone or self._watcher is not None or not self.waiters:
+            return
+        if not any(each.ready.is_set() for each in self.waiters):
             self.waiters[-1].wake()  # the newest waits longest: the watch changes hands as rarely as can be
 
-    def blockers(self, wanted: Lock, arrival: int | None = None) -> Iterator[Lock]:
+    def blockers(self, wanted: Lock, arrival: Arrival | None = None) -> Iterator[Lock]:
         """What `wanted` has to wait for as far as is known here; `arrival` None: it is not in the queue."""
         holders, queue = self._standing()
-        return blockers(wanted, holders, ahead_of(arrival, queue))
+        return blockers(wanted, holders, (each.lock for each in ahead_of(arrival, queue)))
 
     def _standing(self) -> tuple[tuple[Lock, ...], list[Waiting]]:
         """All locks held, and all requests in order of arrival."""
-        queue = [*self._picture.waiting, *(Waiting(each.arrival, each.lock) for each in self.waiters)]
+        queue = [*self._picture.waiting, *(waiter.place for waiter in self.waiters)]
         queue.sort(key=lambda waiting: waiting.arrival)
         return (*self.held, *self._picture.held), queue
 
@@ -201,35 +215,71 @@ class Board:
 
     # -- deciding ----------------------------------------------------------------------------------------------------
 
-    async def _try(self, wanted: Lock, waiter: Waiter | None = None, *, look: bool) -> bool:
-        """Grant the lock if nothing blocks it. `look`: don't believe that others block it without having asked."""
+    async def _try(self, wanted: Lock, waiter: Waiter | None = None, *, ask: bool) -> bool:
+        """Grant the lock if nothing blocks it. `ask`: don't believe that others block it without having asked."""
         arrival = waiter.arrival if waiter else None
+        asked = not ask
         while True:
             blocker = next(self.blockers(wanted, arrival), None)
             if blocker is None:
                 if await self._grant(wanted, waiter):
                     return True
-                look = False
+                asked = True
                 await self.settle()
-            elif look and blocker.session != self._session.number:
-                await self._read()
-                look = False
+            elif ask and blocker.owner == SOLE_OWNER:
+                await self._ask_keeper()
+                await self.settle()
+            elif not asked and blocker.session != self._ledger.session.number:
+                await self._ledger.read()
+                asked = True
             else:
                 return False
 
     async def _grant(self, wanted: Lock, waiter: Waiter | None) -> bool:
-        """One transaction. False: somebody else has changed something, which is now known."""
+        """One transaction, or none. False: somebody else has changed something, which is now known; or try again."""
         after = add(self.held, wanted)
-        writes = (Delete(waiter.key),) if waiter else ()
-        compares = self._places.others_unchanged_since(self._picture.revision, queued=waiter is not None)
-        if isinstance(await self._write(after, writes, compares), Conflict):
+        check_count(after)
+        if self.alone and not self._ledger.session.proven:
+            await self._tell()
             return False
+        if not self.alone:
+            outcome = await self._grant_in_store(wanted, after, waiter)
+            if isinstance(outcome, Conflict):
+                return False
         self.held = after
         return True
 
-    async def _convert_in_vain(self, wanted: Lock) -> None:
-        """flock(2): the lock that was to be converted is given up before the new one is had."""
-        await self._keep_only(self._without_converted(wanted))
+    async def _grant_in_store(
+        self, wanted: Lock, after: tuple[Lock, ...], waiter: Waiter | None
+    ) -> Committed | Conflict | None:
+        """None: nothing had to be written."""
+        if self._picture.alone and self._powers.may_decide_alone(self):
+            compares = self._ledger.places.others_unchanged_since(self._picture.revision, queued=False)
+            outcome = await self._ledger.write_sole(compares)
+            if isinstance(outcome, Committed):
+                self.alone = True
+                for each in self.waiters:
+                    each.placed = False
+            return outcome
+        holders, queue = self._standing()
+        if waiter is not None and self._has_by_place(waiter, holders, queue):
+            return None
+        passed = passed_over(wanted, self.held, ahead_of(waiter.arrival if waiter else None, queue))
+        if len(passed) > PASSED_MAX:
+            raise TooManyLocks("too many requests wait for each other")
+        compares = (
+            *self._ledger.places.others_unchanged_since(self._picture.revision, queued=waiter is not None),
+            *(Compare(key, Target.CREATE, Relation.GREATER, 0) for key in passed),
+        )
+        outcome = await self._ledger.write(after, (Delete(waiter.key),) if waiter else (), compares)
+        if waiter is not None and isinstance(outcome, Committed):
+            self._ledger.placed.discard(waiter.key)
+        return outcome
+
+    def _has_by_place(self, waiter: Waiter, holders: Iterable[Lock], queue: list[Waiting]) -> bool:
+        if not self._ledger.session.proven or weakens(self.held, waiter.lock):
+            return False
+        return has_lock(waiter.place, holders, queue) and self._ledger.hold_by_place(waiter.key)
 
     async def _keep_only(self, left: tuple[Lock, ...]) -> None:
         if left == self.held:
@@ -237,11 +287,13 @@ class Board:
         self.held = left
         try:
             await self.settle()
-            while self._stored != self.held:
-                await self._write(self.held)
+            while not self.alone and not self._ledger.says(self.held):
+                outcome = await self._ledger.write(self.held, (self._ledger.question,))
+                if isinstance(outcome, Committed) and outcome.ranges is not None:
+                    await self._ledger.see(outcome)  # for free, and the next request knows who waits
                 await self.settle()
         except BaseException:
-            self._doubtful = True  # the own key must still be told
+            self._ledger.doubtful = True  # the own key must still be told
             raise
         finally:
             self.announce()
@@ -249,139 +301,103 @@ class Board:
     def _without_converted(self, wanted: Lock) -> tuple[Lock, ...]:
         return subtract(self.held, wanted.owner, 0, RANGE_END) if self.kind is LockKind.FLOCK else self.held
 
+    # -- deciding alone ----------------------------------------------------------------------------------------------
+
+    async def _tell(self) -> None:
+        """See `tell`. If it is refused, the next `settle` does it again."""
+        waiters = [waiter for waiter in self.waiters if not waiter.placed]
+        if await tell(self._ledger, self.held, waiters, self.waiters):
+            self.alone = False
+            self.announce()
+
+    async def _ask_keeper(self) -> None:
+        """Have the mount that decides alone tell, and wait until it has. Raises DeadlineExceeded."""
+        self._powers.has_asked(self)
+        await ask_to_tell(self._ledger)
+
     # -- waiting -----------------------------------------------------------------------------------------------------
 
     async def _enqueue(self, wanted: Lock) -> Waiter:
-        """Put the request into the store's queue, and see how things stand as of that. One transaction."""
-        waiter = Waiter(self._places.waiter(self._new_ticket()), wanted)
-        after = self._without_converted(wanted)
-        ask = Range(self._places.all, self._places.end)
-        put = Put(waiter.key, encode_waiting(wanted), self._session.lease_id)
-        while True:
-            try:
-                if after == self.held:
-                    outcome = await self._commit((), (put, ask))
-                else:
-                    outcome = await self._write(after, (put, ask))
-            except BaseException:
-                self._strays.add(waiter.key)
-                raise
-            if isinstance(outcome, Committed):
-                break
-            await self.settle()
-        self.held = after
-        waiter.arrival = outcome.revision
+        """Put the request into the queue, the store's unless this mount decides alone, and see how things stand as of
+        that. One transaction, or none."""
+        ticket = self._powers.new_ticket()
+        waiter = Waiter(self._ledger.places.waiter(ticket), wanted, Arrival(0), placed=not self.alone)
+        if self.alone:
+            waiter.arrival = Arrival(self._ledger.known, ticket)
+            self.held = self._without_converted(wanted)
+            self.waiters.append(waiter)
+            self.announce()
+            return waiter
+        try:
+            outcome, asked = await self._put_in_queue(waiter)
+        except BaseException:
+            self._ledger.strays.add(waiter.key)
+            raise
+        self.held = self._without_converted(wanted)
+        waiter.arrival = Arrival(outcome.revision)
+        self._ledger.placed.add(waiter.key)
         self.waiters.append(waiter)
         try:
-            found = outcome.ranges[-1] if outcome.ranges else None
-            if found is None:
-                await self._read()
-            else:
-                self._picture.replace(outcome.revision, found.kvs)
+            await self._ledger.see(outcome)
+            if self._picture.keeper is not None and self._picture.keeper != asked:
+                self._powers.has_asked(self)
+                await ask_to_tell(self._ledger, wait=False)
         except BaseException:
             self.waiters.remove(waiter)
-            self._strays.add(waiter.key)
+            self._leave(waiter)
             raise
         finally:
             self.announce()
         return waiter
 
+    async def _put_in_queue(self, waiter: Waiter) -> tuple[Committed, Keeper | None]:
+        """With it goes a notice to the mount that decides alone, if there is one and it is known."""
+        ledger = self._ledger
+        put = Put(waiter.key, encode_waiting(waiter.lock), ledger.session.lease_id)
+        after = self._without_converted(waiter.lock)
+        while True:
+            keeper = self._picture.keeper
+            writes: list[Op] = [put]
+            compares: list[Compare] = []
+            if keeper is not None:
+                compares.append(compare_keeper(keeper))
+                writes.append(Put(notice(ledger, keeper.session), b"", ledger.session.lease_id))
+                self._powers.has_asked(self)
+            writes.append(ledger.question)
+            if after == self.held:
+                outcome = await ledger.commit(compares, writes)
+            else:
+                outcome = await ledger.write(after, writes, compares)
+            if isinstance(outcome, Committed):
+                return outcome, keeper
+            await self.settle()
+
+    def _leave(self, waiter: Waiter) -> None:
+        """It waits no more, and may still be in the store."""
+        if waiter.placed or self._ledger.doubtful:
+            self._ledger.placed.discard(waiter.key)
+            self._ledger.strays.add(waiter.key)
+
     async def _await_grant(self, waiter: Waiter) -> None:
         while True:
             async with self._turn:
-                self._check_session()
+                self._ledger.check_session()
                 await self.settle()
-                if await self._try(waiter.lock, waiter, look=False):
+                if await self._try(waiter.lock, waiter, ask=False):
                     return
                 waiter.ready = trio.Event()
-            if self._watcher is None:
-                await self._watch_until_ready(waiter)
-            else:
+            if self.alone or self._watcher is not None:
                 await waiter.ready.wait()
+            else:
+                await self._watch_until_ready(waiter)
 
     async def _watch_until_ready(self, waiter: Waiter) -> None:
         self._watcher = waiter
         try:
             with trio.CancelScope() as waiter.watching:
                 while True:
-                    try:
-                        await self._watch()
-                    except Compacted:
-                        await self._read()
-                        self.announce()
-                    except (StoreUnavailable, OutcomeUnknown) as exc:
-                        log.info("the watch on the locks of inode %d broke: %s", self.ino, exc)
-                        await trio.sleep(REWATCH_S)
+                    await self._watch.changed()
+                    self.announce()
         finally:
             self._watcher = None
             waiter.watching = None
-
-    async def _watch(self) -> None:
-        first = self._picture.revision + 1
-        async with self._store.watch(self._places.all, self._places.end, start_revision=first) as batches:
-            async for batch in batches:
-                self._picture.apply(batch.revision, batch.events)
-                self.announce()
-
-    # -- the store ---------------------------------------------------------------------------------------------------
-
-    async def _write(
-        self, held: tuple[Lock, ...], writes: Sequence[Op] = (), compares: Sequence[Compare] = ()
-    ) -> Committed | Conflict:
-        """Make the own key say `held`, and more. A Conflict has been looked at."""
-        keep = bool(held) or self._keep_key
-        own: tuple[Op, ...] = ()
-        if keep:
-            record = encode_held(self._session.number, held)
-            own = (Put(self._places.held, record, self._session.lease_id),)
-        elif self._known:
-            own = (Delete(self._places.held),)
-        outcome = await self._commit(compares, (*own, *writes))
-        if isinstance(outcome, Committed):
-            self._known = outcome.revision if keep else 0
-            self._stored = held
-        return outcome
-
-    async def _commit(self, compares: Sequence[Compare], writes: Sequence[Op]) -> Committed | Conflict:
-        own = Compare(self._places.held, Target.MOD, Relation.EQUAL, self._known)
-        ask = Range(self._places.all, self._places.end)
-        change = Change(Kind.LOCK, ino=self.ino)
-        try:
-            outcome = await self._session.commit(
-                (own, *compares), writes, (change,), time_ns=time.time_ns(), orelse=(ask,)
-            )
-        except BaseException:
-            self._doubtful = True  # it may have been applied, or may be yet (rule 3)
-            raise
-        self._check_session()
-        if isinstance(outcome, Conflict):
-            found = outcome.ranges[0]
-            assert found is not None
-            self._picture.replace(outcome.revision, found.kvs)
-            self._see_own(found)
-        return outcome
-
-    def _see_own(self, found: RangeResult) -> None:
-        """What is in the store of this session's though it should not be: left by transactions that were given up."""
-        queued = {waiter.key for waiter in self.waiters}
-        known = 0
-        for kv in found.kvs:
-            if kv.key == self._places.held:
-                known = kv.mod_revision
-            elif self._places.is_own_waiter(kv.key) and kv.key not in queued:
-                self._strays.add(kv.key)
-        if known != self._known:
-            self._known = known
-            self._doubtful = True
-
-    async def _read(self) -> None:
-        """How things stand now, as far as the others are concerned. One request."""
-        found = await retry(
-            lambda: self._store.range(Range(self._places.all, self._places.end)), self._options.operation_deadline_s
-        )
-        self._picture.replace(found.revision, found.kvs)
-        self._check_session()
-
-    def _check_session(self) -> None:
-        if self._ended or not self._session.alive:
-            raise SessionLost("the session has ended, and its locks with it")

@@ -38,6 +38,13 @@ def covers(held: Iterable[Lock], wanted: Lock) -> bool:
     )
 
 
+def weakens(held: Iterable[Lock], wanted: Lock) -> bool:
+    """Whether `wanted` makes shared what its owner holds exclusively: others are waiting to hear of that."""
+    return wanted.type is LockType.SHARED and any(
+        lock.type is LockType.EXCLUSIVE and overlap(lock, wanted) and same_owner(lock, wanted) for lock in held
+    )
+
+
 def subtract(held: Iterable[Lock], owner: int, start: int, end: int) -> tuple[Lock, ...]:
     """What is held after `owner` has given back [start, end]; a range that reaches out on both sides is split."""
     left: list[Lock] = []

@@ -1,4 +1,5 @@
-"""How long a mount leaves a directory alone after somebody else wanted it: longer each time, where sharing is hot."""
+"""How long a mount leaves a directory, or the locks of an inode, alone after somebody else wanted it: longer each time,
+where sharing is hot."""
 
 from __future__ import annotations
 

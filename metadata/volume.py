@@ -91,7 +91,7 @@ class Volume(NamespaceReader):
         self.site = site
         self._session: Session | None = None
         self._usage = UsageKeeper(self._transactor, keys)
-        self.locks = LockManager(store, keys, options)
+        self.locks = LockManager(store, keys, options, delegations.inbox)
         self._lease_hooks: list[Callable[[float], None]] = []
         self.session_lost_hooks: list[Callable[[], None]] = []
         """Called, without await, after a session has been lost and before the next one begins."""
@@ -137,7 +137,10 @@ class Volume(NamespaceReader):
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._usage.keep, session)
-                    nursery.start_soon(self.delegations.serve, session)
+                    nursery.start_soon(self.locks.serve)
+                    if self._options.delegations:
+                        nursery.start_soon(self.delegations.serve, session)
+                        nursery.start_soon(self.delegations.inbox.serve, session)
                     nursery.start_soon(self._mend_locks)
                     await session.keep_alive()
                     nursery.cancel_scope.cancel()
@@ -193,7 +196,7 @@ class Volume(NamespaceReader):
                 with trio.move_on_after(5), contextlib.suppress(MetadataError):
                     await self._usage.flush(session)
             self.delegations.end()
-            self.locks.end()
+            await self.locks.close()
             await session.close()
 
     def _scope(self) -> Scope:
@@ -340,6 +343,7 @@ class Volume(NamespaceReader):
         """Counters for `status`, by what they are of."""
         return {
             "delegations": {**self.delegations.statistics(), "reads_asked": self.asked},
+            "locks": self.locks.statistics(),
             **self._transactor.statistics(),
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 
 import pytest
@@ -40,6 +40,11 @@ async def mounts(place: Place) -> AsyncIterator[Mounts]:
 
 async def waiting(mount: LockMount, count: int, ino: int = INO) -> None:
     await until_waiting(mount.store, mount.keys, count, ino)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    while not true():
+        await trio.testing.wait_all_tasks_blocked(0.001)
 
 
 async def refused(mount: LockMount, owner: int, *args: object, **kwargs: object) -> bool:
@@ -163,22 +168,28 @@ async def test_readers_do_not_starve_a_writer_and_wake_together(mounts: Mounts) 
         nursery.start_soon(take, one, 2, "reader")
         await waiting(one, 3)
         await one.release(1)
-        await waiting(one, 2)
+        await until(lambda: order == ["writer"])
         await two.release(1)
     assert order == ["writer", "reader", "reader"]
 
 
 async def test_who_is_waited_for_may_go_on(mounts: Mounts) -> None:
     one, two, three = mounts
+    second_has_it = trio.Event()
+
+    async def second() -> None:
+        await two.acquire(1, EXCLUSIVE, 5, 15)
+        second_has_it.set()
+
     await one.acquire(1, EXCLUSIVE, 0, 9)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(two.acquire, 1, EXCLUSIVE, 5, 15)
+        nursery.start_soon(second)
         await waiting(one, 1)
         nursery.start_soon(three.acquire, 1, EXCLUSIVE, 12, 20)
         await waiting(one, 2)
         await one.acquire(1, EXCLUSIVE, 10, 25, wait=False)
         await one.release(1)
-        await waiting(one, 1)
+        await second_has_it.wait()
         await two.release(1)
     assert three.locks.holds(INO, POSIX, 1)
 

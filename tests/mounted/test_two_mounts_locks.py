@@ -15,6 +15,7 @@ import pytest
 from tests.mounted import clients
 from tests.mounted.client import Client
 from tests.mounted.clients import errno_of
+from tests.mounted.conftest import Places
 
 pytestmark = pytest.mark.mounted
 
@@ -46,6 +47,53 @@ def test_exclusive_and_shared(lock: Lock, client: Client, other_client: Client) 
     assert client.call(errno_of, lock, "f", SH | NB) == errno.EAGAIN
     other_client.call(lock, "f", UN)
     client.call(lock, "f", EX | NB)
+
+
+@pytest.mark.usefixtures("file")
+@pytest.mark.parametrize("lock", KINDS)
+def test_a_lock_that_was_used_on_one_mount_only_is_free_for_a_try_on_the_other(
+    lock: Lock, client: Client, other_client: Client, places: Places
+) -> None:
+    for operation in (EX, UN, SH, EX, UN):
+        client.call(lock, "f", operation)
+    assert places.pair.west.status()["locks"]["decided_alone"] >= 1
+    other_client.call(lock, "f", EX | NB)
+    assert client.call(errno_of, lock, "f", SH | NB) == errno.EAGAIN
+    other_client.call(lock, "f", UN)
+    client.call(lock, "f", EX | NB)
+
+
+@pytest.mark.usefixtures("file")
+@pytest.mark.parametrize("lock", KINDS)
+def test_a_lock_that_goes_round_on_one_mount_goes_on_to_the_other(
+    lock: Lock, here: Path, client: Client, other_client: Client
+) -> None:
+    with Client.started() as third:
+        third.call(clients.open_as, "f", here / "file", os.O_RDWR)
+        client.call(lock, "f", EX)
+        first = third.start(lock, "f", EX)
+        assert not first.is_done(0.3)
+        second = other_client.start(lock, "f", EX)
+        assert not second.is_done(0.3)
+        client.call(lock, "f", UN)
+        first.result()
+        assert client.call(errno_of, lock, "f", SH | NB) == errno.EAGAIN
+        assert not second.is_done(0.1)
+        third.call(lock, "f", UN)
+        second.result()
+
+
+@pytest.mark.usefixtures("file")
+def test_getlk_sees_what_is_held_and_no_more(here: Path, there: Path, client: Client) -> None:
+    client.call(clients.lockf, "f", EX, 10, 5)
+    client.call(clients.lockf, "f", EX, 10, 50)
+    client.call(clients.lockf, "f", UN, 10, 5)
+    with (there / "file").open("r+b") as file:
+        asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)
+        kind, _, start, length, _ = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, asked))
+        assert (kind, start, length) == (fcntl.F_WRLCK, 50, 10)
+        client.call(clients.lockf, "f", UN)
+        assert struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, asked))[0] == fcntl.F_UNLCK
 
 
 @pytest.mark.usefixtures("file")

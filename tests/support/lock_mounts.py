@@ -6,12 +6,17 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+import trio
 import trio.testing
 
 from apollofs.metadata.counting import CountingStore
 from apollofs.metadata.format import format_volume
+from apollofs.metadata.inbox import Inbox
 from apollofs.metadata.keys import Keys
-from apollofs.metadata.lock_records import decode_held, decode_waiting
+from apollofs.metadata.lock_picture import Waiting
+from apollofs.metadata.lock_queue import has_lock
+from apollofs.metadata.lock_ranges import add
+from apollofs.metadata.lock_records import Arrival, decode_held, decode_waiting
 from apollofs.metadata.locks import RANGE_END, Lock, LockKind, LockManager, LockType
 from apollofs.metadata.session import Session, SessionOptions, open_session
 from apollofs.metadata.store import Range, Store, prefix_end
@@ -32,6 +37,7 @@ class LockMount:
     keys: Keys
     session: Session
     locks: LockManager
+    inbox: Inbox
 
     async def acquire(
         self,
@@ -51,10 +57,29 @@ class LockMount:
     ) -> None:
         await self.locks.release(ino, kind, owner, start, end)
 
+    @property
+    def in_use(self) -> set[tuple[int, LockKind]]:
+        """Where it holds or wants something, or has something to mend."""
+        return {place for place, board in self.locks._boards.items() if not board.idle}
+
+    @property
+    def alone(self) -> set[tuple[int, LockKind]]:
+        """Where it decides alone."""
+        return {place for place, board in self.locks._boards.items() if board.alone}
+
+    async def hear(self, nursery: trio.Nursery) -> None:
+        """From now on, as long as `nursery` lives, recalls reach it: it may decide alone."""
+        nursery.start_soon(self.locks.serve)
+        nursery.start_soon(self.inbox.serve, self.session)
+        while not self.inbox.hearing:
+            await trio.testing.wait_all_tasks_blocked()
+        self.store.reset()
+
     async def lose_session(self) -> None:
         """The lease ends, and the mount comes to know."""
+        self.inbox.hearing = False
         await self.session.close()
-        self.locks.end()
+        await self.locks.close()
 
 
 async def make_lock_volume(store: Store, volume: str) -> None:
@@ -68,10 +93,11 @@ async def lock_mount(store: Store, volume: str, options: SessionOptions = OPTION
     keys = Keys(volume)
     counting = CountingStore(store)
     session = await open_session(counting, keys, options, mount_record(), 1)
-    locks = LockManager(counting, keys, options)
+    inbox = Inbox(counting, keys)
+    locks = LockManager(counting, keys, options, inbox)
     locks.begin(session)
     counting.reset()
-    return LockMount(counting, keys, session, locks)
+    return LockMount(counting, keys, session, locks, inbox)
 
 
 @contextlib.asynccontextmanager
@@ -83,23 +109,37 @@ async def lock_mounts(store: Store, volume: str, count: int) -> AsyncIterator[li
         yield mounts
     finally:
         for mount in mounts:
-            await mount.session.close()
+            await mount.lose_session()
 
 
 async def in_store(
     store: Store, keys: Keys, ino: int = INO, kind: LockKind = POSIX
 ) -> tuple[list[Lock], list[Lock], int]:
-    """What the store says is held, what waits (oldest first), and how many keys that takes."""
+    """What the store says is held, by position too, what waits (oldest first), and how many keys that takes.
+
+    Of what a mount decides alone the store says nothing."""
     prefix = keys.locks_of(ino, kind)
     found = await store.range(Range(prefix, prefix_end(prefix)))
-    held: list[Lock] = []
-    waiting: list[tuple[int, Lock]] = []
+    held: tuple[Lock, ...] = ()
+    requests: list[Waiting] = []
+    alone = False
     for kv in found.kvs:
         if kv.key.startswith(prefix + b"h/"):
-            held += decode_held(kv.value)
+            holding = decode_held(kv.value)
+            held += holding.locks
+            alone = alone or holding.sole
         else:
-            waiting.append((kv.create_revision, decode_waiting(kv.value)))
-    return held, [lock for _, lock in sorted(waiting, key=lambda each: each[0])], len(found.kvs)
+            lock, arrival = decode_waiting(kv.value)
+            requests.append(Waiting(arrival or Arrival(kv.create_revision), lock))
+    requests.sort(key=lambda each: each.arrival)
+    holders, waiting = held, []
+    for request in requests:
+        if not alone and has_lock(request, holders, requests):
+            theirs = [lock for lock in held if lock.session == request.lock.session]
+            held = (*(lock for lock in held if lock.session != request.lock.session), *add(theirs, request.lock))
+        else:
+            waiting.append(request.lock)
+    return list(held), waiting, len(found.kvs)
 
 
 async def until_waiting(store: Store, keys: Keys, count: int, ino: int = INO, kind: LockKind = POSIX) -> None:

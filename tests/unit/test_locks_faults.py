@@ -10,11 +10,18 @@ import pytest
 import trio
 import trio.testing
 
-from apollofs.metadata.errors import DeadlineExceeded, OutcomeUnknown, SessionLost, StoreError, StoreUnavailable
+from apollofs.metadata.errors import (
+    DeadlineExceeded,
+    LockConflict,
+    OutcomeUnknown,
+    SessionLost,
+    StoreError,
+    StoreUnavailable,
+)
 from apollofs.metadata.locks import LockKind
 from apollofs.metadata.memory import MemoryStore, Moment, Request
 from apollofs.metadata.session import SessionOptions
-from apollofs.metadata.store import Put
+from apollofs.metadata.store import Put, Relation
 from tests.support.lock_mounts import (
     BOUND_S,
     EXCLUSIVE,
@@ -83,7 +90,10 @@ async def make_pair(options: SessionOptions) -> Pair:
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
     with trio.fail_after(BOUND_S):
-        yield await make_pair(SessionOptions(lease_ttl_s=600, operation_deadline_s=10, slots=4))
+        pair = await make_pair(SessionOptions(lease_ttl_s=600, operation_deadline_s=10, slots=4))
+        yield pair
+        await pair.faulty.lose_session()
+        await pair.good.lose_session()
 
 
 @pytest.fixture
@@ -148,7 +158,7 @@ async def test_a_release_that_could_not_be_told_is_told_later(
     await impatient.faulty.locks.mend()
     await impatient.assert_left(0)
     await impatient.good.acquire(1, wait=False)
-    assert set(impatient.faulty.locks._boards) == {(INO + 1, POSIX)}
+    assert impatient.faulty.in_use == {(INO + 1, POSIX)}
 
 
 async def test_an_acquisition_that_arrives_late_is_void(pair: Pair) -> None:
@@ -240,7 +250,7 @@ async def test_interrupted_at_every_point_while_waiting(
         held, queue, _ = await in_store(pair.store, pair.good.keys)
         assert (held, queue) == ([], []), passes
         assert not pair.faulty.locks.holds(INO, POSIX, 1)
-        assert pair.faulty.locks._boards == {}
+        assert pair.faulty.in_use == set()
 
 
 async def test_interrupted_release_still_releases(pair: Pair) -> None:
@@ -251,6 +261,49 @@ async def test_interrupted_release_still_releases(pair: Pair) -> None:
         pair.faults.plan = []
         assert not pair.faulty.locks.holds(INO, POSIX, 1)
         await pair.assert_left(0)
+
+
+async def test_who_is_passed_over_only_because_of_another_that_leaves(pair: Pair) -> None:
+    """One mount's request passes two others over; before it arrives the first has left, and the second has its lock."""
+    sent, may_arrive = trio.Event(), trio.Event()
+
+    async def hold_back(moment: Moment, request: Request) -> None:
+        if request.method == "txn" and moment is Moment.BEFORE:
+            compares = request.arguments[0]
+            if any(compare.relation is Relation.GREATER for compare in compares):  # type: ignore[attr-defined]  # a hook sees objects
+                sent.set()
+                await may_arrive.wait()
+
+    handle = pair.store.another()
+    one, two, three = await lock_mount(handle, VOLUME), pair.faulty, pair.good
+    has_it = trio.Event()
+
+    async def behind() -> None:
+        await three.acquire(3, EXCLUSIVE, 1, 2)
+        has_it.set()
+
+    async def pass_over() -> None:
+        with pytest.raises(LockConflict):
+            await one.acquire(1, EXCLUSIVE, 2, 2, wait=False)
+
+    async def leave_when_told(leaving: trio.CancelScope) -> None:
+        with leaving:
+            await two.acquire(2, EXCLUSIVE, 0, 1)
+
+    await one.acquire(1, EXCLUSIVE, 0, 0)
+    async with trio.open_nursery() as nursery:
+        leaving = trio.CancelScope()
+        nursery.start_soon(leave_when_told, leaving)
+        await until_waiting(pair.store, one.keys, 1)
+        nursery.start_soon(behind)
+        await until_waiting(pair.store, one.keys, 2)
+        handle.hook = hold_back
+        nursery.start_soon(pass_over)
+        await sent.wait()
+        leaving.cancel()
+        await has_it.wait()
+        may_arrive.set()
+    await one.lose_session()
 
 
 # -- the watch --------------------------------------------------------------------------------------------------------
@@ -343,6 +396,6 @@ async def test_session_loss_at_every_point(pair: Pair) -> None:
             await mount.lose_session()
         assert len(outcomes) == 4
         assert not mount.locks.holds(INO, POSIX, 1)
-        assert mount.locks._boards == {}
+        assert mount.in_use == set()
         await pair.good.acquire(1, EXCLUSIVE, wait=False)
         await pair.good.release(1)

@@ -6,8 +6,17 @@ import pytest
 
 from apollofs.metadata.errors import CorruptRecord
 from apollofs.metadata.keys import Keys
-from apollofs.metadata.lock_picture import Picture, Places, Waiting, all_held
-from apollofs.metadata.lock_records import Lock, LockKind, LockType, encode_held, encode_waiting
+from apollofs.metadata.lock_picture import SOLE_OWNER, Keeper, Picture, Places, Waiting
+from apollofs.metadata.lock_records import (
+    RANGE_END,
+    Arrival,
+    Lock,
+    LockKind,
+    LockType,
+    encode_held,
+    encode_sole,
+    encode_waiting,
+)
 from apollofs.metadata.store import Compare, Event, KeyValue, Relation, Target, prefix_end
 
 KEYS = Keys("test")
@@ -38,8 +47,30 @@ def test_only_others_are_in_it() -> None:
     kvs = [held_by(ME, 3, 1), held_by(OTHER, 4, 2), waiting_of(ME, 5, 7), waiting_of(OTHER, 6, 8)]
     picture.replace(6, kvs)
     assert list(picture.held) == [lock(OTHER, 2)]
-    assert list(picture.waiting) == [Waiting(6, lock(OTHER, 8))]
-    assert list(all_held(PLACES, kvs)) == [lock(ME, 1), lock(OTHER, 2)]
+    assert list(picture.waiting) == [Waiting(Arrival(6), lock(OTHER, 8), kvs[3].key)]
+    assert not picture.alone
+
+
+def test_who_decides_alone_holds_all_there_is_until_it_tells() -> None:
+    picture = Picture(PLACES)
+    key = KEYS.locks(INO, LockKind.POSIX, OTHER)
+    picture.replace(10, [KeyValue(key, encode_sole(OTHER), 3, 9, 2)])
+    assert picture.keeper == Keeper(OTHER, key, 9)
+    assert list(picture.held) == [Lock(OTHER, SOLE_OWNER, 0, RANGE_END, LockType.EXCLUSIVE, 0)]
+    picture.apply(11, [Event(False, held_by(OTHER, 11, 2))])
+    assert [picture.keeper, *picture.held] == [None, lock(OTHER, 2)]
+    picture.apply(12, [Event(False, KeyValue(key, encode_sole(OTHER), 3, 12, 4))])
+    assert picture.keeper == Keeper(OTHER, key, 12)
+    picture.apply(13, [gone(held_by(OTHER, 12), 13)])
+    assert [picture.keeper, picture.alone] == [None, True]
+
+
+def test_requests_that_came_while_their_session_decided_alone_keep_their_place() -> None:
+    picture = Picture(PLACES)
+    early = waiting_of(OTHER, 20, 5)._replace(value=encode_waiting(lock(OTHER, 5), Arrival(4, 5)))
+    late = waiting_of(OTHER, 6, 8)
+    picture.replace(20, [early, late])
+    assert sorted(each.arrival for each in picture.waiting) == [Arrival(4, 5), Arrival(6)]
 
 
 def test_what_is_known_already_is_passed_over() -> None:

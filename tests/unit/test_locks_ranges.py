@@ -15,11 +15,14 @@ from apollofs.metadata.lock_records import (
     RANGE_END,
     RANGES_MAX,
     RECORD_BYTES_MAX,
+    Arrival,
+    Holding,
     Lock,
     LockType,
     decode_held,
     decode_waiting,
     encode_held,
+    encode_sole,
     encode_waiting,
 )
 
@@ -106,8 +109,10 @@ def test_requests_that_wait_for_the_asker_are_passed_over() -> None:
 
 def test_records() -> None:
     held = (lock(1, 0, RANGE_END), lock((1 << 64) - 1, 3, 4, SHARED))
-    assert decode_held(encode_held(SESSION, held)) == held
-    assert decode_waiting(encode_waiting(held[1])) == held[1]
+    assert decode_held(encode_held(SESSION, held)) == Holding(SESSION, held, False)
+    assert decode_held(encode_sole(SESSION)) == Holding(SESSION, (), True)
+    assert decode_waiting(encode_waiting(held[1])) == (held[1], None)
+    assert decode_waiting(encode_waiting(held[1], Arrival(7, 3))) == (held[1], Arrival(7, 3))
 
 
 @pytest.mark.parametrize("fields", [[], [1], [1, [[1, 2]]], [1, [[1, 2, 3, 7, 5]]], [1, 2]])

@@ -9,9 +9,10 @@ import pytest
 import trio
 import trio.testing
 
+from apollofs.metadata import pauses
 from apollofs.metadata.errors import LockConflict, LockDeadlock, OutcomeUnknown, StoreUnavailable
 from apollofs.metadata.locks import LockKind, LockType
-from apollofs.metadata.memory import MemoryStore, Moment, Request
+from apollofs.metadata.memory import Hook, MemoryStore, Moment, Request
 from tests.support.lock_mounts import (
     BOUND_S,
     EXCLUSIVE,
@@ -27,6 +28,7 @@ from tests.support.lock_mounts import (
 
 BYTES = 8
 VOLUME = "locks"
+SEEDS, SEEDS_FAULTS = 25, 12
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Oracle:
     """By mount, owner, byte."""
     granted: int = 0
     deadlocks: int = 0
+    recalls: int = 0
 
     def grant(self, mount: int, owner: int, start: int, end: int, type_: LockType) -> None:
         for (other_mount, other, byte), theirs in self.held.items():
@@ -70,6 +73,13 @@ class Owner:
             else:
                 await self._unlock(*self._range())
         await self._unlock(0, BYTES - 1)
+
+    async def look(self, steps: int) -> None:
+        """Ask now and then what stands in the way of nobody's lock."""
+        for _ in range(steps):
+            await self._pause()
+            found = await self.mount.locks.test(INO, self.kind, 1 << 40, *self._range(), EXCLUSIVE)
+            assert found is None or found.owner < 100
 
     def _range(self) -> tuple[int, int]:
         if self.kind is FLOCK:
@@ -119,49 +129,65 @@ class Owner:
         await self.mount.release(self.owner, start, end, kind=self.kind)
 
 
-def unreliable(rng: random.Random) -> MemoryStore:
+def disturbed(rng: random.Random, *, faults: bool) -> Hook:
+    """Requests and replies take their time, and with `faults` some of them are lost."""
+
     async def hook(moment: Moment, request: Request) -> None:
-        if request.method == "txn" and rng.random() < 0.01:
-            raise rng.choice([OutcomeUnknown, StoreUnavailable if moment is Moment.BEFORE else OutcomeUnknown])(
-                "injected"
-            )
+        if request.method != "watch":
+            for _ in range(rng.randrange(4)):
+                await trio.lowlevel.checkpoint()
+        if faults and request.method == "txn" and rng.random() < 0.01:
+            refused = StoreUnavailable if moment is Moment.BEFORE else OutcomeUnknown
+            raise rng.choice([OutcomeUnknown, refused])("injected")
 
-    store = MemoryStore()
-    store.hook = hook
-    return store
+    return hook
 
 
-async def run_schedule(seed: int, kind: LockKind, store: MemoryStore, *, faults: bool) -> Oracle:
+async def run_schedule(seed: int, kind: LockKind, store: MemoryStore, *, faults: bool, alone: bool) -> Oracle:
     rng = random.Random(seed)
     await make_lock_volume(store, VOLUME)
     mounts = [await lock_mount(store.another(), VOLUME) for _ in range(rng.randint(2, 3))]
-    if faults:
-        for mount in mounts:
-            mount.store._store.hook = unreliable(rng).hook  # type: ignore[attr-defined]  # a MemoryStore
     oracle = Oracle()
-    with trio.fail_after(BOUND_S):
-        async with trio.open_nursery() as nursery:
-            for number in range(rng.randint(3, 7)):
-                index = number % len(mounts)
-                owner = Owner(random.Random(rng.random()), oracle, mounts[index], index, number, kind)
-                nursery.start_soon(owner.run, 15)
+    async with trio.open_nursery() as serving:
+        for mount in mounts:
+            if alone:
+                await mount.hear(serving)
+            mount.store._store.hook = disturbed(rng, faults=faults)  # type: ignore[attr-defined]  # a MemoryStore
+        with trio.fail_after(BOUND_S):
+            async with trio.open_nursery() as nursery:
+                for number in range(rng.randint(3, 7)):
+                    index = number % len(mounts)
+                    owner = Owner(random.Random(rng.random()), oracle, mounts[index], index, number, kind)
+                    nursery.start_soon(owner.run, 15)
+                    if alone and rng.random() < 0.3:
+                        nursery.start_soon(owner.look, 15)
+        for mount in mounts:
+            mount.store._store.hook = None  # type: ignore[attr-defined]  # likewise
+            await mount.locks.mend()
+            assert mount.in_use == set(), "something is remembered of locks that are gone"
+        assert (await in_store(store, mounts[0].keys, INO, kind))[:2] == ([], [])
+        oracle.recalls = sum(mount.locks.recalls_heard for mount in mounts)
+        serving.cancel_scope.cancel()
     for mount in mounts:
-        assert mount.locks._boards == {}, "something is remembered of locks that are gone"
-        await mount.session.close()
+        await mount.lose_session()
     return oracle
 
 
 @pytest.mark.parametrize("kind", [POSIX, FLOCK])
 @pytest.mark.parametrize("faults", [False, True])
-async def test_random_schedules(kind: LockKind, faults: bool) -> None:
-    granted = deadlocks = 0
-    for seed in range(12 if faults else 25):
+@pytest.mark.parametrize("alone", [False, True])
+async def test_random_schedules(kind: LockKind, faults: bool, alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pauses, "FIRST_S", 0)  # so that mounts decide alone as often as can be
+    granted = deadlocks = recalls = 0
+    for seed in range(SEEDS_FAULTS if faults else SEEDS):
         store = MemoryStore()
-        oracle = await run_schedule(seed, kind, store, faults=faults)
+        oracle = await run_schedule(seed, kind, store, faults=faults, alone=alone)
         granted += oracle.granted
         deadlocks += oracle.deadlocks
+        recalls += oracle.recalls
     assert granted > 100
     assert kind is POSIX or deadlocks == 0
+    assert bool(recalls) is alone
 
 
 async def test_first_come_first_served_over_mounts() -> None:
