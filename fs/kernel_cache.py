@@ -8,7 +8,10 @@ Rules
    that it does not know yet, such a reply may still be on its way: that one is asked for again until it is known.
 4. Entries are expired under the directory's lock, which the kernel holds for an operation from its request to our
    reply. An operation that must wait for others would so wait for itself: it is let go by `hurry`, which outdates
-   every entry of the mount at once and takes no lock (INC_EPOCH).
+   every entry of the mount at once and takes no lock (INC_EPOCH). So is, from the start, what a request of ours has
+   locked (`locked`): a thread that waits in the kernel for that lock can't be killed, and would keep the device of a
+   killed daemon open; only when that is closed does the kernel fail the requests that nobody answers any more, and let
+   go of their locks.
 5. A reply to a LOOKUP that revalidates takes no lock either: entries that were just given are expired once more when
    the thread that asked has run since, or outdated with all others.
 6. What a thread was told about a directory before a change of ours, and has not taken in yet, is dropped before that
@@ -18,7 +21,9 @@ Rules
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -81,6 +86,8 @@ class KernelCache:
         self._told: dict[int, int] = {}
         """The thread that was given a directory's attributes since these were last dropped, or SEVERAL."""
         self._names = 0
+        self._locked: Counter[int] = Counter()
+        """Directories that the kernel has locked for requests which are being answered here; how many these are."""
         self._receipts = Receipts()
         self._expiring = trio.CapacityLimiter(THREADS_MAX)
         self._invalidating = trio.CapacityLimiter(THREADS_MAX)
@@ -156,6 +163,19 @@ class KernelCache:
             share = self._shares[group] = _Share(group)
         share.until = boot_time() + validity_s
         return share
+
+    @contextmanager
+    def locked(self, *directories: int) -> Iterator[None]:
+        """A request is answered in this block for which the kernel has locked directories, to look up, list or change
+        names there."""
+        self._locked.update(directories)
+        try:
+            yield
+        finally:
+            self._locked.subtract(directories)
+            for directory in directories:
+                if not self._locked[directory]:
+                    del self._locked[directory]
 
     # -- changes of our own ------------------------------------------------------------------------------------------
 
@@ -273,6 +293,9 @@ class KernelCache:
             await self._expire_or_outdate(share, names)
 
     async def _expire_or_outdate(self, share: _Share, names: Collection[bytes]) -> None:
+        if share.group in self._locked and not self._has_submounts():
+            self._outdate()
+            return
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._expire, share.group, tuple(names), nursery.cancel_scope)
             await share.hurried.wait()

@@ -88,7 +88,8 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
         try:
             found = self._filesystem.cached_lookup(parent_inode, name)
             if found is None:
-                found = await self._interruptible(ctx, self._filesystem.lookup(parent_inode, name))
+                with self.kernel.locked(parent_inode):
+                    found = await self._interruptible(ctx, self._filesystem.lookup(parent_inode, name))
         except NoSuchEntry:
             timeout_s = self._filesystem.absent(parent_inode, name)
             if not timeout_s:
@@ -100,31 +101,37 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
         return self._entry(found)
 
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any) -> pyfuse3.EntryAttributes:
-        made = await self._filesystem.mknod(parent_inode, name, mode, rdev, caller_of(ctx))
+        with self.kernel.locked(parent_inode):
+            made = await self._filesystem.mknod(parent_inode, name, mode, rdev, caller_of(ctx))
         self._names_changed(ctx.pid, parent_inode)
         return self._entry(made)
 
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
-        made = await self._filesystem.mkdir(parent_inode, name, mode, caller_of(ctx))
+        with self.kernel.locked(parent_inode):
+            made = await self._filesystem.mkdir(parent_inode, name, mode, caller_of(ctx))
         self._names_changed(ctx.pid, parent_inode)
         return self._entry(made)
 
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
-        made = await self._filesystem.symlink(parent_inode, name, target, caller_of(ctx))
+        with self.kernel.locked(parent_inode):
+            made = await self._filesystem.symlink(parent_inode, name, target, caller_of(ctx))
         self._names_changed(ctx.pid, parent_inode)
         return self._entry(made)
 
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
-        made = await self._filesystem.link(inode, new_parent_inode, new_name)
+        with self.kernel.locked(new_parent_inode):
+            made = await self._filesystem.link(inode, new_parent_inode, new_name)
         self._names_changed(ctx.pid, new_parent_inode)
         return self._entry(made)
 
     async def unlink(self, parent_inode: int, name: bytes, ctx: Any) -> None:
-        await self._filesystem.unlink(parent_inode, name)
+        with self.kernel.locked(parent_inode):
+            await self._filesystem.unlink(parent_inode, name)
         self._names_changed(ctx.pid, parent_inode)
 
     async def rmdir(self, parent_inode: int, name: bytes, ctx: Any) -> None:
-        await self._filesystem.rmdir(parent_inode, name)
+        with self.kernel.locked(parent_inode):
+            await self._filesystem.rmdir(parent_inode, name)
         self._names_changed(ctx.pid, parent_inode)
 
     async def rename(
@@ -136,7 +143,8 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
         flags: int,
         ctx: Any,
     ) -> None:
-        await self._filesystem.rename(parent_inode_old, name_old, parent_inode_new, name_new, RenameFlag(flags))
+        with self.kernel.locked(parent_inode_old, parent_inode_new):
+            await self._filesystem.rename(parent_inode_old, name_old, parent_inode_new, name_new, RenameFlag(flags))
         self._names_changed(ctx.pid, parent_inode_old, parent_inode_new)
 
     async def readlink(self, inode: int, ctx: Any) -> bytes:
@@ -181,7 +189,8 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        attributes, opened = await self._filesystem.create(parent_inode, name, mode, flags, caller_of(ctx))
+        with self.kernel.locked(parent_inode):
+            attributes, opened = await self._filesystem.create(parent_inode, name, mode, flags, caller_of(ctx))
         self._names_changed(ctx.pid, parent_inode)
         return file_info(opened), self._entry(attributes)
 

@@ -108,7 +108,8 @@ class InterceptedOperations(WireOperations):
     # -- directories -------------------------------------------------------------------------------------------------
 
     async def read_directory(self, request: Request, read: ReadDirectoryRequest, reply: DirectoryReply) -> None:
-        found = await self._filesystem.readdir(read.fh, read.offset, ENTRIES_MAX)
+        with self._filesystem.kernel.locked(request.ino):
+            found = await self._filesystem.readdir(read.fh, read.offset, ENTRIES_MAX)
         for after, entry in found:
             named_only = not reply.plus or entry.name in DOTS
             attributes = None if named_only else self._filesystem.listed(request.ino, entry)

@@ -1,6 +1,7 @@
 """The command with bugs in one handler, run as `apollofs` is.
 
-mkdir of `bug-TYPE` raises an exception of that type, and of `odd-reply` returns what no mkdir returns.
+mkdir of `bug-TYPE` raises an exception of that type, of `odd-reply` returns what no mkdir returns, of `stuck` never
+returns.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ async def buggy_mkdir(self: Filesystem, parent: int, name: bytes, mode: int, cal
     """See the module."""
     if name.startswith(b"bug-"):
         raise BUGS[name[4:]]
+    if name == b"stuck":
+        await trio.sleep_forever()
     if name == b"odd-reply":
         return None  # type: ignore[return-value]
     return await _mkdir(self, parent, name, mode, caller)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.faults.buggy_mount import BUGS
-from tests.faults.mount_faults import works
+from tests.faults.mount_faults import until, works
+from tests.mounted.client import Client
 from tests.mounted.clients import errno_of
 from tests.mounted.harness import LocalBodies, Mount, Namespace
 
@@ -49,3 +51,26 @@ def test_a_reply_of_the_wrong_type_is_eio(mount: Mount) -> None:
     (record,) = mount.log.news()
     assert "ERROR" in record
     assert works(mount.path / "after")
+
+
+def test_kill_9_lets_everybody_go_whatever_is_stuck(tmp_path: Path) -> None:
+    """A request has locked a directory whose names are to be given back: no thread of the daemon may wait for that lock
+    in the kernel, where it can't be killed."""
+    with BuggyNamespace.made(tmp_path, [LocalBodies("here")]) as namespace:
+        west, east = (namespace.mount("here", "--lease-ttl", "60", name=name) for name in ("west", "east"))
+        (west.path / "directory").mkdir()
+        until(lambda: _gives_names(west, west.path / "directory"), "the kernel keeps names")
+        drops = west.status()["kernel_cache"]["drops"]
+        with Client.started() as client, Client.started() as other:
+            making = client.start(errno_of, os.mkdir, west.path / "directory" / "stuck")
+            until(lambda: west.status()["fuse"]["requests_by_kind"]["mkdir"] == 2, "the request is there")
+            other.start(errno_of, os.mkdir, east.path / "directory" / "other")
+            until(lambda: west.status()["kernel_cache"]["drops"] > drops, "names are given back")
+            west.kill()
+            assert making.result() in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def _gives_names(mount: Mount, directory: Path) -> bool:
+    """Whether the kernel keeps names, after one more look at the directory."""
+    errno_of(os.stat, directory / "absent")
+    return bool(mount.status()["kernel_cache"]["names"])

@@ -224,3 +224,22 @@ async def test_a_mount_that_has_ended_keeps_nothing(cache: KernelCache, kernel: 
     await cache.drop(D)
     cache.detach()
     assert cache.entry(D, b"f") == 0
+
+
+async def test_a_lock_that_a_request_of_ours_holds_is_not_waited_for(cache: KernelCache, kernel: Kernel) -> None:
+    cache.entry(D, b"f")
+    with cache.locked(E, D):
+        await cache.drop(D)
+    assert kernel.told == [("epoch",)]
+    cache.entry(D, b"f")
+    await cache.drop(D)
+    assert kernel.told[1:] == [("entries", D, b"f")]
+
+
+async def test_but_where_something_is_mounted_inside(cache: KernelCache, kernel: Kernel) -> None:
+    """The mount below would be gone with the name that leads to it."""
+    kernel.submounts = True
+    cache.entry(D, b"f")
+    with cache.locked(D):
+        await cache.drop(D)
+    assert kernel.told == [("entries", D, b"f")]
