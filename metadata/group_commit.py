@@ -5,6 +5,9 @@ Otherwise it queues, and when a transaction returns, the operations at the head 
 other's keys become one transaction, with one journal record that holds all their changes. If a precondition of one of
 them fails, nothing of the batch is applied, and each goes alone: an error reaches exactly whom it belongs to.
 
+Whoever was in a batch comes back in a moment with the next operation. So while batches are the rule, the first to come
+waits for the others for a small part of a round trip; if it went alone, they would wait a whole one for it.
+
 A member waits for its batch without taking cancellation: its keys are changing, and only the outcome tells how.
 """
 
@@ -27,6 +30,9 @@ from apollofs.metadata.store import OPS_MAX, REQUEST_BYTES_MAX, Compare, Delete,
 log = logging.getLogger(__name__)
 SOLO_MAX = 2
 """Transactions in flight from which on operations are gathered."""
+GATHERING_PART = 0.1
+"""Of the time that a transaction took last: for so long at most are others waited for."""
+GATHERING_S_MAX = 0.003
 RESERVED_OPS = 2
 """For the slot's own compare and put."""
 
@@ -58,6 +64,9 @@ class GroupCommit:
         self._times = keys.table(b"t")
         self._queue: deque[Request] = deque()
         self._in_flight = 0
+        self._crowd = 1
+        """How many operations the largest of the last transactions had; halved with each one since."""
+        self._took_s = 0.0
         self.batches = 0
         self.batched = 0
 
@@ -73,8 +82,13 @@ class GroupCommit:
     async def commit(self, request: Request) -> Committed | Conflict:
         """As `Session.commit`."""
         if self._in_flight < SOLO_MAX:
-            return await self._alone(request)
-        self._queue.append(request)
+            if self._crowd < 2:
+                return await self._alone(request)
+            self._in_flight += 1
+            self._queue.append(request)
+            await self._gather()
+        else:
+            self._queue.append(request)
         with trio.CancelScope(shield=True):
             await request.done.wait()
         if request.leads is not None:
@@ -85,19 +99,35 @@ class GroupCommit:
             return request.outcome
         return await self._alone(request)
 
+    async def _gather(self) -> None:
+        """Let others come, then send off the head of the queue. It counts as in flight already."""
+        with trio.CancelScope(shield=True):
+            await trio.sleep(min(GATHERING_PART * self._took_s, GATHERING_S_MAX))
+        self._in_flight -= 1
+        self._send_next()
+
     async def _alone(self, request: Request) -> Committed | Conflict:
         self._in_flight += 1
+        began = trio.current_time()
         try:
             changes = (request.change,) if request.change else ()
             return await request.session.commit(
                 request.compares, request.then, changes, time_ns=request.time_ns, orelse=request.orelse
             )
         finally:
+            self._note(1, began)
             self._returned()
+
+    def _note(self, operations: int, began: float) -> None:
+        self._took_s = trio.current_time() - began
+        self._crowd = max(operations, self._crowd // 2)
 
     def _returned(self) -> None:
         """A transaction has come back: the next batch may go."""
         self._in_flight -= 1
+        self._send_next()
+
+    def _send_next(self) -> None:
         if self._queue and self._in_flight < SOLO_MAX:
             batch = self._next_batch()
             batch[0].leads = batch
@@ -129,8 +159,10 @@ class GroupCommit:
             compares.update(dict.fromkeys(member.compares))
             places.append([self._place(op, then, times) for op in member.then])
         changes = tuple(member.change for member in batch if member.change)
+        began = trio.current_time()
         with trio.CancelScope(shield=True):
             outcome = await batch[0].session.commit(tuple(compares), then, changes, time_ns=batch[0].time_ns)
+        self._note(len(batch), began)
         if isinstance(outcome, Conflict):
             return
         self.batches += 1

@@ -14,6 +14,7 @@ from tests.mounted.harness import LocalBodies, Mount, Namespace
 
 SITE = "here"
 ASK_DEADLINE_S = 60.0
+CHECK_DEADLINE_S = 1200.0
 
 
 @contextmanager
@@ -23,6 +24,7 @@ def namespace() -> Iterator[Namespace]:
         tempfile.TemporaryDirectory(prefix="apollofs-bench-") as directory,
         Namespace.made(Path(directory), [LocalBodies(SITE)]) as made,
     ):
+        made.check_deadline_s = CHECK_DEADLINE_S
         yield made
 
 

@@ -119,6 +119,7 @@ def run(files: int, directories: int, seconds: float, seed: int) -> Findings:
             found.seen_wrong += [f"{name}: {line}" for line in changes.history.stale(report.seen)]
         on.cluster.server.compact()
         found.etcd_bytes_live = etcd_bytes(on) - empty
+        show(found)  # before the namespace is checked: what was found stays known if that fails
     return found
 
 
@@ -166,7 +167,6 @@ def main() -> int:
     parser.add_argument("--json", default="", help="write everything there")
     options = parser.parse_args()
     found = run(options.files, options.directories, options.seconds, options.seed)
-    show(found)
     if options.json:
         Path(options.json).write_text(json.dumps(asdict(found), indent=1))
     return 1 if found.seen_wrong else 0

@@ -247,6 +247,8 @@ class Namespace:
             environment.update(bodies.environment())
         return environment
 
+    check_deadline_s = CHECK_DEADLINE_S
+    """A large namespace takes longer."""
     mount_module = "apollofs.fs.cli"
     """What runs `mount`; a test of a mount with a fault has its own."""
 
@@ -296,7 +298,7 @@ class Namespace:
     async def _violations(self) -> list[str]:
         store = EtcdStore(EtcdConfig(self.cluster.endpoints))
         try:
-            with trio.fail_after(CHECK_DEADLINE_S):
+            with trio.fail_after(self.check_deadline_s):
                 return [str(violation) async for violation in check_volume(store, self.volume)]
         finally:
             await store.aclose()

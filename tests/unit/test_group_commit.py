@@ -17,17 +17,21 @@ from apollofs.metadata.records import ROOT_INO, SetAttr
 from tests.support.volumes import ME, assert_sound, make_volume, mounted
 
 FILE = stat.S_IFREG | 0o644
+WRITERS, FILES = 16, 20
 
 
 class Network:
-    """A hook: every request takes a virtual millisecond, and some replies are lost."""
+    """A hook: every request takes some virtual milliseconds, and some replies are lost."""
 
-    def __init__(self, seed: int, lost: float = 0.0) -> None:
+    def __init__(self, seed: int, lost: float = 0.0, takes_s: float = 0.001) -> None:
         self._random = random.Random(seed)
         self._lost = lost
+        self._takes_s = takes_s
+        self.slept_s = 0.0
 
     async def __call__(self, moment: Moment, request: Request) -> None:
-        await trio.sleep(0.001)
+        await trio.sleep(self._takes_s)
+        self.slept_s += self._takes_s
         if moment is Moment.AFTER and request.method == "txn" and self._random.random() < self._lost:
             raise OutcomeUnknown("the reply was lost by the test")
 
@@ -48,6 +52,34 @@ async def test_many_at_once_cost_few_requests(autojump_clock: trio.testing.MockC
         assert len(listed.entries) == 200
         async with mounted(base) as other:
             assert (await other.getattr(directory.ino)) == (await volume.getattr(directory.ino))
+    await assert_sound(base)
+
+
+async def test_who_comes_back_from_a_batch_goes_out_in_one(autojump_clock: trio.testing.MockClock) -> None:
+    """Not one alone, while the others wait a whole round trip for it; and a mount with one writer waits for nobody."""
+    del autojump_clock
+    base = MemoryStore()
+    await make_volume(base)
+    network = Network(1, takes_s=0.05)
+    store = CountingStore(base.another(network))
+    async with mounted(store) as volume:
+        made = [(await volume.mkdir(ROOT_INO, b"d%d" % number, 0o755, ME)).ino for number in range(WRITERS)]
+
+        async def write(directory: int, files: int) -> None:
+            for number in range(files):
+                await volume.mknod(directory, b"%d.%d" % (files, number), FILE, 0, ME)
+                await trio.sleep(0.0003)
+
+        store.reset()
+        async with trio.open_nursery() as nursery:
+            for directory in made:
+                nursery.start_soon(write, directory, FILES)
+        assert store.requests < WRITERS * FILES / 6
+        await write(made[0], 5)
+        network.slept_s = 0.0
+        began = trio.current_time()
+        await volume.mknod(made[0], b"alone", FILE, 0, ME)
+        assert trio.current_time() - began == pytest.approx(network.slept_s)
     await assert_sound(base)
 
 
