@@ -22,9 +22,8 @@ from apollofs.fs.attributes import Attributes, Caller, FilesystemStatistics, Ope
 from apollofs.fs.blobs import OpenStore
 from apollofs.fs.bodies import Bodies, open_bodies
 from apollofs.fs.config import BodyConfig
-from apollofs.fs.directory import DirectoryHandle
+from apollofs.fs.directories import Directories, Entries, OpenedDirectory
 from apollofs.fs.file_calls import FileCalls
-from apollofs.fs.handles import HandleTable
 from apollofs.fs.kernel_cache import KernelCache
 from apollofs.metadata.errors import (
     EntryExists,
@@ -67,7 +66,7 @@ class Filesystem(FileCalls):
         super().__init__(volume, bodies)
         self.kernel = kernel
         """What the kernel may keep: asked wherever attributes are made that are replied without a further await."""
-        self._directories: HandleTable[DirectoryHandle] = HandleTable()
+        self._directories = Directories(volume, kernel, self._parent_of)
         self._usage: tuple[float, Usage] | None = None
         self._seen_directories: dict[int, Inode] = {}
         """Directories that the kernel knows, as last read: what a process that is in a removed one still sees."""
@@ -278,18 +277,19 @@ class Filesystem(FileCalls):
 
     # -- directories -------------------------------------------------------------------------------------------------
 
-    async def opendir(self, ino: int) -> int:
+    def opendir(self, ino: int) -> OpenedDirectory:
         """No request; the first `readdir` takes the snapshot."""
-        return self._directories.add(DirectoryHandle(ino))
+        return self._directories.open(ino)
 
-    async def readdir(self, fh: int, offset: int, limit: int) -> list[tuple[int, DirectoryEntry]]:
+    async def readdir(self, fh: int, offset: int, limit: int) -> Entries:
         """Entries from position `offset` (0: the start, a new snapshot), each with the position after it. Empty at the
         end."""
-        handle = self._directories.get(fh)
-        if offset == 0:
-            handle.parent = await self._parent_of(handle.ino)
-        found = await handle.read(self._volume, offset)
-        return list(enumerate(found[:limit], offset + 1))
+        return await self._directories.read(fh, offset, limit)
+
+    def cached_readdir(self, ino: int, fh: int, offset: int, limit: int) -> Entries | None:
+        """As `readdir`, where nobody need be asked; None: call that. `ino` is the directory's."""
+        seen = self._seen_directories.get(ino)
+        return self._directories.read_now(fh, offset, limit, seen.parent if seen is not None else None)
 
     def listed(self, directory: int, entry: DirectoryEntry) -> Attributes | None:
         """Attributes of an entry of a listing, if they are known."""
@@ -319,10 +319,10 @@ class Filesystem(FileCalls):
 
     async def fsyncdir(self, fh: int) -> None:
         """Names are durable when the call that made them returns."""
-        self._directories.get(fh)
+        self._directories.check(fh)
 
-    async def releasedir(self, fh: int) -> None:
-        self._directories.pop(fh)
+    def releasedir(self, fh: int) -> None:
+        self._directories.release(fh)
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 

@@ -13,10 +13,13 @@ Rules
    the thread that asked has run since, or outdated with all others.
 6. What a thread was told about a directory before a change of ours, and has not taken in yet, is dropped before that
    change returns: the kernel drops the times of a changed directory by itself, but a late reply would bring them back.
+7. A listing is kept while its group is held without a break since it was handed out (an `epoch`); `directories.py` has
+   the rest. Dropping it takes no lock but those of its pages, which the kernel holds for moments.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +45,7 @@ class Notifier(Protocol):
 
     def invalidate_attributes(self, ino: int) -> bool: ...
     def invalidate_attributes_of(self, inos: Sequence[int]) -> list[int]: ...
+    def invalidate_pages(self, ino: int) -> bool: ...
     def expire_entries(self, parent: int, names: Sequence[bytes]) -> None: ...
     def inc_epoch(self) -> bool: ...
 
@@ -54,6 +58,10 @@ class _Share:
     inodes: set[int] = field(default_factory=set)
     names: set[bytes] = field(default_factory=set)
     until: float = 0.0
+    epoch: int = 0
+    """Of the listings that were handed out since the group is held; 0: none was."""
+    listed_until: float = 0.0
+    """Until when the attributes that came along with the last one hold."""
     hurried: trio.Event = field(default_factory=trio.Event)
 
 
@@ -73,6 +81,7 @@ class KernelCache:
         self._told: dict[int, set[int]] = {}
         """The threads that were given a directory's attributes, since these were last dropped."""
         self._names = 0
+        self._epochs = 0
         self._receipts = Receipts()
         self._expiring = trio.CapacityLimiter(THREADS_MAX)
         self._invalidating = trio.CapacityLimiter(THREADS_MAX)
@@ -141,6 +150,33 @@ class KernelCache:
         """A thread is about to be told a directory's attributes, for some time."""
         self._told.setdefault(ino, set()).add(tid)
 
+    @property
+    def takes_listings(self) -> bool:
+        """Whether the kernel may have listings at all."""
+        return self._notifier is not None and self._entries
+
+    def gives_listing(self, group: int) -> int:
+        """A listing of a held, completely known directory is about to be handed out; its epoch, or 0: don't keep it."""
+        validity_s = self._validity_s() if self.takes_listings else 0.0
+        if validity_s <= 0:
+            return 0
+        share = self._share(group, validity_s)
+        if not share.epoch:
+            self._epochs += 1
+            share.epoch = self._epochs
+        share.listed_until = share.until
+        return share.epoch
+
+    def holds_listing(self, group: int, epoch: int) -> bool:
+        """Whether the group is held without a break since a listing of this epoch was handed out."""
+        share = self._shares.get(group)
+        return share is not None and 0 < epoch == share.epoch
+
+    def keeps_listing(self, group: int) -> bool:
+        """Whether the kernel's listing may be answered from, and what came along with it has not run out."""
+        share = self._shares.get(group)
+        return share is not None and share.epoch > 0 and boot_time() < share.listed_until
+
     def _share(self, group: int, validity_s: float) -> _Share:
         share = self._shares.get(group)
         if share is None:
@@ -165,6 +201,14 @@ class KernelCache:
         if told:
             told.clear()
             self._notifier.invalidate_attributes(directory)
+
+    def names_unsure(self, directory: int) -> None:
+        """A change of names has failed, and may have happened all the same: the kernel does not count on it."""
+        share = self._shares.get(directory)
+        if share is not None and self._notifier is not None:
+            share.epoch = 0
+            with contextlib.suppress(OSError):  # the mount is ending
+                self._notifier.invalidate_attributes(directory)
 
     def renamed(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
         """The kernel is about to move an entry, with the time that it was given, to another name."""
@@ -193,7 +237,7 @@ class KernelCache:
     def holds(self, group: int) -> bool:
         """Whether the kernel may have something of a group, so that `drop` has work to do."""
         share = self._shares.get(group)
-        return share is not None and self._notifier is not None and boot_time() < share.until
+        return share is not None and self._notifier is not None and (share.epoch > 0 or boot_time() < share.until)
 
     async def drop(self, group: int) -> None:
         """Have the kernel drop all that it was given of a group, which is no longer held. One call at a time."""
@@ -201,6 +245,9 @@ class KernelCache:
         if share is None:
             return
         self.drops += 1
+        if share.epoch:
+            share.epoch = 0
+            await self.drop_listing(group)
         while self.holds(group) and (share.inodes or share.names):
             inodes, names = set(share.inodes), set(share.names)
             await self._drop_attributes(share, inodes)
@@ -210,6 +257,11 @@ class KernelCache:
             share.names -= names
             self._names -= len(names)
         self.discard(group)
+
+    async def drop_listing(self, directory: int) -> None:
+        """On return the kernel has nothing of what it was told of a directory's names, but for what is on its way."""
+        if self._notifier is not None:
+            await _in_thread(self._notifier.invalidate_pages, self._invalidating, directory)
 
     def discard(self, group: int) -> None:
         """The directory is gone, or what the kernel had of it has run out."""

@@ -41,6 +41,10 @@ class Kernel:
             self.unknown.clear()
         return [ino for ino in inos if ino in self.unknown]
 
+    def invalidate_pages(self, ino: int) -> bool:
+        self.told.append(("pages", ino))
+        return True
+
     def expire_entries(self, parent: int, names: Sequence[bytes]) -> None:
         self.on_expire()
         with self.lock:
@@ -194,6 +198,33 @@ def test_a_late_reply_does_not_bring_old_times_back(cache: KernelCache, kernel: 
     assert kernel.told == [], "who asks again has taken in what it was told"
     cache.answers_getattr(D, OTHER)
     cache.names_changed(D, ME)
+    assert kernel.told == [("attributes", D)]
+
+
+async def test_a_listing_goes_with_its_group(cache: KernelCache, kernel: Kernel) -> None:
+    epoch = cache.gives_listing(D)
+    assert epoch
+    assert cache.keeps_listing(D)
+    assert cache.holds_listing(D, epoch)
+    await cache.drop(D)
+    assert kernel.told == [("pages", D)]
+    assert not cache.keeps_listing(D)
+    again = cache.gives_listing(D)
+    assert not cache.holds_listing(D, epoch), "what was handed out before the group was given back"
+    assert cache.holds_listing(D, again)
+
+
+def test_a_listing_is_not_given_without_a_proven_lease(kernel: Kernel) -> None:
+    cache = KernelCache(lambda: 0.0)
+    attach(cache, kernel)
+    assert cache.gives_listing(D) == 0
+    assert not cache.holds_listing(D, 0)
+
+
+def test_a_change_that_may_have_happened_ends_a_listing(cache: KernelCache, kernel: Kernel) -> None:
+    cache.gives_listing(D)
+    cache.names_unsure(D)
+    assert not cache.keeps_listing(D)
     assert kernel.told == [("attributes", D)]
 
 
