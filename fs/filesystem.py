@@ -63,9 +63,7 @@ class Filesystem(FileCalls):
     """Made by `open_filesystem`. `caller` is who asks; `fh` numbers come from open, create and opendir."""
 
     def __init__(self, volume: Volume, bodies: Bodies, kernel: KernelCache) -> None:
-        super().__init__(volume, bodies)
-        self.kernel = kernel
-        """What the kernel may keep: asked wherever attributes are made that are replied without a further await."""
+        super().__init__(volume, bodies, kernel)
         self._directories = Directories(volume, kernel, self._parent_of)
         self._usage: tuple[float, Usage] | None = None
         self._seen_directories: dict[int, Inode] = {}
@@ -114,8 +112,11 @@ class Filesystem(FileCalls):
         if file is not None:
             try:
                 await file.refresh(inode)
+                self._pages.refreshed(inode.ino)
             except StaleInode:
                 file.orphan()
+            if self._pages.settle(inode.ino, file.version, file.shown):
+                await self.kernel.drop_pages((inode.ino,))
         return self._attributes(inode)
 
     def cached_lookup(self, parent: int, name: bytes) -> Attributes | None:
@@ -131,8 +132,11 @@ class Filesystem(FileCalls):
     def _current(self, cached: Cached, entry: tuple[int, bytes] | None = None) -> Attributes | None:
         """Attributes, unless the inode is open here with an older body than these speak of."""
         file = self._bodies.find(cached.inode.ino)
-        if file is not None and (file.orphaned or cached.inode.body_version > file.inode.body_version):
-            return None
+        if file is not None:
+            if file.orphaned or cached.inode.body_version > file.version:
+                return None
+            if self._pages.outdated(file.ino, file.version):
+                return None
         return self._attributes(cached.inode, cached.group, entry)
 
     def _made(self, parent: int, name: bytes, inode: Inode) -> Attributes:
@@ -140,7 +144,7 @@ class Filesystem(FileCalls):
         with contextlib.suppress(NoSuchEntry):
             cached = self._volume.cached_lookup(parent, name)
             if cached is not None and cached.inode.ino == inode.ino:
-                return self._attributes(cached.inode, cached.group, (parent, name))
+                return self._current(cached, (parent, name)) or self._attributes(inode)
         return self._attributes(inode)
 
     async def lookup(self, parent: int, name: bytes) -> Attributes:
@@ -181,6 +185,7 @@ class Filesystem(FileCalls):
             attributes = self._attributes(await self._volume.setattr(ino, change))
             return self.cached_getattr(ino) or attributes
         if change.size_bytes is not None:
+            self._pages.written(ino)
             await file.truncate(change)
             if file.orphaned:
                 mtime_ns = NOW if change.mtime_ns is None else change.mtime_ns
@@ -299,7 +304,9 @@ class Filesystem(FileCalls):
                 return None
             return self._current(cached, (directory, entry.name))
         if self._volume.delegated_revision(directory, entry.name) == entry.inode.revision:
-            return self._attributes(entry.inode, directory, (directory, entry.name))
+            return self._current(Cached(entry.inode, directory), (directory, entry.name))
+        if self._bodies.find(entry.ino) is not None:
+            return None
         return self._attributes(entry.inode)
 
     async def _parent_of(self, ino: int) -> int:

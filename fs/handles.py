@@ -25,15 +25,13 @@ class FileHandle:
     opener: int
     """Thread id of the process that opened it, 0 if not known."""
     cursor: ErrorCursor
+    direct: bool = False
+    """Whether it was opened past the page cache."""
     pattern: AccessPattern = field(default_factory=AccessPattern)
 
     @property
     def is_synchronous(self) -> bool:
         return bool(self.flags & (os.O_SYNC | os.O_DSYNC))
-
-    @property
-    def is_direct(self) -> bool:
-        return bool(self.flags & os.O_DIRECT)
 
 
 class HandleTable(Generic[T]):

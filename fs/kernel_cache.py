@@ -15,6 +15,7 @@ Rules
    change returns: the kernel drops the times of a changed directory by itself, but a late reply would bring them back.
 7. A listing is kept while its group is held without a break since it was handed out (an `epoch`); `directories.py` has
    the rest. Dropping it takes no lock but those of its pages, which the kernel holds for moments.
+8. Pages of files: `kernel_pages.py`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any, Protocol, TypeVar
 
 import trio
 
+from apollofs.fs.kernel_pages import KernelPages, PageTable, Shown
 from apollofs.fs.receipts import Receipts
 from apollofs.metadata.session import boot_time
 
@@ -36,6 +38,10 @@ T = TypeVar("T")
 NAMES_MAX = 500_000
 """Entries that the kernel may keep, negative ones too, over all directories."""
 THREADS_MAX = 32
+FILES_AT_ONCE = 64
+"""Files whose pages one thread drops: it waits for their READs in flight."""
+PAGES_WAIT_S = 1.0
+"""For READs in flight at a recall. What they bring is dropped after them, before attributes of the file are given."""
 RETRY_FIRST_S = 0.001
 RETRY_MAX_S = 0.1
 
@@ -45,7 +51,7 @@ class Notifier(Protocol):
 
     def invalidate_attributes(self, ino: int) -> bool: ...
     def invalidate_attributes_of(self, inos: Sequence[int]) -> list[int]: ...
-    def invalidate_pages(self, ino: int) -> bool: ...
+    def invalidate_pages_of(self, inos: Sequence[int]) -> None: ...
     def expire_entries(self, parent: int, names: Sequence[bytes]) -> None: ...
     def inc_epoch(self) -> bool: ...
 
@@ -57,6 +63,8 @@ class _Share:
     group: int
     inodes: set[int] = field(default_factory=set)
     names: set[bytes] = field(default_factory=set)
+    paged: set[int] = field(default_factory=set)
+    """Inodes of files that have pages as well."""
     until: float = 0.0
     epoch: int = 0
     """Of the listings that were handed out since the group is held; 0: none was."""
@@ -68,8 +76,12 @@ class _Share:
 class KernelCache:
     """One mount's. Gives nothing until it is attached to a mount."""
 
-    def __init__(self, validity_s: Callable[[], float], *, entries: bool = True) -> None:
-        """`validity_s` says for how many seconds the lease is proven. Without `entries` only attributes are given."""
+    def __init__(
+        self, validity_s: Callable[[], float], *, entries: bool = True, table: PageTable | None = None
+    ) -> None:
+        """`validity_s` says for how many seconds the lease is proven. Without `entries` only attributes and pages are
+        given. `table` is told of the files that have pages."""
+        self.pages = KernelPages(table)
         self._validity_s = validity_s
         self._entries = entries
         self._notifier: Notifier | None = None
@@ -85,6 +97,7 @@ class KernelCache:
         self._receipts = Receipts()
         self._expiring = trio.CapacityLimiter(THREADS_MAX)
         self._invalidating = trio.CapacityLimiter(THREADS_MAX)
+        self._dropping = trio.CapacityLimiter(THREADS_MAX)
         self.drops = 0
         self.epochs = 0
 
@@ -116,6 +129,9 @@ class KernelCache:
             "inodes": len(self._home),
             "drops": self.drops,
             "epochs": self.epochs,
+            "files_with_pages": len(self.pages),
+            "pages_kept": self.pages.kept,
+            "page_drops": self.pages.drops,
         }
 
     # -- giving: without a checkpoint between this and the reply -----------------------------------------------------
@@ -125,9 +141,20 @@ class KernelCache:
         validity_s = self._validity_s() if self._notifier is not None else 0.0
         if validity_s <= 0:
             return 0.0
-        self._share(group, validity_s).inodes.add(ino)
+        share = self._share(group, validity_s)
+        share.inodes.add(ino)
+        if ino in self.pages:
+            share.paged.add(ino)
         self._home[ino] = group
         return validity_s
+
+    def reads(self, ino: int, version: int, shown: Shown) -> None:
+        """Bytes of a file are about to be handed out for the page cache, of this version of its body."""
+        self.pages.read(ino, version, shown)
+        group = self._home.get(ino)
+        share = self._shares.get(group) if group is not None else None
+        if share is not None:
+            share.paged.add(ino)
 
     def entry(self, group: int, name: bytes) -> float:
         """For how many seconds the kernel may keep what it is told about a name, also that there is none."""
@@ -230,14 +257,18 @@ class KernelCache:
         share = self._shares.get(group) if group is not None else None
         if share is not None:
             share.inodes.discard(ino)
+            share.paged.discard(ino)
         self._told.pop(ino, None)
+        self.pages.forget(ino)
 
     # -- taking back -------------------------------------------------------------------------------------------------
 
     def holds(self, group: int) -> bool:
         """Whether the kernel may have something of a group, so that `drop` has work to do."""
         share = self._shares.get(group)
-        return share is not None and self._notifier is not None and (share.epoch > 0 or boot_time() < share.until)
+        if share is None or self._notifier is None:
+            return False
+        return bool(share.paged) or share.epoch > 0 or boot_time() < share.until
 
     async def drop(self, group: int) -> None:
         """Have the kernel drop all that it was given of a group, which is no longer held. One call at a time."""
@@ -248,12 +279,15 @@ class KernelCache:
         if share.epoch:
             share.epoch = 0
             await self.drop_listing(group)
-        while self.holds(group) and (share.inodes or share.names):
-            inodes, names = set(share.inodes), set(share.names)
+        while self.holds(group) and (share.inodes or share.names or share.paged):
+            inodes, names, paged = set(share.inodes), set(share.names), set(share.paged)
             await self._drop_attributes(share, inodes)
+            with trio.move_on_after(PAGES_WAIT_S):
+                await self.drop_pages(paged, recalled=True)
             await self._drop_names(share, names)
             # what came meanwhile came by a rename
             share.inodes -= inodes
+            share.paged -= paged
             share.names -= names
             self._names -= len(names)
         self.discard(group)
@@ -261,7 +295,30 @@ class KernelCache:
     async def drop_listing(self, directory: int) -> None:
         """On return the kernel has nothing of what it was told of a directory's names, but for what is on its way."""
         if self._notifier is not None:
-            await _in_thread(self._notifier.invalidate_pages, self._invalidating, directory)
+            await _in_thread(self._notifier.invalidate_pages_of, self._invalidating, (directory,))
+
+    async def drop_pages(self, inos: Collection[int], *, recalled: bool = False) -> None:
+        """On return the kernel has no pages of these files but what was read after the call, which is recorded.
+
+        Waits for READs in flight. Cancelled, they count as outdated.
+        """
+        if self._notifier is None:
+            return
+        wanted = [ino for ino in inos if ino in self.pages]
+        async with trio.open_nursery() as nursery:
+            for at in range(0, len(wanted), FILES_AT_ONCE):
+                nursery.start_soon(self._drop_pages, self._notifier, wanted[at : at + FILES_AT_ONCE], recalled)
+
+    async def _drop_pages(self, notifier: Notifier, inos: Sequence[int], recalled: bool) -> None:
+        done = False
+        for ino in inos:
+            self.pages.begin_drop(ino, recalled=recalled)
+        try:
+            await _in_thread(notifier.invalidate_pages_of, self._dropping, inos)
+            done = True
+        finally:
+            for ino in inos:
+                self.pages.end_drop(ino, done=done)
 
     def discard(self, group: int) -> None:
         """The directory is gone, or what the kernel had of it has run out."""
@@ -286,6 +343,8 @@ class KernelCache:
             async with trio.open_nursery() as nursery:
                 for group in groups:
                     nursery.start_soon(self.drop, group)
+        with trio.move_on_after(PAGES_WAIT_S):
+            await self.drop_pages(self.pages.all(), recalled=True)
         for group in groups:
             self.discard(group)
 
@@ -303,9 +362,10 @@ class KernelCache:
             pause_s = min(2 * pause_s, RETRY_MAX_S)
 
     async def _drop_names(self, share: _Share, names: Collection[bytes]) -> None:
-        if not names:
+        left_s = share.until - boot_time()
+        if not names or left_s <= 0:
             return
-        with trio.move_on_after(share.until - boot_time()):
+        with trio.move_on_after(left_s):
             await self._expire_or_outdate(share, names)
 
     async def _expire_or_outdate(self, share: _Share, names: Collection[bytes]) -> None:

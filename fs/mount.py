@@ -32,6 +32,7 @@ from apollofs.fs.inspection import inspect_inode
 from apollofs.fs.mount_config import MountConfig
 from apollofs.fs.unmounting import MountBusy, sync_filesystem, unmount
 from apollofs.fs.user_error import UserError, leaves
+from apollofs.fs.wire_constants import InitFlag
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +143,9 @@ class RunningMount:
     async def confirm_answering(self) -> None:
         """Wait until the mount answers a process."""
         await trio.to_thread.run_sync(os.stat, self._config.mountpoint, abandon_on_cancel=True)
+        negotiated = self._assembly.wire.negotiated()
+        if negotiated is not None:
+            self._assembly.filesystem.maps_direct = InitFlag.DIRECT_IO_ALLOW_MMAP in negotiated.flags
 
     async def serve(self, readiness: Readiness) -> None:
         """Say that the mount is ready, serve until it has gone, commit. Raises UserError if that fails."""
