@@ -222,7 +222,7 @@ static PyMethodDef methods[] = {
     {"exited", exited, METH_NOARGS, NULL},
     {"detach", detach, METH_NOARGS, NULL},
     {"expire_entries", fw_expire_entries, METH_VARARGS, NULL},
-    {"invalidate_attributes", fw_invalidate_attributes, METH_VARARGS, NULL},
+    {"invalidate_inodes", fw_invalidate_inodes, METH_VARARGS, NULL},
     {"state", state, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -73,7 +73,7 @@ extern struct fw_hook fw;
 int fw_send_reply(uint64_t unique, int error, const void *data, size_t len);
 
 /* Functions of the module that are in _fusewire_notify.c. */
-PyObject *fw_invalidate_attributes(PyObject *module, PyObject *args);
+PyObject *fw_invalidate_inodes(PyObject *module, PyObject *args);
 PyObject *fw_expire_entries(PyObject *module, PyObject *args);
 
 #endif

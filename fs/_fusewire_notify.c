@@ -42,15 +42,16 @@ static int notify(int fd, int code, const void *head, size_t head_len, const cha
     return errno == ENOTDIR ? ENOENT : errno;
 }
 
-PyObject *fw_invalidate_attributes(PyObject *module, PyObject *args)
+PyObject *fw_invalidate_inodes(PyObject *module, PyObject *args)
 {
     int fd, error = 0;
+    long long offset;               /* of the first page to drop; negative: attributes only */
     Py_buffer numbers;
     Py_ssize_t count, missing = 0;
     uint64_t *inos, *unknown;
     PyObject *found = NULL;
 
-    if (!PyArg_ParseTuple(args, "iy*", &fd, &numbers))
+    if (!PyArg_ParseTuple(args, "iy*L", &fd, &numbers, &offset))
         return NULL;
     count = numbers.len / (Py_ssize_t)sizeof(uint64_t);
     inos = PyMem_RawMalloc(2 * numbers.len + 1);
@@ -63,7 +64,7 @@ PyObject *fw_invalidate_attributes(PyObject *module, PyObject *args)
     PyBuffer_Release(&numbers);
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t i = 0; i < count; i++) {
-        struct inval_inode body = {.ino = inos[i], .offset = -1, .length = 0};
+        struct inval_inode body = {.ino = inos[i], .offset = offset, .length = 0};
 
         error = notify(fd, NOTIFY_INVAL_INODE, &body, sizeof(body), NULL, 0);
         if (error == ENOENT)

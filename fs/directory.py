@@ -6,6 +6,7 @@ import stat
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
+from apollofs.fs.listings import Listing
 from apollofs.metadata.errors import Compacted
 from apollofs.metadata.records import ROOT_INO, DirectoryEntry, DirectoryPage
 from apollofs.metadata.volume import Volume
@@ -25,6 +26,12 @@ class DirectoryHandle:
     ino: int
     losses: int = 0
     """`Volume.losses` as last reported here."""
+    cached: bool = False
+    """Whether the kernel puts what it is told into its cache."""
+    listing: Listing | None = None
+    """What the positions are of, if that has a number."""
+    epoch: int = 0
+    """When it was handed out, as `KernelCache` counts; 0: the kernel must not keep it."""
     revision: int = 0
     starts: list[int] = field(default_factory=list)
     """Where each page that was read begins, counted without the dots."""
@@ -38,27 +45,33 @@ class DirectoryHandle:
 
     async def read(self, volume: Volume, position: int) -> list[DirectoryEntry]:
         """Entries from `position` on, to the end of their page; none at the end of the directory."""
-        if position == 0:
-            await self._begin(volume)
+        await self._seek(volume, max(position - DOTS, 0))
+        return self.shown(position)
+
+    def shown(self, position: int) -> list[DirectoryEntry]:
+        """As `read`, of the present page."""
         found: list[DirectoryEntry] = []
         if position < DOTS:
             dots = (DirectoryEntry(b".", self.ino, stat.S_IFDIR), DirectoryEntry(b"..", self.parent, stat.S_IFDIR))
             found += dots[position:]
         index = max(position - DOTS, 0)
-        await self._seek(volume, index)
         found += self.page[index - self.page_at :] if index >= self.page_at else ()
         return found
 
-    async def _begin(self, volume: Volume) -> None:
-        """Take a new snapshot. Failed or cancelled, the former one stays."""
-        found = await volume.readdir(self.ino, b"", PAGE_ENTRIES)
+    def begin(self, found: DirectoryPage) -> None:
+        """A new snapshot, of which this is the first page."""
         self.starts, self.afters = [0], [b""]
         self._show(found, 0)
 
+    def resume(self, position: int, after: bytes) -> None:
+        """Go on at `position`, with what follows a name in the newest state."""
+        self.starts, self.afters, self.page, self.page_at = [max(position - DOTS, 0)], [after], (), -1
+        self.revision = 0
+
     async def _seek(self, volume: Volume, index: int) -> None:
         """Make the page that has `index` the present one, or the last one if there is none."""
-        if not self.starts:
-            await self._begin(volume)
+        if not self.starts or index < self.starts[0]:
+            self.begin(await volume.readdir(self.ino, b"", PAGE_ENTRIES))
         number = bisect_right(self.starts, index) - 1
         if self.starts[number] != self.page_at:
             await self._load(volume, number)

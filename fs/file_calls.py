@@ -13,6 +13,7 @@ from apollofs.fs.bodies import Bodies
 from apollofs.fs.directory import DirectoryHandle
 from apollofs.fs.errors import BodyLost
 from apollofs.fs.handles import FileHandle, HandleTable, closes_for_opener
+from apollofs.fs.kernel_cache import KernelCache
 from apollofs.fs.open_file import OpenFile
 from apollofs.fs.orphans import changed_here
 from apollofs.fs.page_table import PageWatch, Unwatched
@@ -30,6 +31,7 @@ from apollofs.metadata.volume import Volume
 FALLOC_KEEP_SIZE = 0x01
 FALLOC_PUNCH_HOLE = 0x02
 FALLOC_ZERO_RANGE = 0x10
+PAST_PAGES = os.O_APPEND | os.O_SYNC | os.O_DSYNC
 COPY_CALL_BYTES_MAX = 128 << 20
 """What one copy_file_range copies at most, so that a call ends soon and can be interrupted; callers repeat it."""
 COPY_CHUNK_BYTES = 1 << 20
@@ -38,13 +40,18 @@ COPY_CHUNK_BYTES = 1 << 20
 class FileCalls:
     """The half of a Filesystem that has to do with open files."""
 
-    def __init__(self, volume: Volume, bodies: Bodies) -> None:
+    def __init__(self, volume: Volume, bodies: Bodies, kernel: KernelCache) -> None:
+        self.kernel = kernel
+        """What the kernel may keep: asked wherever attributes are made that are replied without a further await."""
+        self.maps_direct = False
+        """Whether the kernel can map what is opened past its page cache (Linux 6.6)."""
+        self._pages = kernel.pages
         self._volume = volume
         self._bodies = bodies
         self._handles: HandleTable[FileHandle] = HandleTable()
         self._lock_owners: dict[int, set[tuple[LockKind, int]]] = {}
         """By inode: who holds locks here."""
-        self.pages: PageWatch = Unwatched()
+        self.page_watch: PageWatch = Unwatched()
         """Is told of every open file, whose pages the kernel may have until the handle is released."""
 
     # -- open and close ----------------------------------------------------------------------------------------------
@@ -61,6 +68,7 @@ class FileCalls:
                 raise InvalidArgument("only a regular file has bytes")
             _check_guards(file.inode, flags)
             if flags & os.O_TRUNC:
+                self._pages.written(ino)
                 await file.truncate(SetAttr(size_bytes=0))
         except BaseException:
             self._bodies.release(file)
@@ -84,9 +92,17 @@ class FileCalls:
         return self._opened(self._bodies.open_known(Body(inode)), flags, caller)
 
     def _opened(self, file: OpenFile, flags: int, caller: Caller) -> OpenFlags:
-        watched = self.pages.add(file.ino)
-        handle = FileHandle(file, flags, caller.pid, file.errors.cursor(), self._volume.losses, watched)
-        return OpenFlags(self._handles.add(handle), direct_io=handle.is_direct)
+        watched = self.page_watch.add(file.ino)
+        direct = self._is_direct(flags) or not watched
+        handle = FileHandle(file, flags, caller.pid, file.errors.cursor(), self._volume.losses, direct, watched)
+        keep = self._pages.opened(file.ino, file.version)
+        return OpenFlags(self._handles.add(handle), direct_io=direct, keep_cache=keep)
+
+    def _is_direct(self, flags: int) -> bool:
+        """Whether reads and writes pass the page cache by. Also where the kernel would put bytes into pages that they
+        are not of (O_APPEND: the daemon chooses the offset), or keep pages locked while a commit waits (O_SYNC)."""
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        return bool(flags & os.O_DIRECT or (self.maps_direct and writes and flags & PAST_PAGES))
 
     def open_inodes(self) -> list[int]:
         """Those whose pages processes of this host may be reading."""
@@ -106,17 +122,22 @@ class FileCalls:
             # A child's close neither commits nor takes away the error that its parent is to hear of.
             concerns = file.is_dirty or file.errors.cursor().seen != handle.cursor.seen
             if concerns and closes_for_opener(handle.opener, pid):
-                await file.commit(handle.cursor)
+                await self._commit(handle)
             if handle.may_write:
                 self._report_losses(handle)
         finally:
             await self._unlock_owner(file.ino, LockKind.POSIX, lock_owner)
 
+    async def _commit(self, handle: FileHandle) -> None:
+        before = handle.file.version
+        await handle.file.commit(handle.cursor)
+        self._pages.committed(handle.file.ino, before, handle.file.version)
+
     async def fsync(self, fh: int, *, data_only: bool) -> None:
         """On return what was written before is in the store and in etcd, and so are all names that were answered
         before. Raises as `flush`."""
         handle = self._handles.get(fh)
-        await handle.file.commit(handle.cursor)
+        await self._commit(handle)
         await self._volume.settle()
         self._report_losses(handle)
 
@@ -135,31 +156,38 @@ class FileCalls:
         try:
             try:
                 if handle.file.is_dirty:
-                    await handle.file.commit(handle.cursor)
+                    await self._commit(handle)
             finally:
                 if flock:
                     await self._unlock_owner(handle.file.ino, LockKind.FLOCK, lock_owner)
         finally:
             self._bodies.release(handle.file)
             if handle.watched:
-                self.pages.remove(handle.file.ino)
+                self.page_watch.remove(handle.file.ino)
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 
     async def read(self, fh: int, offset: int, size: int) -> bytes:
         """Bytes `[offset, offset + size)`; fewer only at the end of the file."""
         handle = self._handles.get(fh)
-        if handle.is_direct or handle.file.is_unsure or not self._volume.proven:
-            # Nobody has asked for attributes before this read, as the kernel does before one through the page cache.
+        file = handle.file
+        if handle.direct or self._pages.asks(file.ino) or file.is_unsure or not self._volume.proven:
+            # Nobody has asked for attributes before this read, as the kernel does before a read(2) of cached pages.
             # For pages of a mapping it does not either, and those must not be older than the lease.
-            await self._refresh(handle.file)
-        return await handle.file.read(offset, size, handle.pattern)
+            await self._refresh(file)
+        before, shown = file.version, file.shown
+        data = await file.read(offset, size, handle.pattern)
+        self.kernel.reads(file.ino, before, shown)
+        if file.version != before:
+            self.kernel.reads(file.ino, file.version, file.shown)
+        return data
 
     async def _refresh(self, file: OpenFile) -> None:
         if file.orphaned:
             return
         try:
             await file.refresh(await self._volume.getattr(file.ino))
+            self._pages.refreshed(file.ino)
         except StaleInode:
             file.orphan()
 
@@ -172,12 +200,13 @@ class FileCalls:
         file = handle.file
         if kill_suid and without_suid(file.inode.mode) != file.inode.mode:
             await self._change(file, SetAttr(clear_suid=True))
+        self._pages.written(file.ino)
         if append:
             written = await file.append(data, handle.cursor)
         else:
             written = await file.write(offset, data, handle.cursor)
         if handle.is_synchronous:
-            await file.commit(handle.cursor)
+            await self._commit(handle)
         return written
 
     async def _change(self, file: OpenFile, change: SetAttr) -> None:
@@ -203,6 +232,7 @@ class FileCalls:
         if offset + length > FILE_BYTES_MAX:
             raise FileTooLarge(f"a file has at most {FILE_BYTES_MAX} bytes")
         keep_size = bool(mode & FALLOC_KEEP_SIZE)
+        self._pages.written(handle.file.ino)
         if mode in (FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, FALLOC_ZERO_RANGE, FALLOC_ZERO_RANGE | FALLOC_KEEP_SIZE):
             await handle.file.punch(offset, length, keep_size=keep_size, cursor=handle.cursor)
         elif mode == 0:
@@ -236,6 +266,7 @@ class FileCalls:
             return 0
         if source.file is target.file and abs(offset_in - offset_out) < length:
             raise InvalidArgument("the ranges overlap")
+        self._pages.written(target.file.ino)
         done = 0
         while done < length:
             data = await source.file.read(offset_in + done, min(COPY_CHUNK_BYTES, length - done), source.pattern)
@@ -317,6 +348,8 @@ class FileCalls:
 
     def session_lost(self) -> None:
         """Uncommitted bytes and locks are gone; every handle concerned reports it once."""
+        for dirty in self._bodies.dirty_files:
+            self._pages.spoil(dirty.ino)
         self._bodies.session_lost()
         for ino in self._lock_owners:
             file = self._bodies.find(ino)

@@ -22,9 +22,8 @@ from apollofs.fs.attributes import Attributes, Caller, FilesystemStatistics, Ope
 from apollofs.fs.blobs import OpenStore
 from apollofs.fs.bodies import Bodies, open_bodies
 from apollofs.fs.config import BodyConfig
-from apollofs.fs.directory import DirectoryHandle
+from apollofs.fs.directories import Directories, Entries, OpenedDirectory
 from apollofs.fs.file_calls import FileCalls
-from apollofs.fs.handles import HandleTable
 from apollofs.fs.kernel_cache import KernelCache
 from apollofs.metadata.errors import (
     EntryExists,
@@ -64,10 +63,8 @@ class Filesystem(FileCalls):
     """Made by `open_filesystem`. `caller` is who asks; `fh` numbers come from open, create and opendir."""
 
     def __init__(self, volume: Volume, bodies: Bodies, kernel: KernelCache) -> None:
-        super().__init__(volume, bodies)
-        self.kernel = kernel
-        """What the kernel may keep: asked wherever attributes are made that are replied without a further await."""
-        self._directories: HandleTable[DirectoryHandle] = HandleTable()
+        super().__init__(volume, bodies, kernel)
+        self._directories = Directories(volume, kernel, self._parent_of)
         self._usage: tuple[float, Usage] | None = None
         self._seen_directories: dict[int, Inode] = {}
         """Directories that the kernel knows, as last read: what a process that is in a removed one still sees."""
@@ -115,8 +112,11 @@ class Filesystem(FileCalls):
         if file is not None:
             try:
                 await file.refresh(inode)
+                self._pages.refreshed(inode.ino)
             except StaleInode:
                 file.orphan()
+            if self._pages.settle(inode.ino, file.version, file.shown):
+                await self.kernel.drop_pages((inode.ino,))
         return self._attributes(inode)
 
     def cached_lookup(self, parent: int, name: bytes) -> Attributes | None:
@@ -132,8 +132,11 @@ class Filesystem(FileCalls):
     def _current(self, cached: Cached, entry: tuple[int, bytes] | None = None) -> Attributes | None:
         """Attributes, unless the inode is open here with an older body than these speak of."""
         file = self._bodies.find(cached.inode.ino)
-        if file is not None and (file.orphaned or cached.inode.body_version > file.inode.body_version):
-            return None
+        if file is not None:
+            if file.orphaned or cached.inode.body_version > file.version:
+                return None
+            if self._pages.outdated(file.ino, file.version):
+                return None
         return self._attributes(cached.inode, cached.group, entry)
 
     def _made(self, parent: int, name: bytes, inode: Inode) -> Attributes:
@@ -182,6 +185,7 @@ class Filesystem(FileCalls):
             attributes = self._attributes(await self._volume.setattr(ino, change))
             return self.cached_getattr(ino) or attributes
         if change.size_bytes is not None:
+            self._pages.written(ino)
             await file.truncate(change)
             if file.orphaned:
                 mtime_ns = NOW if change.mtime_ns is None else change.mtime_ns
@@ -282,18 +286,19 @@ class Filesystem(FileCalls):
 
     # -- directories -------------------------------------------------------------------------------------------------
 
-    async def opendir(self, ino: int) -> int:
+    def opendir(self, ino: int) -> OpenedDirectory:
         """No request; the first `readdir` takes the snapshot."""
-        return self._directories.add(DirectoryHandle(ino, self._volume.losses))
+        return self._directories.open(ino)
 
-    async def readdir(self, fh: int, offset: int, limit: int) -> list[tuple[int, DirectoryEntry]]:
+    async def readdir(self, fh: int, offset: int, limit: int) -> Entries:
         """Entries from position `offset` (0: the start, a new snapshot), each with the position after it. Empty at the
         end."""
-        handle = self._directories.get(fh)
-        if offset == 0:
-            handle.parent = await self._parent_of(handle.ino)
-        found = await handle.read(self._volume, offset)
-        return list(enumerate(found[:limit], offset + 1))
+        return await self._directories.read(fh, offset, limit)
+
+    def cached_readdir(self, ino: int, fh: int, offset: int, limit: int) -> Entries | None:
+        """As `readdir`, where nobody need be asked; None: call that. `ino` is the directory's."""
+        seen = self._seen_directories.get(ino)
+        return self._directories.read_now(fh, offset, limit, seen.parent if seen is not None else None)
 
     def listed(self, directory: int, entry: DirectoryEntry) -> Attributes | None:
         """Attributes of an entry of a listing; None where the kernel has to ask for them, if it wants them."""
@@ -304,7 +309,9 @@ class Filesystem(FileCalls):
             return self._current(cached, (directory, entry.name))
         if self._volume.delegated_revision(directory, entry.name) == entry.inode.revision:
             return self._current(Cached(entry.inode, directory), (directory, entry.name))
-        return self._current(Cached(entry.inode, 0))
+        if self._bodies.find(entry.ino) is not None:
+            return None
+        return self._attributes(entry.inode)
 
     async def _parent_of(self, ino: int) -> int:
         """Where a directory was when it was last read, which is no longer ago than the walk to it."""
@@ -327,8 +334,8 @@ class Filesystem(FileCalls):
         await self._volume.settle()
         self._report_losses(handle)
 
-    async def releasedir(self, fh: int) -> None:
-        self._directories.pop(fh)
+    def releasedir(self, fh: int) -> None:
+        self._directories.release(fh)
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 

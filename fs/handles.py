@@ -27,6 +27,8 @@ class FileHandle:
     cursor: ErrorCursor
     losses: int = 0
     """`Volume.losses` as last reported here."""
+    direct: bool = False
+    """Whether it was opened past the page cache."""
     watched: bool = True
     """Whether the guard, if there is one, knows that the kernel may have pages of it."""
     pattern: AccessPattern = field(default_factory=AccessPattern)
@@ -38,10 +40,6 @@ class FileHandle:
     @property
     def may_write(self) -> bool:
         return self.flags & os.O_ACCMODE != os.O_RDONLY
-
-    @property
-    def is_direct(self) -> bool:
-        return bool(self.flags & os.O_DIRECT) or not self.watched
 
 
 class HandleTable(Generic[T]):

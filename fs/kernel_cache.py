@@ -16,10 +16,14 @@ Rules
    the thread that asked has run since, or outdated with all others.
 6. What a thread was told about a directory before a change of ours, and has not taken in yet, is dropped before that
    change returns: the kernel drops the times of a changed directory by itself, but a late reply would bring them back.
+7. A listing is kept while its group is held without a break since it was handed out (an `epoch`); `directories.py` has
+   the rest. Dropping it takes no lock but those of its pages, which the kernel holds for moments.
+8. Pages of files: `kernel_pages.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -30,6 +34,7 @@ from typing import Any, Protocol, TypeVar
 
 import trio
 
+from apollofs.fs.kernel_pages import KernelPages, PageTable, Shown
 from apollofs.fs.receipts import Receipts
 from apollofs.metadata.session import boot_time
 
@@ -40,6 +45,10 @@ NAMES_MAX = 500_000
 SEVERAL = -1
 """In place of a thread's number."""
 THREADS_MAX = 32
+FILES_AT_ONCE = 64
+"""Files whose pages one thread drops: it waits for their READs in flight."""
+PAGES_WAIT_S = 1.0
+"""For READs in flight at a recall. What they bring is dropped after them, before attributes of the file are given."""
 RETRY_FIRST_S = 0.001
 RETRY_MAX_S = 0.1
 
@@ -49,6 +58,7 @@ class Notifier(Protocol):
 
     def invalidate_attributes(self, ino: int) -> bool: ...
     def invalidate_attributes_of(self, inos: Sequence[int]) -> list[int]: ...
+    def invalidate_pages_of(self, inos: Sequence[int]) -> None: ...
     def expire_entries(self, parent: int, names: Sequence[bytes]) -> None: ...
     def inc_epoch(self) -> bool: ...
 
@@ -60,7 +70,13 @@ class _Share:
     group: int
     inodes: set[int] = field(default_factory=set)
     names: set[bytes] = field(default_factory=set)
+    paged: set[int] = field(default_factory=set)
+    """Inodes of files that have pages as well."""
     until: float = 0.0
+    epoch: int = 0
+    """Of the listings that were handed out since the group is held; 0: none was."""
+    listed_until: float = 0.0
+    """Until when the attributes that came along with the last one hold."""
     hurried: trio.Event = field(default_factory=trio.Event)
 
 
@@ -68,12 +84,17 @@ class KernelCache:
     """One mount's. Gives nothing until it is attached to a mount."""
 
     def __init__(
-        self, validity_s: Callable[[], float], *, entries: bool = True, make_room: Callable[[], None] = lambda: None
+        self,
+        validity_s: Callable[[], float],
+        *,
+        entries: bool = True,
+        make_room: Callable[[], None] = lambda: None,
+        table: PageTable | None = None,
     ) -> None:
-        """`validity_s` says for how many seconds the lease is proven. Without `entries` only attributes are given.
-
-        `make_room` is called when NAMES_MAX is reached: something that is held should be given back.
-        """
+        """`validity_s` says for how many seconds the lease is proven. Without `entries` only attributes and pages are
+        given. `make_room` is called when NAMES_MAX is reached: something that is held should be given back. `table` is
+        told of the files that have pages."""
+        self.pages = KernelPages(table)
         self._validity_s = validity_s
         self._make_room = make_room
         self._entries = entries
@@ -88,9 +109,11 @@ class KernelCache:
         self._names = 0
         self._locked: Counter[int] = Counter()
         """Directories that the kernel has locked for requests which are being answered here; how many these are."""
+        self._epochs = 0
         self._receipts = Receipts()
         self._expiring = trio.CapacityLimiter(THREADS_MAX)
         self._invalidating = trio.CapacityLimiter(THREADS_MAX)
+        self._dropping = trio.CapacityLimiter(THREADS_MAX)
         self.drops = 0
         self.epochs = 0
 
@@ -122,6 +145,9 @@ class KernelCache:
             "inodes": len(self._home),
             "drops": self.drops,
             "epochs": self.epochs,
+            "files_with_pages": len(self.pages),
+            "pages_kept": self.pages.kept,
+            "page_drops": self.pages.drops,
         }
 
     # -- giving: without a checkpoint between this and the reply -----------------------------------------------------
@@ -131,9 +157,20 @@ class KernelCache:
         validity_s = self._validity_s() if self._notifier is not None else 0.0
         if validity_s <= 0:
             return 0.0
-        self._share(group, validity_s).inodes.add(ino)
+        share = self._share(group, validity_s)
+        share.inodes.add(ino)
+        if ino in self.pages:
+            share.paged.add(ino)
         self._home[ino] = group
         return validity_s
+
+    def reads(self, ino: int, version: int, shown: Shown) -> None:
+        """Bytes of a file are about to be handed out for the page cache, of this version of its body."""
+        self.pages.read(ino, version, shown)
+        group = self._home.get(ino)
+        share = self._shares.get(group) if group is not None else None
+        if share is not None:
+            share.paged.add(ino)
 
     def entry(self, group: int, name: bytes) -> float:
         """For how many seconds the kernel may keep what it is told about a name, also that there is none."""
@@ -156,6 +193,33 @@ class KernelCache:
     def answers_getattr(self, ino: int, tid: int) -> None:
         """A thread is about to be told a directory's attributes, for some time."""
         self._told[ino] = tid if self._told.get(ino, tid) == tid else SEVERAL
+
+    @property
+    def takes_listings(self) -> bool:
+        """Whether the kernel may have listings at all."""
+        return self._notifier is not None and self._entries
+
+    def gives_listing(self, group: int) -> int:
+        """A listing of a held, completely known directory is about to be handed out; its epoch, or 0: don't keep it."""
+        validity_s = self._validity_s() if self.takes_listings else 0.0
+        if validity_s <= 0:
+            return 0
+        share = self._share(group, validity_s)
+        if not share.epoch:
+            self._epochs += 1
+            share.epoch = self._epochs
+        share.listed_until = share.until
+        return share.epoch
+
+    def holds_listing(self, group: int, epoch: int) -> bool:
+        """Whether the group is held without a break since a listing of this epoch was handed out."""
+        share = self._shares.get(group)
+        return share is not None and 0 < epoch == share.epoch
+
+    def keeps_listing(self, group: int) -> bool:
+        """Whether the kernel's listing may be answered from, and what came along with it has not run out."""
+        share = self._shares.get(group)
+        return share is not None and share.epoch > 0 and boot_time() < share.listed_until
 
     def _share(self, group: int, validity_s: float) -> _Share:
         share = self._shares.get(group)
@@ -191,6 +255,14 @@ class KernelCache:
         if told != tid and self._notifier is not None:
             self._notifier.invalidate_attributes(directory)
 
+    def names_unsure(self, directory: int) -> None:
+        """A change of names has failed, and may have happened all the same: the kernel does not count on it."""
+        share = self._shares.get(directory)
+        if share is not None and self._notifier is not None:
+            share.epoch = 0
+            with contextlib.suppress(OSError):  # the mount is ending
+                self._notifier.invalidate_attributes(directory)
+
     def renamed(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
         """The kernel is about to move an entry, with the time that it was given, to another name."""
         source = self._shares.get(parent)
@@ -222,14 +294,18 @@ class KernelCache:
         share = self._shares.get(group) if group is not None else None
         if share is not None:
             share.inodes.discard(ino)
+            share.paged.discard(ino)
         self._told.pop(ino, None)
+        self.pages.forget(ino)
 
     # -- taking back -------------------------------------------------------------------------------------------------
 
     def holds(self, group: int) -> bool:
         """Whether the kernel may have something of a group, so that `drop` has work to do."""
         share = self._shares.get(group)
-        return share is not None and self._notifier is not None and boot_time() < share.until
+        if share is None or self._notifier is None:
+            return False
+        return bool(share.paged) or share.epoch > 0 or boot_time() < share.until
 
     async def drop(self, group: int) -> None:
         """Have the kernel drop all that it was given of a group, which is no longer held. One call at a time."""
@@ -237,15 +313,49 @@ class KernelCache:
         if share is None:
             return
         self.drops += 1
-        while self.holds(group) and (share.inodes or share.names):
-            inodes, names = set(share.inodes), set(share.names)
+        if share.epoch:
+            share.epoch = 0
+            await self.drop_listing(group)
+        while self.holds(group) and (share.inodes or share.names or share.paged):
+            inodes, names, paged = set(share.inodes), set(share.names), set(share.paged)
             await self._drop_attributes(share, inodes)
+            with trio.move_on_after(PAGES_WAIT_S):
+                await self.drop_pages(paged, recalled=True)
             await self._drop_names(share, names)
             # what came meanwhile came by a rename
             share.inodes -= inodes
             self._names -= len(share.names & names)
+            share.paged -= paged
             share.names -= names
         self.discard(group)
+
+    async def drop_listing(self, directory: int) -> None:
+        """On return the kernel has nothing of what it was told of a directory's names, but for what is on its way."""
+        if self._notifier is not None:
+            await _in_thread(self._notifier.invalidate_pages_of, self._invalidating, (directory,))
+
+    async def drop_pages(self, inos: Collection[int], *, recalled: bool = False) -> None:
+        """On return the kernel has no pages of these files but what was read after the call, which is recorded.
+
+        Waits for READs in flight. Cancelled, they count as outdated.
+        """
+        if self._notifier is None:
+            return
+        wanted = [ino for ino in inos if ino in self.pages]
+        async with trio.open_nursery() as nursery:
+            for at in range(0, len(wanted), FILES_AT_ONCE):
+                nursery.start_soon(self._drop_pages, self._notifier, wanted[at : at + FILES_AT_ONCE], recalled)
+
+    async def _drop_pages(self, notifier: Notifier, inos: Sequence[int], recalled: bool) -> None:
+        done = False
+        for ino in inos:
+            self.pages.begin_drop(ino, recalled=recalled)
+        try:
+            await _in_thread(notifier.invalidate_pages_of, self._dropping, inos)
+            done = True
+        finally:
+            for ino in inos:
+                self.pages.end_drop(ino, done=done)
 
     def discard(self, group: int) -> None:
         """The directory is gone, or what the kernel had of it has run out."""
@@ -270,6 +380,8 @@ class KernelCache:
             async with trio.open_nursery() as nursery:
                 for group in groups:
                     nursery.start_soon(self.drop, group)
+        with trio.move_on_after(PAGES_WAIT_S):
+            await self.drop_pages(self.pages.all(), recalled=True)
         for group in groups:
             self.discard(group)
 
@@ -287,9 +399,10 @@ class KernelCache:
             pause_s = min(2 * pause_s, RETRY_MAX_S)
 
     async def _drop_names(self, share: _Share, names: Collection[bytes]) -> None:
-        if not names:
+        left_s = share.until - boot_time()
+        if not names or left_s <= 0:
             return
-        with trio.move_on_after(share.until - boot_time()):
+        with trio.move_on_after(left_s):
             await self._expire_or_outdate(share, names)
 
     async def _expire_or_outdate(self, share: _Share, names: Collection[bytes]) -> None:

@@ -35,6 +35,7 @@ from apollofs.fs.mount_config import MountConfig
 from apollofs.fs.page_table import PageTable
 from apollofs.fs.unmounting import MountBusy, sync_filesystem, unmount
 from apollofs.fs.user_error import UserError, leaves
+from apollofs.fs.wire_constants import InitFlag
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ async def _guarded(config: MountConfig, assembly: Assembly, session: FuseSession
     facts = Guarded(config.mountpoint, session.device, config.session.lease_ttl_s, config.session.entry_cache)
     guarding = Guarding(table, session.wire.device, facts)
     assembly.volume.watch_lease(table.prove)
-    assembly.filesystem.pages = table
+    assembly.filesystem.page_watch = table
     await nursery.start(guarding.serve)
     return guarding
 
@@ -165,6 +166,9 @@ class RunningMount:
     async def confirm_answering(self) -> None:
         """Wait until the mount answers a process."""
         await trio.to_thread.run_sync(os.stat, self._config.mountpoint, abandon_on_cancel=True)
+        negotiated = self._assembly.wire.negotiated()
+        if negotiated is not None:
+            self._assembly.filesystem.maps_direct = InitFlag.DIRECT_IO_ALLOW_MMAP in negotiated.flags
 
     async def serve(self, readiness: Readiness) -> None:
         """Say that the mount is ready, serve until it has gone, commit. Raises UserError if that fails."""

@@ -74,6 +74,17 @@ class OpenFile:
         return self._state.inode
 
     @property
+    def version(self) -> int:
+        """body_version of the newest committed body known."""
+        return self._state.version
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Size in bytes and mtime in ns, as processes of this mount see them."""
+        inode = self._state.inode
+        return inode.size_bytes, inode.mtime_ns
+
+    @property
     def size_bytes(self) -> int:
         return self._state.size_bytes
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from apollofs.fs.attributes import Attributes, Caller, OpenFlags
@@ -24,7 +25,7 @@ from apollofs.fs.wire_guard import guard_operations
 from apollofs.fs.wire_interrupts import Interruptible
 from apollofs.fs.wire_load import pyfuse3
 from apollofs.fs.wire_structs import SetattrDetails, decode_flush, decode_release, decode_setattr, decode_write
-from apollofs.metadata.errors import NoSuchEntry
+from apollofs.metadata.errors import NamespaceError, NoSuchEntry
 from apollofs.metadata.records import NOW, RenameFlag, SetAttr
 
 MAY_WAIT = (
@@ -77,10 +78,21 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
         for ino, count in inode_list:
             self.references.release(ino, count)
 
-    def _names_changed(self, tid: int, *directories: int) -> None:
-        """A change of names is about to be answered."""
+    @contextmanager
+    def _changing(self, tid: int, *directories: int) -> Iterator[None]:
+        """Around a change of names that is about to be answered to a thread; the kernel has locked the directories."""
+        kernel = self._filesystem.kernel
+        try:
+            with kernel.locked(*directories):
+                yield
+        except NamespaceError:
+            raise
+        except BaseException:
+            for directory in directories:
+                kernel.names_unsure(directory)
+            raise
         for directory in directories:
-            self._filesystem.kernel.names_changed(directory, tid)
+            kernel.names_changed(directory, tid)
 
     # -- names -------------------------------------------------------------------------------------------------------
 
@@ -101,38 +113,32 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
         return self._entry(found)
 
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any) -> pyfuse3.EntryAttributes:
-        with self.kernel.locked(parent_inode):
+        with self._changing(ctx.pid, parent_inode):
             made = await self._filesystem.mknod(parent_inode, name, mode, rdev, caller_of(ctx))
-        self._names_changed(ctx.pid, parent_inode)
         return self._entry(made)
 
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
-        with self.kernel.locked(parent_inode):
+        with self._changing(ctx.pid, parent_inode):
             made = await self._filesystem.mkdir(parent_inode, name, mode, caller_of(ctx))
-        self._names_changed(ctx.pid, parent_inode)
         return self._entry(made)
 
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
-        with self.kernel.locked(parent_inode):
+        with self._changing(ctx.pid, parent_inode):
             made = await self._filesystem.symlink(parent_inode, name, target, caller_of(ctx))
-        self._names_changed(ctx.pid, parent_inode)
         return self._entry(made)
 
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
-        with self.kernel.locked(new_parent_inode):
+        with self._changing(ctx.pid, new_parent_inode):
             made = await self._filesystem.link(inode, new_parent_inode, new_name)
-        self._names_changed(ctx.pid, new_parent_inode)
         return self._entry(made)
 
     async def unlink(self, parent_inode: int, name: bytes, ctx: Any) -> None:
-        with self.kernel.locked(parent_inode):
+        with self._changing(ctx.pid, parent_inode):
             await self._filesystem.unlink(parent_inode, name)
-        self._names_changed(ctx.pid, parent_inode)
 
     async def rmdir(self, parent_inode: int, name: bytes, ctx: Any) -> None:
-        with self.kernel.locked(parent_inode):
+        with self._changing(ctx.pid, parent_inode):
             await self._filesystem.rmdir(parent_inode, name)
-        self._names_changed(ctx.pid, parent_inode)
 
     async def rename(
         self,
@@ -143,9 +149,8 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
         flags: int,
         ctx: Any,
     ) -> None:
-        with self.kernel.locked(parent_inode_old, parent_inode_new):
+        with self._changing(ctx.pid, parent_inode_old, parent_inode_new):
             await self._filesystem.rename(parent_inode_old, name_old, parent_inode_new, name_new, RenameFlag(flags))
-        self._names_changed(ctx.pid, parent_inode_old, parent_inode_new)
 
     async def readlink(self, inode: int, ctx: Any) -> bytes:
         return await self._filesystem.readlink(inode)
@@ -189,9 +194,8 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        with self.kernel.locked(parent_inode):
+        with self._changing(ctx.pid, parent_inode):
             attributes, opened = await self._filesystem.create(parent_inode, name, mode, flags, caller_of(ctx))
-        self._names_changed(ctx.pid, parent_inode)
         return file_info(opened), self._entry(attributes)
 
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
@@ -221,16 +225,8 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
         flock = bool(details.release_flags & RELEASE_FLOCK_UNLOCK)
         await self._filesystem.release(fh, details.lock_owner, flock=flock)
 
-    # -- directories: read_directory is in operations_wire.py --------------------------------------------------------
-
-    async def opendir(self, inode: int, ctx: Any) -> int:
-        return await self._filesystem.opendir(inode)
-
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         await self._filesystem.fsyncdir(fh)
-
-    async def releasedir(self, fh: int) -> None:
-        await self._filesystem.releasedir(fh)
 
 
 def caller_of(ctx: Any) -> Caller:

@@ -6,11 +6,20 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Coroutine
+from typing import Any
 
 from apollofs.fs.attributes import Attributes, Caller
+from apollofs.fs.directories import Entries
 from apollofs.fs.filesystem import Filesystem
 from apollofs.fs.references import References
-from apollofs.fs.wire_constants import FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR, FS_IOC_GETFLAGS, FS_IOC_SETFLAGS
+from apollofs.fs.wire_constants import (
+    FS_IOC_FSGETXATTR,
+    FS_IOC_FSSETXATTR,
+    FS_IOC_GETFLAGS,
+    FS_IOC_SETFLAGS,
+    OpenReplyFlag,
+)
 from apollofs.fs.wire_load import pyfuse3
 from apollofs.fs.wire_operations import WireOperations
 from apollofs.fs.wire_replies import DirectoryReply, LockRange, encode_fs_flags, encode_fsxattr
@@ -21,6 +30,7 @@ from apollofs.fs.wire_structs import (
     LockRequest,
     LseekRequest,
     ReadDirectoryRequest,
+    ReleaseDetails,
     Request,
     SetxattrRequest,
     StatxRequest,
@@ -107,12 +117,32 @@ class InterceptedOperations(WireOperations):
 
     # -- directories -------------------------------------------------------------------------------------------------
 
-    async def read_directory(self, request: Request, read: ReadDirectoryRequest, reply: DirectoryReply) -> None:
-        with self._filesystem.kernel.locked(request.ino):
+    def open_directory(self, request: Request) -> tuple[int, OpenReplyFlag]:
+        opened = self._filesystem.opendir(request.ino)
+        flags = OpenReplyFlag.CACHE_DIR if opened.cache else OpenReplyFlag(0)
+        return opened.fh, flags | OpenReplyFlag.KEEP_CACHE if opened.keep else flags
+
+    def release_directory(self, request: Request, release: ReleaseDetails) -> None:
+        self._filesystem.releasedir(release.fh)
+
+    def read_directory(
+        self, request: Request, read: ReadDirectoryRequest, reply: DirectoryReply
+    ) -> Coroutine[Any, Any, None] | None:
+        found = self._filesystem.cached_readdir(request.ino, read.fh, read.offset, ENTRIES_MAX)
+        if found is None:
+            return self._read_directory(request.ino, read, reply)
+        self._fill(request.ino, found, reply)
+        return None
+
+    async def _read_directory(self, ino: int, read: ReadDirectoryRequest, reply: DirectoryReply) -> None:
+        with self._filesystem.kernel.locked(ino):
             found = await self._filesystem.readdir(read.fh, read.offset, ENTRIES_MAX)
+        self._fill(ino, found, reply)
+
+    def _fill(self, directory: int, found: Entries, reply: DirectoryReply) -> None:
         for after, entry in found:
             named_only = not reply.plus or entry.name in DOTS
-            attributes = None if named_only else self._filesystem.listed(request.ino, entry)
+            attributes = None if named_only else self._filesystem.listed(directory, entry)
             if attributes is None:
                 if not reply.add_name(entry.name, entry.ino, entry.file_type, after):
                     return
@@ -120,7 +150,7 @@ class InterceptedOperations(WireOperations):
             if not reply.add(entry.name, attributes, after):
                 return
             self.references.add(entry.ino)
-            self._filesystem.remember(request.ino, entry)
+            self._filesystem.remember(directory, entry)
 
 
 def _lock_type(kind: int) -> LockType:

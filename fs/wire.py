@@ -52,8 +52,14 @@ class WireInactiveError(RuntimeError):
 class WireConfig:
     """What to negotiate with the kernel, and bounds.  None leaves libfuse's value."""
 
-    set_flags: InitFlag = InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS | InitFlag.PARALLEL_DIROPS
-    """Set where the kernel offers them."""
+    set_flags: InitFlag = (
+        InitFlag.POSIX_LOCKS
+        | InitFlag.FLOCK_LOCKS
+        | InitFlag.PARALLEL_DIROPS
+        | InitFlag.CACHE_SYMLINKS
+        | InitFlag.DIRECT_IO_ALLOW_MMAP
+    )
+    """Set where the kernel offers them. A symlink's target never changes, so it may be kept for ever."""
     clear_flags: InitFlag = InitFlag(0)
     max_background: int | None = 256
     """Asynchronous requests (read-ahead, write-back) that the kernel keeps in flight, 1 to 65535."""

@@ -80,8 +80,12 @@ class Device:
 
         From a thread: an inode that is just being evicted is waited for, and with it what it still writes back.
         """
-        found = hook.invalidate_attributes(self._open_fd(), array("Q", inos).tobytes())
+        found = hook.invalidate_inodes(self._open_fd(), array("Q", inos).tobytes(), -1)
         return array("Q", found).tolist()
+
+    def invalidate_pages_of(self, inos: Sequence[int]) -> None:
+        """As `invalidate_pages`, all of them, for many.  From a thread only."""
+        hook.invalidate_inodes(self._open_fd(), array("Q", inos).tobytes(), 0)
 
     def expire_entries(self, parent: int, names: Sequence[bytes]) -> None:
         """As `expire_entry` for many names of one directory.  From a thread only."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 from apollofs.fs.attributes import Attributes
-from apollofs.fs.wire_constants import Opcode
+from apollofs.fs.wire_constants import Opcode, OpenReplyFlag
 from apollofs.fs.wire_operations import WireOperations
 from apollofs.fs.wire_replies import (
     DirectoryReply,
@@ -15,6 +15,7 @@ from apollofs.fs.wire_replies import (
     encode_ioctl,
     encode_lock,
     encode_lseek,
+    encode_opened,
     encode_statx,
 )
 from apollofs.fs.wire_structs import (
@@ -27,6 +28,7 @@ from apollofs.fs.wire_structs import (
     decode_lock,
     decode_lseek,
     decode_read,
+    decode_release,
     decode_setxattr,
     decode_statx,
 )
@@ -61,6 +63,12 @@ def _all_routes(operations: WireOperations, extended_xattr: Callable[[], bool]) 
     yield "copy_file_range", Opcode.COPY_FILE_RANGE_64, _copy_route(ops, wide=True)
     yield "ioctl", Opcode.IOCTL, _ioctl_route(ops)
     yield "statx", Opcode.STATX, lambda r, body: (ops.statx(r, decode_statx(body)), encode_statx)
+    yield "open_directory", Opcode.OPENDIR, lambda r, body: (ops.open_directory(r), _opened)
+    yield (
+        "release_directory",
+        Opcode.RELEASEDIR,
+        lambda r, body: (ops.release_directory(r, decode_release(body)), _nothing),
+    )
     yield "read_directory", Opcode.READDIR, _directory_route(ops, plus=False)
     yield "read_directory", Opcode.READDIRPLUS, _directory_route(ops, plus=True)
     yield "tmpfile", Opcode.TMPFILE, lambda r, body: (ops.tmpfile(r, decode_create(body)), _created)
@@ -74,6 +82,10 @@ def _all_routes(operations: WireOperations, extended_xattr: Callable[[], bool]) 
 def _nothing(result: None) -> bytes:
     """The encoder of a reply that is a header only."""
     return b""
+
+
+def _opened(result: tuple[int, OpenReplyFlag]) -> bytes:
+    return encode_opened(*result)
 
 
 def _created(result: tuple[Attributes, int]) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from apollofs.fs.attributes import Attributes
+from apollofs.fs.wire_constants import OpenReplyFlag
 from apollofs.fs.wire_load import pyfuse3
 from apollofs.fs.wire_replies import DirectoryReply, LockRange
 from apollofs.fs.wire_structs import (
@@ -17,6 +18,7 @@ from apollofs.fs.wire_structs import (
     LockRequest,
     LseekRequest,
     ReadDirectoryRequest,
+    ReleaseDetails,
     Request,
     SetxattrRequest,
     StatxRequest,
@@ -81,6 +83,14 @@ class WireOperations:
 
     def statx(self, request: Request, statx: StatxRequest) -> Reply[Attributes]:
         """All attributes with the birth time; comes only when the caller asks for that time."""
+        _unsupported()
+
+    def open_directory(self, request: Request) -> Reply[tuple[int, OpenReplyFlag]]:
+        """OPENDIR: a handle for the directory `request.ino`, and how the kernel is to treat it."""
+        _unsupported()
+
+    def release_directory(self, request: Request, release: ReleaseDetails) -> Reply[None]:
+        """RELEASEDIR: the handle `release.fh` is closed."""
         _unsupported()
 
     def read_directory(self, request: Request, read: ReadDirectoryRequest, reply: DirectoryReply) -> Reply[None]:

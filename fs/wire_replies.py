@@ -138,6 +138,11 @@ def encode_create(attributes: Attributes, fh: int, open_reply_flags: int = 0, ba
     return encode_entry(attributes) + _OPEN_OUT.pack(fh, open_reply_flags, backing_id)
 
 
+def encode_opened(fh: int, open_reply_flags: int) -> bytes:
+    """Reply to OPENDIR (fuse_open_out)."""
+    return _OPEN_OUT.pack(fh, open_reply_flags, 0)
+
+
 def encode_statx(a: Attributes) -> bytes:
     """Reply to STATX (fuse_statx_out): everything that `Attributes` knows, birth time and flags too."""
     head = _STATX_OUT.pack(*split_timeout(a.attr_timeout_s), 0)

@@ -243,9 +243,9 @@ class NamespaceReader:
         has been removed is empty.
         """
         first = not after and not revision
-        listed = self._groups.listing(directory) if first else None
-        if listed is not None and len(listed) <= LISTING_MAX:
-            return self._first_page(directory, listed, False, 0)
+        listed = self.cached_listing(directory) if first else None
+        if listed is not None:
+            return listed
         if not first:
             prefix = self._keys.dentries_of(directory)
             start = prefix + after + b"\0" if after else prefix
@@ -265,6 +265,18 @@ class NamespaceReader:
                 self.delegations.learn_all(each, answers[0].kvs, answers[0].revision)
         found = read[directory][0]
         return self._first_page(directory, found.kvs, found.more, found.revision)
+
+    def cached_listing(self, directory: int) -> DirectoryPage | None:
+        """As `readdir` from the first name on, of what is delegated and completely known; None: ask."""
+        listed = self._groups.listing(directory)
+        if listed is None or len(listed) > LISTING_MAX:
+            return None
+        return self._first_page(directory, listed, False, 0)
+
+    def knows_all(self, directory: int, since: int = 0) -> bool:
+        """Whether a directory is delegated and completely known, without a break since a revision (0: since any)."""
+        held = self._groups.usable(directory)
+        return held is not None and held.complete and (not since or held.taken_revision <= since)
 
     def _listing_questions(self, directory: int, limit: int) -> list[Range]:
         prefix = self._keys.dentries_of(directory)

@@ -4,40 +4,19 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.mounted.clients import errno_of
 from tests.mounted.conftest import Places
+from tests.mounted.counting import cached
 from tests.mounted.harness import Mount
 
 pytestmark = pytest.mark.mounted
 
 NAMES = [f"name{number}" for number in range(6)]
-TRIES_MAX = 150
-
-
-def requests(mount: Mount) -> int:
-    """How many the daemon has been sent that ask for names and attributes."""
-    kinds = mount.status()["fuse"]["requests_by_kind"]
-    return sum(int(kinds.get(kind, 0)) for kind in ("lookup", "getattr"))
-
-
-def asked(mount: Mount, call: Callable[[], object]) -> int:
-    """How many requests a call costs the daemon."""
-    before = requests(mount)
-    call()
-    return requests(mount) - before
-
-
-def cached(mount: Mount, call: Callable[[], object]) -> None:
-    """Repeat a call until the kernel answers it by itself: after a recall the mount waits a while, each time longer."""
-    for _ in range(TRIES_MAX):
-        if asked(mount, call) == 0:
-            return
-    pytest.fail("the kernel keeps asking")
 
 
 def exists(path: Path) -> bool:

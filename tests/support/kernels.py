@@ -33,6 +33,9 @@ class Kernel:
             self.unknown.clear()
         return [ino for ino in inos if ino in self.unknown]
 
+    def invalidate_pages_of(self, inos: Sequence[int]) -> None:
+        self.told += [("pages", ino) for ino in inos]
+
     def expire_entries(self, parent: int, names: Sequence[bytes]) -> None:
         self.on_expire()
         with self.lock:

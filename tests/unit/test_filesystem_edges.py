@@ -147,26 +147,26 @@ async def test_a_listing_asks_for_nothing_but_its_pages(pair: Pair, monkeypatch:
     async def refuse(ino: int) -> Inode:
         raise AssertionError("asked for attributes")
 
-    fh = await pair.here.opendir(made.ino)
+    fh = pair.here.opendir(made.ino).fh
     with monkeypatch.context() as patch:
         patch.setattr(pair.volume, "getattr", refuse)
         found = await pair.here.readdir(fh, 0, 10)
     assert [(entry.name, entry.ino) for _, entry in found][:2] == [(b".", made.ino), (b"..", ROOT_INO)]
     assert found[2][1].name == b"inner"
-    await pair.here.releasedir(fh)
+    pair.here.releasedir(fh)
 
 
 async def test_a_listing_goes_back_after_its_snapshot_is_gone(pair: Pair) -> None:
     names = [b"%05d" % number for number in range(2500)]
     for name in names:
         await pair.volume.mknod(ROOT_INO, name, stat.S_IFREG | 0o644, 0, ME)
-    fh = await pair.there.opendir(ROOT_INO)
+    fh = pair.there.opendir(ROOT_INO).fh
     assert await rest_of(pair.there, fh, 2) == names
     for name in names[100:300]:
         await pair.here.unlink(ROOT_INO, name)
     await pair.store.compact((await pair.store.range(Range(b"none"))).revision)
     assert await rest_of(pair.there, fh, 2) == names[:100] + names[300:]
-    await pair.there.releasedir(fh)
+    pair.there.releasedir(fh)
 
 
 # -- who hears of an error --------------------------------------------------------------------------------------------

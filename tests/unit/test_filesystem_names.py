@@ -41,7 +41,7 @@ async def test_a_listing_is_one_snapshot(pair: Pair) -> None:
     stable = [b"s%05d" % number for number in range(2500)]
     for name in stable:
         await pair.volume.mknod(ROOT_INO, name, stat.S_IFREG | 0o644, 0, ME)
-    fh = await pair.there.opendir(ROOT_INO)
+    fh = pair.there.opendir(ROOT_INO).fh
     names: list[bytes] = []
     position = 0
     while found := await pair.there.readdir(fh, position, 700):
@@ -55,13 +55,13 @@ async def test_a_listing_is_one_snapshot(pair: Pair) -> None:
     assert await pair.there.readdir(fh, len(stable) + 2, 1) == []
     again = await listing(pair.there, fh)
     assert any(name.startswith(b"new") for name in again)
-    await pair.there.releasedir(fh)
+    pair.there.releasedir(fh)
 
 
 async def test_listed_files_have_their_attributes(pair: Pair) -> None:
     await save(pair.here, b"f", LARGE)
     await pair.here.mkdir(ROOT_INO, b"d", 0o755, USER)
-    fh = await pair.there.opendir(ROOT_INO)
+    fh = pair.there.opendir(ROOT_INO).fh
     entries = {entry.name: entry for _, entry in await pair.there.readdir(fh, 0, 10)}
     found = {name: pair.there.listed(ROOT_INO, entry) for name, entry in entries.items()}
     assert found[b"d"] is None
@@ -79,13 +79,10 @@ async def test_a_listing_says_nothing_of_an_open_file_that_others_have_changed(p
     opened = (await pair.here.open(attributes.ino, os.O_RDONLY, USER)).fh
     await pair.there.lookup(ROOT_INO, b"f")
     await pair.there.setattr(attributes.ino, SetAttr(size_bytes=len(LARGE)))
-    fh = await pair.here.opendir(ROOT_INO)
+    fh = pair.here.opendir(ROOT_INO).fh
     (entry,) = [entry for _, entry in await pair.here.readdir(fh, 0, 10) if entry.name == b"f"]
     assert pair.here.listed(ROOT_INO, entry) is None
     assert (await pair.here.lookup(ROOT_INO, b"f")).size_bytes == len(LARGE)
-    found = pair.here.listed(ROOT_INO, entry)
-    assert found is not None
-    assert found.size_bytes == len(LARGE)
     await close(pair.here, opened)
 
 

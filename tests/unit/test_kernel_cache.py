@@ -198,6 +198,33 @@ def test_room_is_made_when_all_is_given(kernel: Kernel) -> None:
     assert asked == ["room"]
 
 
+async def test_a_listing_goes_with_its_group(cache: KernelCache, kernel: Kernel) -> None:
+    epoch = cache.gives_listing(D)
+    assert epoch
+    assert cache.keeps_listing(D)
+    assert cache.holds_listing(D, epoch)
+    await cache.drop(D)
+    assert kernel.told == [("pages", D)]
+    assert not cache.keeps_listing(D)
+    again = cache.gives_listing(D)
+    assert not cache.holds_listing(D, epoch), "what was handed out before the group was given back"
+    assert cache.holds_listing(D, again)
+
+
+def test_a_listing_is_not_given_without_a_proven_lease(kernel: Kernel) -> None:
+    cache = KernelCache(lambda: 0.0)
+    attach(cache, kernel)
+    assert cache.gives_listing(D) == 0
+    assert not cache.holds_listing(D, 0)
+
+
+def test_a_change_that_may_have_happened_ends_a_listing(cache: KernelCache, kernel: Kernel) -> None:
+    cache.gives_listing(D)
+    cache.names_unsure(D)
+    assert not cache.keeps_listing(D)
+    assert kernel.told == [("attributes", D)]
+
+
 def test_what_is_given_is_bounded(cache: KernelCache) -> None:
     for number in range(NAMES_MAX):
         cache.entry(D, b"%d" % number)

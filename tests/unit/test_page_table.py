@@ -58,7 +58,7 @@ def test_the_guard_knows_until_when_the_lease_is_proven(table: PageTable) -> Non
 
 
 async def test_open_files_are_in_the_table(pair: Pair, table: PageTable) -> None:
-    pair.here.pages = table
+    pair.here.page_watch = table
     made, fh = await create(pair.here, b"new")
     ino = await save(pair.here, b"f", b"")
     assert seen(table) == [made.ino]
@@ -71,7 +71,7 @@ async def test_open_files_are_in_the_table(pair: Pair, table: PageTable) -> None
 
 async def test_what_does_not_fit_is_read_directly(pair: Pair, table: PageTable) -> None:
     inos = [await save(pair.here, b"%d" % number, b"text") for number in range(4)]
-    pair.here.pages = table
+    pair.here.page_watch = table
     opened = [await pair.here.open(ino, os.O_RDONLY, USER) for ino in inos]
     assert [one.direct_io for one in opened] == [False, False, False, True]
     assert await pair.here.read(opened[3].fh, 0, 4) == b"text"
