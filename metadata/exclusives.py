@@ -42,10 +42,13 @@ class Exclusives:
         """How often others asked to share."""
 
     def claim(self, session: Session, writes: Sequence[Put | Delete]) -> list[Put]:
-        """What a transaction that proves that nobody else holds what it writes puts to keep it so. Its outcome is for
-        `land`."""
+        """What a transaction that proves that nobody else holds what it writes puts to keep it so, but for directories
+        that it removes. Its outcome is for `land`."""
         claims = []
+        removed = {write.key for write in writes if isinstance(write, Delete)}
         for group in groups_written(self._keys, writes) if self.enabled else ():
+            if self._keys.inode(group) in removed:
+                continue
             held = self._cache.usable(group)
             if held is None or held.exclusive or held.exclusion_asked:
                 continue

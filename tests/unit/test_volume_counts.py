@@ -169,3 +169,17 @@ async def test_what_is_held_exclusively_is_changed_at_once() -> None:
         with requests(store, 2):  # the root is not held
             await volume.rmdir(ROOT_INO, b"d")
     await assert_sound(store)
+
+
+async def test_a_directory_that_is_removed_is_not_claimed() -> None:
+    store = CountingStore(MemoryStore())
+    await make_volume(store)
+    async with mounted(store) as volume:
+        await wait_all_tasks_blocked()
+        made = await volume.mkdir(ROOT_INO, b"d", 0o755, ME)
+        await volume.settle()
+        volume.delegations.exclusives.share(made.ino)
+        await wait_all_tasks_blocked()
+        await volume.rename(ROOT_INO, b"d", ROOT_INO, b"e")
+        await volume.rmdir(ROOT_INO, b"e")
+    await assert_sound(store)
