@@ -12,13 +12,15 @@ Rules
 4. `E/` and the delegation go only when nothing of the group is queued, and nothing more is queued for it then.
 5. An operation that is not decided so waits until nothing that it compares or writes is queued. What it writes is not
    a fact for anybody else until it has come back.
-6. What is read from the store is read when nothing of it is queued.
+6. What is read from the store is read when nothing of it is queued that was answered before. What is queued is newer
+   than all that is read until it has been committed.
 7. With the session the queue goes. Everybody who asked for durability hears of it, and the log says how much it was.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +51,8 @@ QUEUED_BYTES_MAX = 16 << 20
 OPS_IN_BATCH = OPS_MAX - 2
 """The slot's own compare and put come on top."""
 RETRY_S = 0.2
+LATE_S = 30.0
+"""When the queue has waited for so long for a transaction, nothing more is answered before it is committed."""
 
 
 @dataclass(slots=True)
@@ -84,7 +88,8 @@ class Ahead:
         self._done = 0
         """How many operations were queued, and how many of them have left the queue, committed or lost."""
         self._stuck = False
-        """The last attempt failed: nothing more is answered before it is committed."""
+        """The last attempt failed, or takes long: nothing more is answered before it is committed."""
+        self._late_at = math.inf
         self._newest = 0
         self.losses = 0
         """How often a session took answered operations with it."""
@@ -101,7 +106,7 @@ class Ahead:
     def end(self) -> None:
         """The session is gone, and what is queued with it. No await."""
         self._session = None
-        self._stuck = False
+        self._on_time()
         if self._queue:
             self.losses += 1
             log.error("%d operations that had been answered are lost with the session", len(self._queue))
@@ -135,7 +140,18 @@ class Ahead:
 
     def accepts(self, session: Session) -> bool:
         """Whether operations of `session` may be queued now."""
+        if not self._stuck and trio.current_time() > self._late_at:
+            self._get_stuck("the metadata store does not answer")
         return self._session is session and not self._stuck
+
+    def _get_stuck(self, why: object) -> None:
+        if not self._stuck:
+            log.warning("what was answered can't be committed yet: %s", why)
+        self._stuck = True
+
+    def _on_time(self) -> None:
+        self._stuck = False
+        self._late_at = math.inf
 
     @property
     def is_full(self) -> bool:
@@ -220,6 +236,11 @@ class Ahead:
         """Wait until `touches` says no, or all is gone with the session. Raises DeadlineExceeded."""
         await self._until(lambda: not self.touches(compares, writes, asked))
 
+    async def before_reading(self, asked: Sequence[Range]) -> None:
+        """Wait until of what is asked nothing is queued that was before this call. Raises DeadlineExceeded."""
+        place = self._added
+        await self._until(lambda: self._done >= place or not self.touches((), (), asked))
+
     async def _until(self, reached: Callable[[], bool]) -> None:
         if reached():
             return
@@ -257,7 +278,7 @@ class Ahead:
             if any(key in ops and not key.startswith(self._times) for key in member.keys):
                 break
             more = sum(key not in ops for key in member.keys)
-            if len(ops) + more > OPS_IN_BATCH or size + member.size > REQUEST_BYTES_MAX // 2:
+            if batch and (len(ops) + more > OPS_IN_BATCH or size + member.size > REQUEST_BYTES_MAX // 2):
                 break
             for write in member.writes:
                 ops[write.key] = write
@@ -270,17 +291,17 @@ class Ahead:
         groups = dict.fromkeys(group for member in batch for group in member.groups if group not in born)
         compares = [self._held(group, session) for group in groups]
         changes = tuple(member.change for member in batch if member.change)
+        self._late_at = trio.current_time() + LATE_S
         while session.alive and self._session is session:
             try:
-                outcome = await session.commit(compares, ops, changes, time_ns=batch[-1].time_ns)
+                # without a deadline: a copy that was given up might arrive after what comes later in the queue
+                outcome = await session.commit(compares, ops, changes, time_ns=batch[-1].time_ns, deadline_s=math.inf)
             except SessionLost:
                 return
             except MetadataError as exc:
-                # nobody else may change these groups, so that the same writes once more do no harm
-                if not self._stuck:
-                    log.warning("what was answered can't be committed yet: %s", exc)
-                self._stuck = True
+                self._get_stuck(exc)
                 await trio.sleep(RETRY_S)
+                await session.settle()
                 continue
             if isinstance(outcome, Committed):
                 self._leave(batch, outcome.revision)
@@ -295,7 +316,7 @@ class Ahead:
     def _leave(self, batch: list[Queued], revision: int) -> None:
         if not self._queue or self._queue[0] is not batch[0]:
             return  # the session was lost meanwhile
-        self._stuck = False
+        self._on_time()
         self.batches += 1
         self.observe(revision)
         for member in batch:
@@ -305,7 +326,16 @@ class Ahead:
             _subtract(self._groups_queued, member.groups)
             self._done += 1
             member.committed(revision)
+            self._catch_up(member, revision)
         self._moved.unpark_all()
+
+    def _catch_up(self, member: Queued, revision: int) -> None:
+        for key in member.keys:
+            if key not in self._keys_queued:
+                self._cache.committed(key, revision)
+        for group in member.groups:
+            if group not in self._groups_queued:
+                self._cache.caught_up(group, revision)
 
 
 def _subtract(counts: Counter[bytes] | Counter[int], gone: Iterable[bytes | int]) -> None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import trio
 
@@ -122,7 +122,7 @@ class Delegations:
         """See `inbox.Listener`."""
         if len(wanted) == 1:
             if what == SHARE:
-                self.exclusives.share(wanted[0])
+                self._share(wanted[0])
             else:
                 self._recall(wanted[0])
 
@@ -150,14 +150,15 @@ class Delegations:
     def learn(self, group: int, asked: Iterable[Range], answers: Iterable[RangeResult], revision: int) -> None:
         """Keep the answers to a read as of `revision`, if the group has been held since then."""
         self.cache.learn(group, asked, answers, revision)
-        self._trim()
+        self.trim()
 
     def learn_all(self, group: int, dentries: Iterable[KeyValue], revision: int) -> None:
         """Keep a whole listing, read as of one revision, if the group has been held since then."""
         self.cache.learn_all(group, dentries, revision)
-        self._trim()
+        self.trim()
 
-    def _trim(self) -> None:
+    def trim(self) -> None:
+        """Give back what is too much. Not between `write_ahead` and the queueing of what it applied."""
         while self.cache.is_full:
             self._return(self.cache.least_used())
 
@@ -199,16 +200,18 @@ class Delegations:
     async def take(self, wanted: Mapping[int, Sequence[Range]]) -> dict[int, list[RangeResult]] | None:
         """Read what is asked of each group, and take those that are not held. One request, a write.
 
-        For all of them or none; None if nothing was read either (ask again). Each must be held, or `can_take`.
+        For all of them or none; None if nothing was read either (ask again). Each must be held, or `can_take`, and
+        nothing of what is asked be queued.
         """
         session = self._session
         assert session is not None
         acquisitions = {group: Acquisition() for group in wanted if group not in self.cache.groups}
         self._acquiring.update(acquisitions)
         asked = [question for questions in wanted.values() for question in questions]
-        free = [self._is_nowhere(prefix(group)) for group in acquisitions for prefix in self._obstacles]
-        checked = [self.exclusives.holder_of(group) for group in wanted]
-        held = [self.exclusives.holder_of(group) for group in wanted if group not in acquisitions]
+        free = [compare for group in acquisitions for compare in self.exclusives.free(group)]
+        groups = dict.fromkeys((*wanted, *self.exclusives.groups_of(asked)))
+        checked = [self.exclusives.holder_of(group) for group in groups]
+        held = [self.exclusives.holder_of(group) for group in groups if group not in acquisitions]
         puts = [Put(self._keys.delegation(group, session.number), b"", session.lease_id) for group in acquisitions]
         taken = False
         try:
@@ -236,6 +239,7 @@ class Delegations:
             for acquisition in acquisitions.values():
                 for write, revision in acquisition.writes:
                     self._apply(write, revision)
+            self.trim()
         return found
 
     def _answers(
@@ -248,21 +252,9 @@ class Delegations:
         answers = iter(told[holders:])
         return {group: [next(answers) for _ in questions] for group, questions in wanted.items()}
 
-    @property
-    def _obstacles(self) -> tuple[Callable[[int], bytes], ...]:
-        """Prefixes of the keys that keep a group from being taken: of who waits to write it, and of who holds it
-        exclusively."""
-        return (self._keys.writers_on, self._keys.exclusives_on)
-
-    @staticmethod
-    def _is_nowhere(prefix: bytes) -> Compare:
-        return Compare(prefix, Target.CREATE, Relation.EQUAL, 0, prefix_end(prefix))
-
     def _hold(self, group: int, revision: int) -> Group:
         self.counts["taken"] += 1
-        held = self.cache.hold(group, revision)
-        self._trim()
-        return held
+        return self.cache.hold(group, revision)
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -320,24 +312,26 @@ class Delegations:
                 self._apply(write, revision)
         birth = self._acquiring.pop(born, None) if born else None
         if birth is not None and not birth.poisoned and revision and self._session is not None:
-            self._hold_born(born, writes, revision)
+            self._hold_born(born, writes, revision, exclusive=not birth.shared)
         elif birth is not None and revision and self._session is not None:
             self._return(born)
-        self._trim()
+        self.trim()
 
-    def _hold_born(self, born: int, writes: Sequence[Put | Delete], revision: int) -> None:
+    def _hold_born(
+        self, born: int, writes: Sequence[Put | Delete], revision: int, *, exclusive: bool = True, queued: bool = False
+    ) -> None:
         held = self._hold(born, revision)
         held.complete = True
-        held.exclusive = self.exclusives.enabled
+        held.exclusive = self.exclusives.enabled and exclusive
         held.count(0, revision)
         for write in writes:
             if self._keys.group_of(write.key) == born:
-                self.cache.apply(born, write, revision)
+                self.cache.apply(born, write, revision, queued=queued)
 
     def write_ahead(self, session: Session, writes: Sequence[Put | Delete], born: int) -> list[Put | Delete]:
         """Apply what `Ahead.covers` here, before the store has it; what goes along in its transaction. No checkpoint.
 
-        To be queued at once.
+        To be queued at once, and then `trim`.
         """
         revision = self.ahead.revision
         removed = self._removed(writes)
@@ -346,21 +340,20 @@ class Delegations:
             self.cache.drop(group)
             self._returns.above.discard(group)
         for write in writes:
-            self._apply(write, revision)
+            self._apply(write, revision, queued=True)
         self.cache.note_change(writes)
         if born:
             companions += self._born(session, born)
-            self._hold_born(born, writes, revision)
-        self._trim()
+            self._hold_born(born, writes, revision, queued=True)
         return companions
 
-    def _apply(self, write: Put | Delete, revision: int) -> None:
+    def _apply(self, write: Put | Delete, revision: int, *, queued: bool = False) -> None:
         group = self._keys.group_of(write.key)
         if group is None:
             return
         if group in self._acquiring:
             self._acquiring[group].writes.append((write, revision))
-        self.cache.apply(group, write, revision)
+        self.cache.apply(group, write, revision, queued=queued)
 
     def doubt(self) -> None:
         """A write of ours may still be applied, we don't know when: hold nothing until its slot is settled."""
@@ -411,6 +404,12 @@ class Delegations:
         if group in self._acquiring:
             self._acquiring[group].poisoned = True
         self._return(group)
+
+    def _share(self, group: int) -> None:
+        """Somebody wants to read what this mount holds exclusively."""
+        if group in self._acquiring:
+            self._acquiring[group].shared = True
+        self.exclusives.share(group)
 
     def _return(self, group: int) -> None:
         self.cache.drop(group)

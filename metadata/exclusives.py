@@ -8,6 +8,7 @@ just now, since who reads one directory of a tree will read the others. What is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import trio
 
@@ -18,13 +19,22 @@ from apollofs.metadata.pauses import Pauses
 from apollofs.metadata.recalls import Recalls
 from apollofs.metadata.returns import Returns
 from apollofs.metadata.session import Session
-from apollofs.metadata.store import Delete, Put, Range, RangeResult, prefix_end
+from apollofs.metadata.store import Compare, Delete, Put, Range, RangeResult, Relation, Target, prefix_end
 
 CHANGES_BEFORE = 2
 BUSY_S = 0.05
 """A group that was changed so recently stays exclusive when another one is shared."""
 IDLE_S = 5.0
 LOOK_EVERY_S = 2.5
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """What one transaction puts to hold a group exclusively; `number` tells it from others of the group."""
+
+    group: int
+    number: int
+    put: Put
 
 
 class Exclusives:
@@ -38,10 +48,11 @@ class Exclusives:
         self.ask_to_share = recalls.share
         self.enabled = enabled
         self._pauses = Pauses()
+        self._claims = 0
         self.shared = 0
         """How often others asked to share."""
 
-    def claim(self, session: Session, writes: Sequence[Put | Delete]) -> list[Put]:
+    def claim(self, session: Session, writes: Sequence[Put | Delete]) -> list[Exclusion]:
         """What a transaction that proves that nobody else holds what it writes puts to keep it so, but for directories
         that it removes. Its outcome is for `land`."""
         claims = []
@@ -54,8 +65,9 @@ class Exclusives:
                 continue
             held.changes += 1
             if held.changes >= CHANGES_BEFORE and self._is_free(group):
-                held.exclusion_asked = True
-                claims.append(self.key(session, group))
+                self._claims += 1
+                held.exclusion_asked = self._claims
+                claims.append(Exclusion(group, self._claims, self.key(session, group)))
         return claims
 
     def _is_free(self, group: int) -> bool:
@@ -68,18 +80,16 @@ class Exclusives:
         """As `claim`, for the transaction that makes a directory."""
         return [self.key(session, group)] if self.enabled else []
 
-    def land(self, claims: Sequence[Put], *, applied: bool | None) -> None:
+    def land(self, claims: Sequence[Exclusion], *, applied: bool | None) -> None:
         """The transaction has come back. Where it is not known whether it was applied (None), or where the group has
-        been wanted meanwhile, the keys are taken back."""
+        been wanted meanwhile, the keys are taken back: then what was claimed since goes too."""
         for claim in claims:
-            group = self._keys.parse_numbers(claim.key)[0]
-            held = self._cache.groups.get(group)
-            wanted = held is None or not held.exclusion_asked
-            if held is not None:
-                held.exclusion_asked = False
-                held.exclusive = held.exclusive or (applied is True and not wanted)
-            if applied is None or (applied and wanted):
-                self._returns.share(group)
+            held = self._cache.groups.get(claim.group)
+            if applied is not None and held is not None and held.exclusion_asked == claim.number:
+                held.exclusion_asked = 0
+                held.exclusive = applied
+            elif applied is not False:
+                self._share(claim.group)
 
     # -- what others hold --------------------------------------------------------------------------------------------
 
@@ -88,10 +98,19 @@ class Exclusives:
         prefix = self._keys.exclusives_on(group)
         return Range(prefix, prefix_end(prefix), limit=1, keys_only=True)
 
-    def unheld(self, asked: Iterable[Range]) -> list[int]:
-        """The groups that a read of the store asks for, and that others may hold exclusively for all we know."""
+    def free(self, group: int) -> list[Compare]:
+        """That a group may be taken: nobody waits to change it, and nobody holds it exclusively."""
+        prefixes = (self._keys.writers_on(group), self._keys.exclusives_on(group))
+        return [Compare(prefix, Target.CREATE, Relation.EQUAL, 0, prefix_end(prefix)) for prefix in prefixes]
+
+    def groups_of(self, asked: Iterable[Range]) -> list[int]:
+        """The groups that a read of the store's newest state asks for."""
         groups = (self._keys.group_of(range_.key) for range_ in asked if not range_.revision)
-        return [group for group in dict.fromkeys(groups) if group is not None and self._cache.usable(group) is None]
+        return [group for group in dict.fromkeys(groups) if group is not None]
+
+    def unheld(self, asked: Iterable[Range]) -> list[int]:
+        """Those of them that others may hold exclusively for all we know."""
+        return [group for group in self.groups_of(asked) if self._cache.usable(group) is None]
 
     def others(self, answers: Iterable[RangeResult]) -> list[tuple[int, int]]:
         """(group, session) of the other mounts that the answers to `holder_of` name."""
@@ -123,6 +142,6 @@ class Exclusives:
     def _share(self, group: int) -> None:
         held = self._cache.groups.get(group)
         if held is not None:
-            held.exclusive = held.exclusion_asked = False
-            held.changes = 0
+            held.exclusive = False
+            held.exclusion_asked = held.changes = 0
         self._returns.share(group)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
-from apollofs.metadata.groups import Group, groups_written
+from apollofs.metadata.groups import QUEUED, Group, groups_written
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.store import Delete, KeyValue, Put, Range, RangeResult
 
@@ -149,18 +149,37 @@ class GroupCache:
         held.complete = True
         self.keys += len(held.known) - before
 
-    def apply(self, group: int, write: Put | Delete, revision: int) -> None:
-        """A write of this mount's was applied at `revision`."""
+    def apply(self, group: int, write: Put | Delete, revision: int, *, queued: bool = False) -> None:
+        """A write of this mount's was applied at `revision`, or is `queued` and will be, at that or a later one."""
         held = self.groups.get(group)
         if held is None or revision < held.taken_revision:
             return
+        as_of = QUEUED if queued else revision
         if write.key.startswith(self._children):
-            held.change_children(1 if isinstance(write, Put) else -1, revision)
+            held.change_children(1 if isinstance(write, Put) else -1, as_of)
             return
         before = len(held.known)
-        kv = KeyValue(write.key, write.value, 0, revision, 0) if isinstance(write, Put) else None
-        held.learn(write.key, kv, revision)
+        known = held.known.get(write.key)
+        if known is not None and known[1] == QUEUED and not queued:
+            del held.known[write.key]  # a directory's times, written blindly: which of the two comes last is not known
+        else:
+            kv = KeyValue(write.key, write.value, 0, revision, 0) if isinstance(write, Put) else None
+            held.learn(write.key, kv, as_of)
         self.keys += len(held.known) - before
+
+    def committed(self, key: bytes, revision: int) -> None:
+        """A queued write is in the store as of `revision`, and no other one of its key is queued."""
+        group = self._keys.group_of(key)
+        held = self.groups.get(group) if group is not None else None
+        known = held.known.get(key) if held is not None else None
+        if held is not None and known is not None and known[1] == QUEUED:
+            held.known[key] = (known[0], revision)
+
+    def caught_up(self, group: int, revision: int) -> None:
+        """Nothing of a group is queued any more; the last of it was committed at `revision`."""
+        held = self.groups.get(group)
+        if held is not None and held.children_changed == QUEUED:
+            held.children_changed = revision
 
     def note_change(self, writes: Iterable[Put | Delete]) -> None:
         """This mount changes groups ahead of the store."""

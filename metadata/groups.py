@@ -14,6 +14,9 @@ from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import Inode
 from apollofs.metadata.store import Delete, KeyValue, Put
 
+QUEUED = 1 << 63
+"""As of when a write is true that was answered and is not in the store yet: later than all that is read before."""
+
 
 @dataclass(slots=True)
 class Group:
@@ -35,8 +38,8 @@ class Group:
     """Nobody else holds it, nor reads it from the store, until it is shared again (`ahead.py`)."""
     changed_at: float = 0.0
     """When this mount last changed it ahead of the store, by trio's clock."""
-    exclusion_asked: bool = False
-    """A transaction under way makes it so."""
+    exclusion_asked: int = 0
+    """The number of the transaction under way that makes it so, if nobody has wanted the group since it was sent."""
     changes: int = 0
     """How many operations of this mount have changed it while it was not exclusive."""
     attributes: tuple[tuple[KeyValue, KeyValue | None, int], Inode] | None = None
@@ -60,9 +63,11 @@ class Group:
 @dataclass(slots=True)
 class Acquisition:
     """A delegation that was asked for. A recall that comes before the reply poisons it; own writes that are through
-    before it are kept, as what was read with it may be older."""
+    before it are kept, as what was read with it may be older. A directory that is born exclusive and wanted for reading
+    before the reply is `shared` already then."""
 
     poisoned: bool = False
+    shared: bool = False
     writes: list[tuple[Put | Delete, int]] = field(default_factory=list)
 
 

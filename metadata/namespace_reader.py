@@ -157,7 +157,8 @@ class NamespaceReader:
         """Read what belongs to several groups, each of which is held or can be taken, and take those. One request."""
         self.asked += 1
         found = None
-        if not all(self._groups.usable(group) for group in wanted):
+        queued = self.delegations.ahead.touches((), (), [range_ for asked in wanted.values() for range_ in asked])
+        if not queued and not all(self._groups.usable(group) for group in wanted):
             found = await self.delegations.take(wanted)
         if found is None:
             revision, flat = await self._transactor.read([range_ for asked in wanted.values() for range_ in asked])

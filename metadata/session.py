@@ -186,11 +186,13 @@ class Session:
         *,
         time_ns: int,
         orelse: Sequence[Op] = (),
+        deadline_s: float | None = None,
     ) -> Committed | Conflict:
         """Apply `writes` (puts, deletes, and reads whose results are wanted) if all `compares` hold; exactly once.
 
-        One transaction, more only while replies are lost. Raises SessionLost (nothing was changed), DeadlineExceeded
-        (the message says whether it may have been applied), StoreError. Cancellation is taken between attempts only.
+        One transaction, more only while replies are lost, for `deadline_s` (None: that of an operation). Raises
+        SessionLost (nothing was changed), DeadlineExceeded (the message says whether it may have been applied),
+        StoreError. Cancellation is taken between attempts only.
         """
         await self._free.acquire()
         slot = self._slots.pop()
@@ -199,7 +201,8 @@ class Session:
                 await self._settle(slot)
             self._sequence += 1
             record = SlotRecord(self._sequence, self.site_id, time_ns, changes)
-            return await self._transact(slot, record, compares, writes, orelse)
+            deadline = trio.current_time() + (self._options.operation_deadline_s if deadline_s is None else deadline_s)
+            return await self._transact(slot, record, compares, writes, orelse, deadline)
         finally:
             self._put_back(slot)
 
@@ -225,8 +228,8 @@ class Session:
             slot.mod_revision = self._slot_value(slot, result.ranges[0]).mod_revision
         slot.doubtful = False
 
-    async def _settle_free_slots(self) -> None:
-        """Take slots out of doubt that nobody uses now, so that the session as a whole gets out of it."""
+    async def settle(self) -> None:
+        """Take slots out of doubt that nobody uses now, so that the session as a whole gets out of it. Best effort."""
         try:
             while self.alive and any(slot.doubtful for slot in self._slots):
                 self._free.acquire_nowait()
@@ -243,12 +246,17 @@ class Session:
             log.debug("the session has ended before a slot could be settled")
 
     async def _transact(
-        self, slot: _Slot, record: SlotRecord, compares: Sequence[Compare], writes: Sequence[Op], orelse: Sequence[Op]
+        self,
+        slot: _Slot,
+        record: SlotRecord,
+        compares: Sequence[Compare],
+        writes: Sequence[Op],
+        orelse: Sequence[Op],
+        deadline: float,
     ) -> Committed | Conflict:
         fence = Compare(slot.key, Target.MOD, Relation.EQUAL, slot.mod_revision)
         then = (Put(slot.key, journal.encode(record), self.lease_id), *writes)
         otherwise = (Range(slot.key), *orelse)
-        deadline = trio.current_time() + self._options.operation_deadline_s
         backoff_s = BACKOFF_FIRST_S
         while True:
             self._check_alive(in_doubt=slot.doubtful)
@@ -317,7 +325,7 @@ class Session:
                 break
             self._valid_until = sent + self._renewed_for_s
             self.proven_hook(self._valid_until)
-            await self._settle_free_slots()
+            await self.settle()
 
     def give_up(self) -> None:
         """End the session now: what was known under it can't be relied on any more."""

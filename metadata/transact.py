@@ -156,6 +156,7 @@ class Transactor:
         place = ahead.add(
             writes, decision.change, time_ns, decision.born, lambda revision: self._landed(decision, revision)
         )
+        self._delegations.trim()
         return place, reply
 
     async def _attempt(self, session: Session, operation: Operation[T], attempt: _Attempt) -> T:
@@ -197,7 +198,7 @@ class Transactor:
         questions = [*view.questions(), *holders]
         claims = delegations.exclusives.claim(session, decision.writes)
         companions = delegations.companions(session, decision.writes, decision.born)
-        companions += [*claims, *attempt.claim.waits.values()]
+        companions += [*(claim.put for claim in claims), *attempt.claim.waits.values()]
         request = Request(
             session,
             [*compares, *guards],
@@ -274,7 +275,7 @@ class Transactor:
         What another mount has answered ahead of the store, and what this one has, is in the store before.
         """
         if self._ahead.touches((), (), asked):
-            await self._ahead.wait_for((), (), asked)
+            await self._ahead.before_reading(asked)
         deadline = trio.current_time() + self._deadline_s
         exclusives = self._delegations.exclusives
         while True:

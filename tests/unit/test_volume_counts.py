@@ -178,7 +178,7 @@ async def test_a_directory_that_is_removed_is_not_claimed() -> None:
         await wait_all_tasks_blocked()
         made = await volume.mkdir(ROOT_INO, b"d", 0o755, ME)
         await volume.settle()
-        volume.delegations.exclusives.share(made.ino)
+        volume.delegations.exclusives._share(made.ino)
         await wait_all_tasks_blocked()
         await volume.rename(ROOT_INO, b"d", ROOT_INO, b"e")
         await volume.rmdir(ROOT_INO, b"e")
