@@ -14,8 +14,8 @@ The rules (DESIGN section 4; a holder is who has `G/<dir>/<session>`)
 7. A reply is kept only if it is as of a revision since which the group has been held without a break.
 8. What is held exclusively is changed ahead of the store (`ahead.py`): who reads a group that he does not hold sees
    whether somebody holds it so, and has that shared first.
-9. An operation that must wait for somebody else's delegation first gives up its own on what it changes, and has the
-   kernel drop it without a lock: else two mounts that change one directory would wait for each other for ever.
+9. While an operation waits for somebody else's delegations, the kernel has locked what it changes: that is dropped
+   without a lock if it is recalled. Else two mounts that change one directory would wait for each other for ever.
 """
 
 from __future__ import annotations
@@ -181,10 +181,10 @@ class Delegations:
         return True
 
     def can_take(self, group: int) -> bool:
-        """Whether the group may be taken now: not if it is held, given back, waited for here, or hot elsewhere."""
+        """Whether the group may be taken now: not if it is held, given back, or hot elsewhere."""
         if not self._may_take():
             return False
-        if group in self.cache.groups or group in self._acquiring or group in self._returns or group in self._claimed:
+        if group in self.cache.groups or group in self._acquiring or group in self._returns:
             return False
         return self._pauses.is_over(group)
 
@@ -372,30 +372,21 @@ class Delegations:
         return Claim(self._tickets)
 
     def release(self, claim: Claim) -> None:
-        """The operation has ended: what it changes may be taken here again."""
+        """The operation has ended: the kernel's locks of what it changes are let go."""
         self._claimed -= Counter(claim.groups.keys())
         claim.groups.clear()
 
     async def recall_others(
         self, session: Session, found: Sequence[RangeResult], writes: Sequence[Put | Delete], claim: Claim
     ) -> None:
-        """Give up our own, ask the holders of the groups in `found` (answers to `guards`' questions) to do so too,
-        and wait. Errors as `recalls.recall`."""
-        self._give_up(writes, claim)
-        await self._recalls.recall(session, found, claim)
-
-    def _give_up(self, writes: Sequence[Put | Delete], claim: Claim) -> None:
-        """An operation that has locked directories above must wait: hold none of them, nor take it again before the
-        operation has ended."""
+        """Ask the holders of the groups in `found` (answers to `guards`' questions) to give them back, and wait. What
+        this mount holds stays, unless it is asked for meanwhile. Errors as `recalls.recall`."""
         for group in groups_written(self._keys, writes):
             if group not in claim.groups:
                 claim.groups[group] = None
                 self._claimed[group] += 1
-            if group in self._acquiring:
-                self._acquiring[group].poisoned = True
-            if group in self.cache.groups:
-                self._return(group)
             self._returns.above.hurry(group)
+        await self._recalls.recall(session, found, claim)
 
     def _recall(self, group: int) -> None:
         """Somebody wants to write: drop the cache now, the key after it."""
@@ -414,6 +405,8 @@ class Delegations:
     def _return(self, group: int) -> None:
         self.cache.drop(group)
         self._returns.ask(group)
+        if group in self._claimed:
+            self._returns.above.hurry(group)
 
     def _drop_all(self) -> None:
         self._poison_all()

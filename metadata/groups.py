@@ -73,7 +73,7 @@ class Acquisition:
 
 @dataclass(slots=True)
 class Claim:
-    """That one operation waits for others' delegations to end. None is taken here, on what it changes, meanwhile."""
+    """That one operation waits for others' delegations to end. `groups`: what it changes, and the kernel has locked."""
 
     ticket: int
     groups: dict[int, None] = field(default_factory=dict)

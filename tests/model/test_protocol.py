@@ -53,9 +53,7 @@ WITHOUT: dict[str, tuple[Scenario, str]] = {
     "kernel_held": (scenarios.KERNEL, STALE),
     "kernel_proven": (scenarios.KERNEL, STALE),
     "kernel_receipts": (scenarios.KERNEL, STALE),
-    "give_up_first": (scenarios.RENAMES_MEET, RETURNS),
     "hurry": (scenarios.BOTH_CHANGE, RETURNS),
-    "no_retake": (scenarios.TAKEN_AGAIN, RETURNS),
 }
 """For each rule a world in which its absence shows, and the invariant that breaks."""
 
@@ -85,7 +83,7 @@ def test_the_history_is_the_shortest_and_reads_like_one() -> None:
         "etcd reads version 0 of name 0 of directory 0 for A, and delegates its group",
         "B sends: write 1",
         "etcd refuses B's transaction: others hold",
-        "B gives up its own, and will wait",
+        "B will wait",
         "etcd notes that B waits, and tells it the holders",
         "etcd puts B's notices",
         "A hears that directory 0 is recalled",

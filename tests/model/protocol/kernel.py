@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.model.protocol.state import DROPPING, EXPIRED, NAME, OWN, READY, UNKNOWN, Air, Mount, State, Step
-from tests.model.protocol.world import LETTERS, World, answer, given, kernel_answer, locks, put, replaced
+from tests.model.protocol.world import LETTERS, World, answer, given, kernel_answer, locks, put, replaced, waited_for
 
 
 def steps(world: World, state: State, at: int) -> Iterator[Step]:
@@ -52,7 +52,7 @@ def _drop(world: World, state: State, at: int, directory: int, locked: set[int])
     if (free and taken_in) or not given(world, mount, directory):
         dropped = _dropped(world, mount, directory, EXPIRED)
         yield Step(f"the kernel of {who} drops what it has of directory {directory}", put(state, at, dropped))
-    elif directory in mount.hurried:
+    elif world.on("hurry") and directory in waited_for(world, mount):
         outdated = tuple(
             UNKNOWN if spec.kind == NAME else entry
             for spec, entry in zip(world.scenario.keys, mount.entries, strict=True)
@@ -67,4 +67,4 @@ def _dropped(world: World, mount: Mount, directory: int, entry: tuple[int, int])
         for key, kept in enumerate(mount.entries)
     )
     returns = replaced(mount.returns, directory, READY)
-    return mount._replace(entries=entries, returns=returns, hurried=mount.hurried - {directory})
+    return mount._replace(entries=entries, returns=returns)

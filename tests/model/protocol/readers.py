@@ -27,7 +27,6 @@ from tests.model.protocol.world import (
     poisoned,
     put,
     replaced,
-    waited_for,
 )
 
 
@@ -81,9 +80,7 @@ def _may_take(world: World, mount: Mount, directory: int) -> bool:
     if mount.deaf and world.on("hearing"):
         return False
     born = {mutation.born for caller in mount.callers if caller.phase != "idle" for mutation in caller.batch}
-    if directory in born and world.on("no_take_at_birth"):
-        return False
-    return directory not in waited_for(world, mount) or not world.on("no_retake")
+    return directory not in born or not world.on("no_take_at_birth")
 
 
 def _read(world: World, state: State, at: int, mount: Mount) -> Step:

@@ -49,9 +49,7 @@ RULES = {
     "kernel_held": "the kernel may keep only what is held",
     "kernel_proven": "the kernel may keep nothing for longer than the lease is proven",
     "kernel_receipts": "a reply that is still on its way into the kernel is waited for, then dropped too",
-    "give_up_first": "an operation that must wait for others gives up its own on what it changes",
-    "hurry": "what it gives up the kernel drops without a lock",
-    "no_retake": "what it has given up is not taken again before it has returned",
+    "hurry": "what an operation that waits for others has locked, the kernel drops without a lock",
 }
 KEYS = Keys("model")
 

@@ -71,7 +71,6 @@ def _ended(world: World, mount: Mount) -> Mount:
         returns=(KEPT,) * len(mount.returns),
         events=frozenset(),
         in_doubt=False,
-        hurried=frozenset(),
         deaf=False,
     )
 
@@ -92,7 +91,6 @@ def _crashed(mount: Mount) -> Mount:
         events=frozenset(),
         in_doubt=False,
         ghosts=mount.ghosts | sent,
-        hurried=frozenset(),
         deaf=False,
     )
 

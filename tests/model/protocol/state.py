@@ -146,7 +146,6 @@ class Mount(NamedTuple):
     ghosts: frozenset[tuple[int, tuple[Mutation, ...]]] = frozenset()
     """Copies of transactions that were given up, which may still arrive: session, what they do."""
     crashed: bool = False
-    hurried: frozenset[int] = frozenset()
 
 
 class State(NamedTuple):

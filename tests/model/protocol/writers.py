@@ -11,7 +11,6 @@ from tests.model.protocol.world import (
     World,
     asked_back,
     dropped,
-    given,
     keys_of,
     locks,
     put,
@@ -283,7 +282,7 @@ def _wait(world: World, state: State, at: int, index: int, caller: Caller) -> It
             apart = caller._replace(phase="sent", batch=caller.batch[:1], alone=caller.batch[1:])
             yield Step(f"{who}'s batch goes apart", changed(state, at, index, apart))
         else:
-            yield _give_up_own(world, state, at, index, caller)
+            yield _claim_first(world, state, at, index, caller)
     elif session not in etcd.leases:
         yield Step(
             f"{who} stops waiting: its session has ended", changed(state, at, index, caller._replace(phase="lost"))
@@ -301,25 +300,11 @@ def _wait(world: World, state: State, at: int, index: int, caller: Caller) -> It
         yield Step(f"{who} sees that all is free, and sends again", changed(state, at, index, again))
 
 
-def _give_up_own(world: World, state: State, at: int, index: int, caller: Caller) -> Step:
-    """Somebody else holds: give up what this mount holds of it, let go of the kernel's lock, and claim."""
+def _claim_first(world: World, state: State, at: int, index: int, caller: Caller) -> Step:
+    """Somebody else holds: say so. What this mount holds of it stays, until it is wanted elsewhere."""
     mount = state.mounts[at]
-    for directory in {world.directory(key) for key in keys_of(caller.batch)}:
-        if world.on("no_retake"):
-            mount = _untaken(world, mount, directory)
-        if mount.held[directory] is not None and world.on("give_up_first"):
-            mount = asked_back(world, mount, directory)
-        if world.on("hurry") and given(world, mount, directory):
-            mount = mount._replace(hurried=mount.hurried | {directory})
     mount = mount._replace(callers=replaced(mount.callers, index, caller._replace(phase="claim")))
-    return Step(f"{LETTERS[at]} gives up its own, and will wait", put(state, at, mount))
-
-
-def _untaken(world: World, mount: Mount, directory: int) -> Mount:
-    reader = mount.reader
-    if reader.phase != "idle" and world.directory(reader.key) == directory:
-        mount = mount._replace(reader=reader._replace(poisoned=True))
-    return mount
+    return Step(f"{LETTERS[at]} will wait", put(state, at, mount))
 
 
 def _notify(world: World, state: State, who: str, caller: Caller) -> Step:
