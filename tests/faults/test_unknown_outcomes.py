@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import trio
@@ -29,7 +29,8 @@ from tests.faults.operations import (
 from tests.support.volumes import assert_sound, make_volume, mounted
 
 pytestmark = pytest.mark.faults
-OPTIONS = SessionOptions(lease_ttl_s=60, operation_deadline_s=5, slots=4)
+OPTIONS = SessionOptions(lease_ttl_s=60, operation_deadline_s=5, slots=4, write_back=False)
+AHEAD = replace(OPTIONS, write_back=True)
 REQUESTS_MAX = 20
 STEPS_MAX = 400
 MUTATIONS = mutations()
@@ -57,12 +58,12 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world(sound: Callable[[Store], Awaitable[None]]) -> AsyncIterator[World]:
+async def world(sound: Callable[[Store], Awaitable[None]], options: SessionOptions = OPTIONS) -> AsyncIterator[World]:
     """`sound` says at the end whether the namespace is."""
     raw = MemoryStore()
     await make_volume(raw)
     store = HookedStore(raw)
-    async with mounted(store, OPTIONS) as volume:
+    async with mounted(store, options) as volume:
         places = await furnish(volume)
         yield World(raw, store, volume, places, raw.shared.data.revision + 1)
         store.hook = no_hook
@@ -102,16 +103,18 @@ def _is_of_usage(request: Request) -> bool:
 
 @every_mutation
 @pytest.mark.parametrize("fault", list(FAULTS))
+@pytest.mark.parametrize("options", [OPTIONS, AHEAD], ids=["through", "ahead"])
 async def test_one_fault_at_each_request_is_not_noticed(
-    name: str, fault: str, autojump_clock: trio.testing.MockClock
+    name: str, fault: str, options: SessionOptions, autojump_clock: trio.testing.MockClock
 ) -> None:
     kind, mutate = MUTATIONS[name]
     moment, error = FAULTS[fault]
     for first in range(REQUESTS_MAX):
-        async with world(assert_sound) as it:
+        async with world(assert_sound, options) as it:
             strike = Strike(first, moment, error)
             it.store.hook = strike
             await mutate(it.volume, it.places)
+            await it.volume.settle()
             it.store.hook = no_hook
             assert await it.count(kind) == 1
             assert not it.volume.session.in_doubt
