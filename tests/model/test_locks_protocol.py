@@ -51,7 +51,7 @@ OWN_STRAY = Scenario(
 )
 WEAKER = Scenario(
     "one makes its lock shared and then waits for a reader of the same bytes",
-    ((calls(0, 0, "x00", "s01", "x33"),), (calls(1, 0, "x11", "-"),), (calls(2, 0, "x33", "s00", "-"),)),
+    ((calls(0, 0, "x00", "s01", "x33", "-"),), (calls(1, 0, "x11", "-"),), (calls(2, 0, "x33", "s00", "-"),)),
     alone=False,
 )
 WORLDS = (IN_TURN, ALONE, ALONE_IN_TURN, PASSING, OWN_STRAY, WEAKER)
