@@ -67,18 +67,27 @@ async def _empty(store: Store) -> None:
 
 
 class Parking:
-    """A hook that holds back the opening of a new session until `go`."""
+    """A hook that holds back the opening of a new session until `go`, and transactions until `commits`."""
 
     def __init__(self) -> None:
         self.go = trio.Event()
         self.go.set()
+        self.commits = trio.Event()
+        self.commits.set()
 
     def hold(self) -> None:
         self.go = trio.Event()
 
+    def hold_commits(self) -> None:
+        self.commits = trio.Event()
+
     async def __call__(self, moment: Moment, request: Request) -> None:
-        if moment is Moment.BEFORE and request.method == "range" and request.arguments == (Range(KEYS.superblock),):
+        if moment is not Moment.BEFORE:
+            return
+        if request.method == "range" and request.arguments == (Range(KEYS.superblock),):
             await self.go.wait()
+        if request.method == "txn":
+            await self.commits.wait()
 
 
 @contextlib.asynccontextmanager
@@ -178,10 +187,12 @@ async def test_what_was_answered_ahead_of_the_store_is_lost_with_the_session_and
         await volume.settle()
         lost = volume.session
         parking.hold()
-        await raw.lease_revoke(lost.lease_id)
-        before = await contents(raw)
+        parking.hold_commits()
         for name in (b"a", b"b", b"c"):
             await volume.mknod(made.ino, name, FILE, 0, ME)
+        await raw.lease_revoke(lost.lease_id)
+        before = await contents(raw)
+        parking.commits.set()
         with pytest.raises(SessionLost):
             await volume.settle()
         assert volume.losses == 1
