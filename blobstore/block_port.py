@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from .port import BlobStore
+from .port import BlobStore, Buffer
 
 
 class BlockStore(BlobStore, Protocol):
@@ -22,5 +22,11 @@ class BlockStore(BlobStore, Protocol):
 
         Raises `NoSuchBlob`; `CorruptBlob` (also when the block has another length); `RangeUnavailable` when the range
         leaves `data_length`.
+        """
+        ...
+
+    async def put_sealed(self, name: str, sealed: Buffer) -> None:
+        """As `put`, of data with the footer of `footer.pack_footer` behind it: for who has computed that already, and
+        has it in the same buffer. Nothing is copied or computed; a wrong footer makes a block that can't be read.
         """
         ...

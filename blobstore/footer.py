@@ -33,7 +33,7 @@ TAIL_BYTES: Final = _TAIL.size + _SUM.size
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """A footer that was checked."""
+    """The checksums of some data; from an object: they were checked."""
 
     data_length: int
     chunk_sums: tuple[int, ...]
@@ -64,13 +64,23 @@ def data_length_of(object_length: int) -> int | None:
     return data_length if data_length >= 0 and chunk_count(data_length) == chunks else None
 
 
-def make_footer(name: str, data: Buffer) -> bytes:
-    """The footer for `data` stored under `name`."""
+def sums_of(data: Buffer) -> Footer:
+    """The checksums of `data`, whatever it will be called."""
     view = memoryview(data).cast("B")
     sums = [xxh3_64_intdigest(view[start : start + CHUNK_BYTES]) for start in range(0, len(view), CHUNK_BYTES)]
-    tail = _TAIL.pack(MAGIC, VERSION, CHUNK_LOG2, len(view), _name_sum(name))
-    head = struct.pack(f"<{len(sums)}Q", *sums) + tail
+    return Footer(len(view), tuple(sums))
+
+
+def pack_footer(name: str, footer: Footer) -> bytes:
+    """The footer's bytes, for data stored under `name`."""
+    tail = _TAIL.pack(MAGIC, VERSION, CHUNK_LOG2, footer.data_length, _name_sum(name))
+    head = struct.pack(f"<{len(footer.chunk_sums)}Q", *footer.chunk_sums) + tail
     return head + _SUM.pack(xxh3_64_intdigest(head))
+
+
+def make_footer(name: str, data: Buffer) -> bytes:
+    """The footer for `data` stored under `name`."""
+    return pack_footer(name, sums_of(data))
 
 
 def parse_footer(name: str, data_length: int, footer: Buffer) -> Footer:

@@ -48,6 +48,10 @@ class LimitingStore(BlockStore):
         async with self._writes.entered(len(data)):
             await self._inner.put(name, data)
 
+    async def put_sealed(self, name: str, sealed: Buffer) -> None:
+        async with self._writes.entered(len(sealed)):
+            await self._inner.put_sealed(name, sealed)
+
     async def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         async with self._reads.entered(self._unknown_read_bytes if length is None else length):
             return await self._inner.read(name, offset, length)

@@ -102,6 +102,11 @@ class MeteringStore(BlockStore):
             await self._inner.put(name, data)
         self._metrics.add_written(len(data))
 
+    async def put_sealed(self, name: str, sealed: Buffer) -> None:
+        with self._metrics.timed("put"):
+            await self._inner.put_sealed(name, sealed)
+        self._metrics.add_written(len(sealed))
+
     async def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         with self._metrics.timed("read"):
             found = await self._inner.read(name, offset, length)

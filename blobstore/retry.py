@@ -66,6 +66,9 @@ class RetryingStore(BlockStore):
     async def put(self, name: str, data: Buffer) -> None:
         await self._repeat("put", name, lambda: self._inner.put(name, data))
 
+    async def put_sealed(self, name: str, sealed: Buffer) -> None:
+        await self._repeat("put", name, lambda: self._inner.put_sealed(name, sealed))
+
     async def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         return await self._repeat("read", name, lambda: self._inner.read(name, offset, length))
 

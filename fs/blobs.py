@@ -108,6 +108,12 @@ class BlobSource:
             store = await self._store(site_of(block.blob))
             await store.put(block.name, data)
 
+    async def put_sealed(self, block: Block, sealed: Buffer) -> None:
+        """As `put_block`, of the block's bytes with their footer behind them (`BlockStore.put_sealed`)."""
+        with _translated(block):
+            store = await self._store(site_of(block.blob))
+            await store.put_sealed(block.name, sealed)
+
     async def aclose(self) -> None:
         """Close what was opened. Nobody may be reading or writing any more."""
         stores, self._stores = list(self._stores.values()), {}

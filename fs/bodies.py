@@ -21,8 +21,10 @@ from apollofs.fs.cache import BlockCache
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.errors import BodyError
 from apollofs.fs.open_file import BodyTools, OpenFile
+from apollofs.fs.passed_file import PassedFile
 from apollofs.fs.reader import Reader
 from apollofs.fs.staging import StagingArea, open_staging
+from apollofs.fs.stored_blocks import BlockUploads
 from apollofs.fs.writer import BodyVolume, Writer
 from apollofs.metadata.errors import MetadataError
 from apollofs.metadata.records import Body
@@ -30,23 +32,34 @@ from apollofs.metadata.records import Body
 log = logging.getLogger(__name__)
 COMMITS_MAX = 16
 """Files that are committed side by side in the background and by `commit_all`."""
+RETIRE_FIRST_S, RETIRE_MAX_S = 0.01, 5.0
+"""Pauses between looks at a working copy that a process still has mapped."""
 
 
 class Bodies:
     """Made by `open_bodies`."""
 
     def __init__(
-        self, volume: BodyVolume, config: BodyConfig, source: BlobSource, cache: BlockCache, staging: StagingArea
+        self,
+        volume: BodyVolume,
+        config: BodyConfig,
+        source: BlobSource,
+        cache: BlockCache,
+        staging: StagingArea,
+        nursery: trio.Nursery,
     ) -> None:
         self.cache = cache
         self.reader = Reader(cache, config, source.block_bytes)
         writer = Writer(volume, source, cache, self.reader, config)
-        self._tools = BodyTools(volume, self.reader, writer, staging, config)
+        uploads = BlockUploads(source, config.uploads_max)
+        self._tools = BodyTools(volume, self.reader, writer, staging, uploads, config)
+        self._nursery = nursery
         self._volume = volume
         self._interval_s = config.commit_interval_s
         self._files: dict[int, OpenFile] = {}
         self._opens: dict[int, int] = {}
         self._failing: set[int] = set()
+        self._retiring: set[int] = set()
 
     # -- open files --------------------------------------------------------------------------------------------------
 
@@ -84,11 +97,73 @@ class Bodies:
         self._forget_if_unused(file)
 
     def _forget_if_unused(self, file: OpenFile) -> None:
-        if not self._opens.get(file.ino, 0) and not file.is_dirty and self._files.get(file.ino) is file:
-            del self._files[file.ino]
-            self._opens.pop(file.ino, None)
-            self._failing.discard(file.ino)
-            file.close()
+        if not self._is_unused(file):
+            return
+        if isinstance(file, PassedFile) and not file.copy.is_released():
+            if file.ino not in self._retiring:
+                self._retiring.add(file.ino)
+                self._nursery.start_soon(self._retire, file)
+            return
+        del self._files[file.ino]
+        self._opens.pop(file.ino, None)
+        self._failing.discard(file.ino)
+        file.close()
+
+    def _is_unused(self, file: OpenFile) -> bool:
+        return not self._opens.get(file.ino, 0) and not file.is_dirty and self._files.get(file.ino) is file
+
+    # -- files that the kernel writes --------------------------------------------------------------------------------
+
+    @property
+    def wants_passthrough(self) -> bool:
+        return self._tools.config.passthrough
+
+    @property
+    def staging_directory(self) -> str:
+        return self._tools.staging.directory
+
+    @property
+    def passes_writes(self) -> bool:
+        """Whether the local disk can take files whose growth nobody sees."""
+        try:
+            return self._tools.staging.has_room
+        except BodyError:
+            return False
+
+    def opens(self, ino: int) -> int:
+        """How many handles the inode has here."""
+        return self._opens.get(ino, 0)
+
+    @property
+    def passed_files(self) -> list[PassedFile]:
+        return [file for file in self._files.values() if isinstance(file, PassedFile)]
+
+    def pass_through(self, file: OpenFile) -> PassedFile:
+        """The same file, empty, unwritten and with one handle that is being made, as one with a working copy.
+
+        Raises StagingFull, StagingFailed.
+        """
+        assert self._files[file.ino] is file and self._opens[file.ino] == 1
+        passed = PassedFile(self._tools, file.body, self._tools.staging.open_copy(file.ino))
+        self._files[file.ino] = passed
+        file.close()
+        return passed
+
+    def take_back(self, passed: PassedFile) -> OpenFile:
+        """The kernel did not take the working copy: the file, still empty, is written through the daemon."""
+        file = self._files[passed.ino] = OpenFile(self._tools, passed.body)
+        passed.close()
+        return file
+
+    async def _retire(self, file: PassedFile) -> None:
+        """Wait until no process has the copy mapped any more; commit what was still written to it, and forget it."""
+        pause_s = RETIRE_FIRST_S
+        while self._is_unused(file) and not file.copy.is_released():
+            await trio.sleep(pause_s)
+            pause_s = min(pause_s * 2, RETIRE_MAX_S)
+        self._retiring.discard(file.ino)
+        # what is dirty by now is committed, and forgotten, in the background
+        self._forget_if_unused(file)
 
     def session_lost(self) -> None:
         """To be called (`Volume.session_lost_hooks`) before the next session begins."""
@@ -110,6 +185,7 @@ class Bodies:
         return {
             "open_files": len(self._files),
             "dirty_files": len(self.dirty_files),
+            "working_copies": len(self.passed_files),
             "cache_bytes": self.cache.bytes_used,
             "cache_hits": self.cache.hits,
             "cache_fetched": self.cache.fetched,
@@ -183,7 +259,7 @@ async def open_bodies(volume: BodyVolume, config: BodyConfig, open_store: OpenSt
         cache = BlockCache(source, config, os.path.join(staging.directory, "cache"), nursery)
         await cache.start()
         staging.make_room = cache.make_room
-        bodies = Bodies(volume, config, source, cache, staging)
+        bodies = Bodies(volume, config, source, cache, staging, nursery)
         # Only when the nursery's tasks have ended is nobody reading what is staged.
         last.callback(bodies.close)
         nursery.start_soon(bodies.write_back)

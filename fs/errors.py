@@ -27,6 +27,10 @@ class StagingFailed(BodyError):
     """The local disk failed, or is read-only, under what is being written."""
 
 
+class CopyCut(BodyError):
+    """A file that is being stored became shorter meanwhile; the commit looks at it anew."""
+
+
 class BodyLost(BodyError):
     """What was written and not yet committed is gone: the mount's session ended before it could be committed."""
 

@@ -11,12 +11,13 @@ import os
 from apollofs.fs.attributes import Caller, OpenFlags
 from apollofs.fs.bodies import Bodies
 from apollofs.fs.directory import DirectoryHandle
-from apollofs.fs.errors import BodyLost
+from apollofs.fs.errors import BodyError, BodyLost
 from apollofs.fs.handles import FileHandle, HandleTable, closes_for_opener
 from apollofs.fs.kernel_cache import KernelCache
 from apollofs.fs.open_file import OpenFile
 from apollofs.fs.orphans import changed_here
 from apollofs.fs.page_table import PageWatch, Unwatched
+from apollofs.fs.passing import Passing
 from apollofs.metadata.errors import (
     FileTooLarge,
     InvalidArgument,
@@ -48,6 +49,8 @@ class FileCalls:
         self._pages = kernel.pages
         self._volume = volume
         self._bodies = bodies
+        self.passing = Passing(bodies)
+        """Which opens the kernel serves by itself."""
         self._handles: HandleTable[FileHandle] = HandleTable()
         self._lock_owners: dict[int, set[tuple[LockKind, int]]] = {}
         """By inode: who holds locks here."""
@@ -87,16 +90,33 @@ class FileCalls:
                 file.orphan()
         return self._bodies.open_known(Body(file.inode))
 
-    def opened_new(self, inode: Inode, flags: int, caller: Caller) -> OpenFlags:
-        """A handle for a file that was just created. No request."""
-        return self._opened(self._bodies.open_known(Body(inode)), flags, caller)
+    def opened_new(self, inode: Inode, flags: int, caller: Caller, directory: int) -> OpenFlags:
+        """A handle for a file that was just created in `directory`. No request."""
+        return self._opened(self._bodies.open_known(Body(inode)), flags, caller, directory)
 
-    def _opened(self, file: OpenFile, flags: int, caller: Caller) -> OpenFlags:
+    def _opened(self, file: OpenFile, flags: int, caller: Caller, directory: int = 0) -> OpenFlags:
+        try:
+            served = self.passing.open(file, flags, directory)
+        except BodyError:
+            self._bodies.release(file)
+            raise
+        file, passing = served.file, bool(served.backing_id)
         watched = self.page_watch.add(file.ino)
-        direct = self._is_direct(flags) or not watched
-        handle = FileHandle(file, flags, caller.pid, file.errors.cursor(), self._volume.losses, direct, watched)
-        keep = self._pages.opened(file.ino, file.version)
-        return OpenFlags(self._handles.add(handle), direct_io=direct, keep_cache=keep)
+        direct = served.direct if passing else self._is_direct(flags) or not watched
+        cursor = file.errors.cursor()
+        handle = FileHandle(
+            file,
+            flags,
+            caller.pid,
+            cursor,
+            self._volume.losses,
+            direct=direct,
+            watched=watched,
+            passing=passing,
+            directory=directory,
+        )
+        keep = self._pages.opened(file.ino, file.version) and not passing
+        return OpenFlags(self._handles.add(handle), direct, keep, served.backing_id)
 
     def _is_direct(self, flags: int) -> bool:
         """Whether reads and writes pass the page cache by. Also where the kernel would put bytes into pages that they
@@ -120,7 +140,7 @@ class FileCalls:
         file = handle.file
         try:
             # A child's close neither commits nor takes away the error that its parent is to hear of.
-            concerns = file.is_dirty or file.errors.cursor().seen != handle.cursor.seen
+            concerns = file.is_dirty or file.is_lost or file.errors.cursor().seen != handle.cursor.seen
             if concerns and closes_for_opener(handle.opener, pid):
                 await self._commit(handle)
             if handle.may_write:
@@ -161,6 +181,7 @@ class FileCalls:
                 if flock:
                     await self._unlock_owner(handle.file.ino, LockKind.FLOCK, lock_owner)
         finally:
+            self.passing.close(handle.file, passing=handle.passing, directory=handle.directory)
             self._bodies.release(handle.file)
             if handle.watched:
                 self.page_watch.remove(handle.file.ino)

@@ -30,7 +30,7 @@ from apollofs.metadata.errors import (
 from apollofs.metadata.records import Body, BodyChange, Inode
 
 
-def _is_certain(error: BaseException) -> bool:
+def is_certain(error: BaseException) -> bool:
     """Whether nothing was committed, after a commit that failed so."""
     if isinstance(error, SessionLost):
         return not error.in_doubt
@@ -110,7 +110,8 @@ class FileState:
             self._view = without_holes(self._base, self._holes)
         return self._view
 
-    def _set_base(self, body: Body) -> None:
+    def replace_base(self, body: Body) -> None:
+        """`body` is the newest committed body known; nothing is merged (`rebase` does that)."""
         self._base = body
         self._changed()
 
@@ -190,7 +191,7 @@ class FileState:
             resized = inode if inode is not None else base.inode._replace(size_bytes=size)
             kept = extents.truncate(base.inode.extents, size)
             body = Body(resized._replace(extents=kept), base.inline[:size])
-        self._set_base(body)
+        self.replace_base(body)
         if not self.is_dirty:
             self.dirty_since_s = None
 
@@ -229,7 +230,7 @@ class FileState:
             return
         old_size, new_size = self._base.inode.size_bytes, body.inode.size_bytes
         start = self._append_start()
-        self._set_base(body)
+        self.replace_base(body)
         if start is not None and new_size > start:
             self._move_appended(start, new_size - start)
         elif start is not None and start == old_size:
@@ -277,7 +278,7 @@ class FileState:
         base = self.base()
         self._holes = ()
         self._grown_to = 0
-        self._set_base(base._replace(inode=base.inode._replace(size_bytes=size)))
+        self.replace_base(base._replace(inode=base.inode._replace(size_bytes=size)))
 
     def lose(self) -> bool:
         """The session is lost: drop what is not committed. Whether anything was."""
@@ -325,7 +326,7 @@ class FileState:
         self._holes = self._holes[len(flight.holes) :]
         if self._grown_to <= flight.size_at_least:
             self._grown_to = 0
-        self._set_base(body)
+        self.replace_base(body)
         if self._append_from is not None:
             self._land_appended(self._append_from + distance, flight.size_at_least + distance)
         self.dirty_since_s = trio.current_time() if self.is_dirty else None
@@ -372,7 +373,7 @@ class FileState:
         try:
             yield
         except BaseException as exc:
-            if self._flight is not None and not _is_certain(exc):
+            if self._flight is not None and not is_certain(exc):
                 self._doubt = _Doubt(self._flight, change)
             raise
         finally:

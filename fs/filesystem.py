@@ -281,7 +281,7 @@ class Filesystem(FileCalls):
             if flags & os.O_EXCL:
                 raise
             raise StaleInode("another mount has made this name since it was looked up") from exc
-        opened = self.opened_new(inode, flags, caller)
+        opened = self.opened_new(inode, flags, caller, parent)
         return self._made(parent, name, inode), opened
 
     # -- directories -------------------------------------------------------------------------------------------------
@@ -384,7 +384,10 @@ class Filesystem(FileCalls):
 
     def statistics(self) -> dict[str, dict[str, float]]:
         """Counters for `status`, by what they are of."""
-        return {"kernel_cache": self.kernel.statistics(), "bodies": self._bodies.statistics()}
+        return {
+            "kernel_cache": self.kernel.statistics(),
+            "bodies": {**self._bodies.statistics(), **self.passing.modes.statistics()},
+        }
 
     async def sync(self) -> None:
         """Commit all that was written and answered (umount). Raises the first error, after all files were tried."""
@@ -419,7 +422,10 @@ async def open_filesystem(
         delegations.put_above(kernel)
         filesystem = Filesystem(volume, bodies, kernel)
         volume.session_lost_hooks.append(filesystem.session_lost)
-        try:
-            yield filesystem
-        finally:
-            volume.session_lost_hooks.remove(filesystem.session_lost)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(filesystem.passing.upload_early)
+            try:
+                yield filesystem
+            finally:
+                volume.session_lost_hooks.remove(filesystem.session_lost)
+                nursery.cancel_scope.cancel()

@@ -14,7 +14,6 @@ has taken a snapshot of stays as it is while the file is written on, and needs n
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import itertools
 import logging
@@ -28,7 +27,9 @@ import trio
 from apollofs.fs import local_io
 from apollofs.fs.errors import CacheDirectoryUnusable, StagingFailed, StagingFull
 from apollofs.fs.local_io import INLINE_BYTES_MAX
+from apollofs.fs.mountinfo import mount_of
 from apollofs.fs.segments import Segment, SegmentMap
+from apollofs.fs.working_copy import WorkingCopy, has_fine_times, staging_error
 
 log = logging.getLogger(__name__)
 MEMORY_BYTES_MAX = 64 << 10
@@ -36,8 +37,9 @@ MEMORY_BYTES_MAX = 64 << 10
 MEMORY_BYTES_OF_MOUNT_MAX = 32 << 20
 RESERVE_BYTES = 16 << 20
 """The disk's free space is looked at once for so many bytes."""
+COPY_FREE_BYTES_MIN = 1 << 30
+"""With less room on the disk, writes come through the daemon, which can slow them down."""
 THREADS = 8
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 MakeRoom = Callable[[int], Awaitable[None]]
 """Asks whoever else uses the disk to give up so many bytes."""
@@ -50,6 +52,9 @@ class StagingArea:
         self.directory = directory
         self.limiter = trio.CapacityLimiter(THREADS)
         self.make_room: MakeRoom | None = None
+        self.fine_times = has_fine_times(directory)
+        lies_on = mount_of(os.path.realpath(directory))
+        self._in_memory = lies_on is not None and lies_on.fstype in ("tmpfs", "ramfs")
         self._disk_free_bytes_min = disk_free_bytes_min
         self._reserved = 0
         self._memory_left = MEMORY_BYTES_OF_MOUNT_MAX
@@ -57,6 +62,16 @@ class StagingArea:
 
     def open_file(self, ino: int) -> StagingFile:
         return StagingFile(self, f"{ino:016x}-{next(self._counter)}")
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a file may be written without the daemon's seeing how much."""
+        return not self._in_memory and self._free_bytes() > COPY_FREE_BYTES_MIN
+
+    def open_copy(self, ino: int) -> WorkingCopy:
+        """An empty local file for an inode that is to be written by passthrough. StagingFull, StagingFailed."""
+        path = os.path.join(self.directory, f"{ino:016x}-{next(self._counter)}.copy")
+        return WorkingCopy(path, self.limiter, fine_times=self.fine_times)
 
     def take_memory(self, size: int) -> bool:
         """Whether a file may keep `size` more bytes in memory; give back with a negative size."""
@@ -142,7 +157,7 @@ class StagingFile:
         try:
             local_io.write_fully(self._fd, place, data)
         except OSError as exc:
-            raise _staging_error(exc) from exc
+            raise staging_error(exc) from exc
 
     async def _extend(self, length: int) -> int:
         """Room at the end of the log: where."""
@@ -161,7 +176,7 @@ class StagingFile:
         try:
             await local_io.write(self._fd, place, data, self._area.limiter)
         except OSError as exc:
-            raise _staging_error(exc) from exc
+            raise staging_error(exc) from exc
 
     def _stays_in_memory(self, growth: int) -> bool:
         if self._memory is None or self._tail + growth > MEMORY_BYTES_MAX:
@@ -182,7 +197,7 @@ class StagingFile:
                 os.unlink(self._path)
                 raise
         except OSError as exc:
-            raise _staging_error(exc) from exc
+            raise staging_error(exc) from exc
         self._fd = fd
         self._release_memory()
 
@@ -200,7 +215,7 @@ class StagingFile:
         try:
             data = await local_io.read(self._fd, segment.at, segment.length, self._area.limiter)
         except OSError as exc:
-            raise _staging_error(exc) from exc
+            raise staging_error(exc) from exc
         if len(data) != segment.length:
             raise StagingFailed(f"the staging file {self._path} is shorter than what was written to it")
         return data
@@ -282,12 +297,6 @@ class StagingFile:
             self._fd = -1
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
-
-
-def _staging_error(exc: OSError) -> StagingFull | StagingFailed:
-    if exc.errno in _FULL:
-        return StagingFull(f"the local disk has no room for what is written: {exc}")
-    return StagingFailed(f"the local disk fails under what is written: {exc}")
 
 
 # -- the directory ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from apollofs.blobstore import BadBlobName, BlobStore, BlockStore, NoSuchBlob, RangeUnavailable
-from apollofs.blobstore.footer import CHUNK_BYTES
+from apollofs.blobstore.footer import CHUNK_BYTES, pack_footer, sealed_length, sums_of
 from tests.contract.blob_backends import (
     BARE,
     WRAPPED,
@@ -94,6 +94,16 @@ async def test_a_range_beyond_the_end_is_an_error(store: BlobStore) -> None:
     for offset, length in [(0, size + 1), (size - 1, 2), (size, 1), (size + 1, 0), (size + 1, None), (1 << 40, 5)]:
         with pytest.raises(RangeUnavailable):
             await store.read("r", offset, length)
+
+
+async def test_a_block_can_be_sealed_by_its_writer(blocks: BlockStore) -> None:
+    room = bytearray(sealed_length(len(LARGE)))
+    room[: len(LARGE)] = LARGE
+    room[len(LARGE) :] = pack_footer("sealed", sums_of(LARGE))
+    await blocks.put_sealed("sealed", memoryview(room))
+    room[:10] = bytes(10)
+    assert await blocks.read("sealed") == LARGE
+    assert await blocks.read_block("sealed", len(LARGE), 5, 100) == LARGE[5:105]
 
 
 async def test_a_part_of_a_block_is_exact(blocks: BlockStore) -> None:

@@ -42,6 +42,12 @@ class BrokenBlobs(BlockStore):
         self.under_way_max = 0
 
     async def put(self, name: str, data: Buffer) -> None:
+        await self._put(name, self._inner.put, data)
+
+    async def put_sealed(self, name: str, sealed: Buffer) -> None:
+        await self._put(name, self._inner.put_sealed, sealed)
+
+    async def _put(self, name: str, put: Callable[[str, Buffer], Awaitable[None]], data: Buffer) -> None:
         self.puts.append(name)
         if self.fail_puts:
             error = self.fail_puts.pop(0)
@@ -52,7 +58,7 @@ class BrokenBlobs(BlockStore):
         try:
             if self.before_put is not None:
                 await self.before_put()
-            await self._inner.put(name, data)
+            await put(name, data)
         finally:
             self.under_way -= 1
 
