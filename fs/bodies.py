@@ -144,7 +144,9 @@ class Bodies:
         Raises StagingFull, StagingFailed.
         """
         assert self._files[file.ino] is file and self._opens[file.ino] == 1
-        passed = PassedFile(self._tools, file.body, self._tools.staging.open_copy(file.ino))
+        passed = PassedFile(
+            self._tools, file.body, self._tools.staging.open_copy(file.ino, self._volume.place_of(file.ino))
+        )
         self._files[file.ino] = passed
         file.close()
         return passed

@@ -25,6 +25,7 @@ from apollofs.fs.config import BodyConfig
 from apollofs.fs.directories import Directories, Entries, OpenedDirectory
 from apollofs.fs.file_calls import FileCalls
 from apollofs.fs.kernel_cache import KernelCache
+from apollofs.fs.leftovers import settle
 from apollofs.metadata.errors import (
     EntryExists,
     InvalidArgument,
@@ -424,6 +425,7 @@ async def open_filesystem(
         volume.session_lost_hooks.append(filesystem.session_lost)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(filesystem.passing.upload_early)
+            nursery.start_soon(settle, os.fspath(config.cache_dir), volume)
             try:
                 yield filesystem
             finally:

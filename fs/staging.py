@@ -3,6 +3,7 @@
     <cache_dir>/staging/.lock               held while a directory is made or looked through
     <cache_dir>/staging/<mount>/.lock       held by a running mount; a directory without a holder is dead, and removed
     <cache_dir>/staging/<mount>/<ino>-<n>   what is staged of one open file
+    <cache_dir>/staging/<mount>/<ino>-<n>.copy      what is written by passthrough (`working_copy.py`)
 
 A staging file is a log: new bytes go to its end, a `SegmentMap` says where each byte of the file is. So what a commit
 has taken a snapshot of stays as it is while the file is written on, and needs no copy. Rules:
@@ -26,6 +27,7 @@ import trio
 
 from apollofs.fs import local_io
 from apollofs.fs.errors import CacheDirectoryUnusable, StagingFailed, StagingFull
+from apollofs.fs.leftovers import Place, note_place, rescue
 from apollofs.fs.local_io import INLINE_BYTES_MAX
 from apollofs.fs.mountinfo import mount_of
 from apollofs.fs.segments import Segment, SegmentMap
@@ -68,10 +70,15 @@ class StagingArea:
         """Whether a file may be written without the daemon's seeing how much."""
         return not self._in_memory and self._free_bytes() > COPY_FREE_BYTES_MIN
 
-    def open_copy(self, ino: int) -> WorkingCopy:
-        """An empty local file for an inode that is to be written by passthrough. StagingFull, StagingFailed."""
+    def open_copy(self, ino: int, place: Place | None = None) -> WorkingCopy:
+        """An empty local file for an inode, of the name `place`, that is to be written by passthrough.
+
+        Raises StagingFull, StagingFailed.
+        """
         path = os.path.join(self.directory, f"{ino:016x}-{next(self._counter)}.copy")
-        return WorkingCopy(path, self.limiter, fine_times=self.fine_times)
+        copy = WorkingCopy(path, self.limiter, fine_times=self.fine_times)
+        note_place(copy.fd, place)
+        return copy
 
     def take_memory(self, size: int) -> bool:
         """Whether a file may keep `size` more bytes in memory; give back with a negative size."""
@@ -304,7 +311,8 @@ class StagingFile:
 
 @contextlib.asynccontextmanager
 async def open_staging(cache_dir: str, disk_free_bytes_min: int) -> AsyncIterator[StagingArea]:
-    """This mount's staging area; removed at the end. What dead mounts left is removed at the start.
+    """This mount's staging area; removed at the end. What dead mounts left is removed at the start, but for working
+    copies (`leftovers.py`).
 
     Raises CacheDirectoryUnusable.
     """
@@ -356,5 +364,10 @@ def _lock_file(directory: str) -> int:
 
 
 def _remove(directory: str) -> None:
+    try:
+        rescue(directory, os.path.dirname(os.path.dirname(directory)))
+    except OSError as exc:
+        log.warning("what a mount has left in %s stays there: %s", directory, exc)
+        return
     # What can't be removed now is found by the next mount.
     shutil.rmtree(directory, ignore_errors=True)

@@ -134,16 +134,8 @@ class WorkingCopy:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def is_released(self) -> bool:
-        """Whether nobody else has the file open or mapped: then nothing can be written to it any more.
-
-        The kernel has let go of it as a backing file. Source: fcntl(2), F_SETLEASE.
-        """
-        try:
-            fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        except OSError as exc:
-            return exc.errno not in (errno.EAGAIN, errno.EBUSY)
-        fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        return True
+        """See the function. The kernel has let go of it as a backing file."""
+        return is_released(self.fd)
 
     def close(self, *, keep: bool = False) -> None:
         """Let go of the file; `keep`: leave it where it is. Idempotent."""
@@ -156,6 +148,17 @@ class WorkingCopy:
                 os.unlink(self.path)
             except FileNotFoundError:
                 pass
+
+
+def is_released(fd: int) -> bool:
+    """Whether nobody else has a file open or mapped: then nothing can be written to it any more. `fd` is open for
+    reading and writing. Source: fcntl(2), F_SETLEASE."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError as exc:
+        return exc.errno not in (errno.EAGAIN, errno.EBUSY)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return True
 
 
 def has_fine_times(directory: str) -> bool:

@@ -23,6 +23,7 @@ COMMANDS = {
     "info": ("reports", "info"),
     "up": ("embedded", "up"),
     "down": ("embedded", "down"),
+    "staging": ("staging", "staging"),
     "install-mount-helper": ("helper", "install_mount_helper"),
     "mount-helper": ("helper", "mount_helper"),
     "umount-helper": ("helper", "umount_helper"),

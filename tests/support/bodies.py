@@ -112,6 +112,9 @@ class BrokenVolume:
     def new_blob(self) -> int:
         return self.inner.new_blob()
 
+    def place_of(self, ino: int) -> tuple[int, bytes] | None:
+        return self.inner.place_of(ino)
+
     async def read_body(self, ino: int) -> Body:
         self.body_reads += 1
         return await self.inner.read_body(ino)
