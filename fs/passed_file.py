@@ -21,16 +21,15 @@ from contextlib import asynccontextmanager
 import trio
 
 from apollofs.blobstore.footer import Footer
-from apollofs.fs.differences import differing, without
-from apollofs.fs.errors import BodyLost, BodyUnavailable, CopyCut, MissingBlob, NoDataThere
+from apollofs.fs.errors import BodyLost, BodyUnavailable, CopyCut, NoDataThere
 from apollofs.fs.file_state import is_certain
 from apollofs.fs.late_errors import ErrorCursor
 from apollofs.fs.open_file import BodyTools, OpenFile, check_range
 from apollofs.fs.reader import AccessPattern
 from apollofs.fs.stored_blocks import StoredBlocks
+from apollofs.fs.taking_over import TakingOver
 from apollofs.fs.working_copy import Moment, WorkingCopy
 from apollofs.fs.writer import CONFLICTS_MAX
-from apollofs.metadata import extents
 from apollofs.metadata.errors import BodyConflict, FileTooLarge, StaleInode, TooManyExtents
 from apollofs.metadata.records import FILE_BYTES_MAX, Body, BodyChange, Inode, SetAttr
 
@@ -50,6 +49,10 @@ class PassedFile(OpenFile):
         self._attempted: BodyChange | None = None
         """Sent, and its outcome is not known."""
         self._append_from: int | None = None
+        self._merging = trio.Lock()
+        self._block_bytes = tools.uploads.block_bytes
+        self._mtime_told_ns = 0
+        """The copy's mtime after a change that the inode knows of already: a later write would have moved it."""
         self._dirty_seen_s: float | None = None
         self._rest_until_s = 0.0
         self.is_lost = False
@@ -110,6 +113,7 @@ class PassedFile(OpenFile):
         except BaseException:
             self.copy.set_times(before_ns)
             raise
+        self._mtime_told_ns = mtime_ns
 
     def seek_data(self, offset: int) -> int:
         found = self.copy.seek(offset, os.SEEK_DATA) if offset >= 0 else None
@@ -126,16 +130,10 @@ class PassedFile(OpenFile):
     # -- others ------------------------------------------------------------------------------------------------------
 
     async def refresh(self, inode: Inode, body: Body | None = None) -> None:
-        """As of an OpenFile. While something is uncommitted here the body of others waits for the next commit."""
-        while not self._state.orphaned and inode.body_version > self._state.version and not self.is_dirty:
+        """As of an OpenFile. What has been changed here and is not committed stays."""
+        while not self._state.orphaned and inode.body_version > self._state.version:
             await self._state.wait_for_transaction()
-            if self._committing.locked():
-                break  # the commit that is under way will meet it
-            async with self._committing:
-                newest = body or await self._tools.volume.read_body(self.ino)
-                if newest.inode.body_version > self._state.version:
-                    await self._take_over(newest)
-            body = None
+            await self._take_over()
         self._state.adopt(inode)
         self.is_unsure = False
 
@@ -190,10 +188,13 @@ class PassedFile(OpenFile):
                     self._state.orphan()
             self._stored.forget([(size, max(size, self.copy.size_bytes))])
             self.copy.resize(size)
+            self._mtime_told_ns = self.copy.moment().mtime_ns
             self._append_from = None
             self._state.truncated(size, inode, None)
-            if body is not None and body.inode.body_version > before.inode.body_version + 1:
-                await self._take_over(body)
+            if body is not None:
+                # others have changed it too: what they did is newer than the base, which is only cut
+                self._state.replace_base(before)
+                await self._take_over()
         return self.inode
 
     async def punch(self, offset: int, length: int, *, keep_size: bool, cursor: ErrorCursor | None = None) -> None:
@@ -244,7 +245,7 @@ class PassedFile(OpenFile):
                 continue
             except BodyConflict:
                 self._attempted = None
-                await self._take_over(await self._tools.volume.read_body(self.ino))
+                await self._take_over()
             except TooManyExtents:
                 self._attempted = None
                 self._stored.clear()
@@ -265,28 +266,33 @@ class PassedFile(OpenFile):
     async def _prepare(self, moment: Moment) -> BodyChange | None:
         """Store what differs; the change that says so, or None if nothing has changed at all."""
         base, size = self._state.base(), moment.size_bytes
-        last = self._clean
-        unmoved = last is not None and (last.size_bytes, last.ctime_ns) == (size, moment.ctime_ns)
+        told = size == base.inode.size_bytes and self._is_told(moment)
         if size <= self._tools.volume.superblock.inline_bytes_max:
             data = await self.copy.read(0, size)
             if len(data) < size:
                 raise CopyCut("the file became shorter while it was read")
             self._stored.clear()
-            if unmoved and data == base.inline:
+            if told and data == base.inline:
                 return None
             return BodyChange(base.inode.body_version, size, inline=data, mtime_ns=self._mtime_ns())
         changed = await self._stored.bring_up(self.copy, size)
-        if unmoved and not changed:
+        if told and not changed:
             return None
         self._stored.finish_blobs()
         return BodyChange(
             base.inode.body_version,
             size,
-            extents=self._stored.extents(size),
+            extents=self._stored.layout(size),
             rewrites_all=True,
             lifts_inline=base.inode.is_inline,
             mtime_ns=self._mtime_ns(),
         )
+
+    def _is_told(self, moment: Moment) -> bool:
+        """Whether the inode knows of the copy's times, so that nothing need be committed if the bytes are the same."""
+        last = self._clean
+        unmoved = last is not None and (last.size_bytes, last.ctime_ns) == (moment.size_bytes, moment.ctime_ns)
+        return unmoved or moment.mtime_ns == self._mtime_told_ns
 
     def _mtime_ns(self) -> int:
         return self.copy.moment().mtime_ns or 1
@@ -308,56 +314,21 @@ class PassedFile(OpenFile):
         if shows_inline or (change.extents and newest.inode.extents == change.extents):
             self._committed(newest)
         else:
-            await self._take_over(newest)
+            await self._take_over()
 
     # -- what others have written ------------------------------------------------------------------------------------
 
-    async def _take_over(self, newest: Body) -> None:
-        """Bring into the copy what others have changed of the body since the base, except where it was changed here.
-
-        `_committing` is held. Raises what reading does; what is done by then is done, and doing it again is harmless.
-        """
-        base = self._state.base()
-        if self._append_from is not None and newest.inode.size_bytes > self._append_from:
-            await self._move_appended(newest.inode.size_bytes - self._append_from)
-        grown_here = self.copy.size_bytes > base.inode.size_bytes
-        if newest.inode.size_bytes > self.copy.size_bytes or not grown_here:
-            self.copy.resize(newest.inode.size_bytes)
-        step = self._tools.uploads.block_bytes
-        for start in range(0, newest.inode.size_bytes, step):
-            if not _is_same(base, newest, start, step):
-                await self._take_over_block(base, newest, start, step)
-        self._state.replace_base(newest)
-        self._clean = None
-
-    async def _take_over_block(self, base: Body, newest: Body, start: int, length: int) -> None:
-        theirs = await self._tools.reader.pread(newest, start, length)
-        ours = await self.copy.read(start, length)
-        try:
-            before = await self._tools.reader.pread(base, start, length)
-        except MissingBlob:
-            before = ours  # collected since: nothing tells what was changed here
-        # What is past the old end was written here if it is more than the hole that a resize has left.
-        changed = list(differing(before.ljust(len(ours), b"\0"), ours, start))
-        written = list(without(differing(before, theirs, start), changed))
-        for low, high in written:
-            await self.copy.write(low, theirs[low - start : high - start])
-        self._stored.forget(written)
-
-    async def _move_appended(self, distance: int) -> None:
-        """What was appended here goes behind what was appended elsewhere."""
-        assert self._append_from is not None
-        start, end = self._append_from, self.copy.size_bytes
-        await self.copy.move(start, end, distance)
-        # what lay there is not ours any more; what was appended elsewhere is written over it
-        self.copy.punch(start, min(distance, end - start))
-        self._stored.forget([(start, end + distance)])
-        self._append_from += distance
-
-
-def _is_same(base: Body, newest: Body, start: int, length: int) -> bool:
-    """Whether two versions refer to the same bytes in a stretch."""
-    if base.inode.is_inline or newest.inode.is_inline:
-        return base.inline[start : start + length] == newest.inline[start : start + length] != b""
-    before = extents.pieces(base.inode.extents, start, length)
-    return before == extents.pieces(newest.inode.extents, start, length)
+    async def _take_over(self) -> None:
+        """Bring the newest body into the copy. Not while a transaction is under way. Raises what reading does."""
+        async with self._merging:
+            base, newest = self._state.base(), await self._tools.volume.read_body(self.ino)
+            if newest.inode.body_version <= base.inode.body_version or self._state.is_transacting:
+                return
+            told = self._is_told(self.copy.moment())
+            taking = TakingOver(self.copy, self._stored, self._tools.reader, self._block_bytes, base, newest)
+            self._append_from = await taking.run(self._append_from)
+            self._state.replace_base(newest)
+            self._clean = None
+            if told:
+                self.copy.set_times(newest.inode.mtime_ns)
+                self._mtime_told_ns = newest.inode.mtime_ns

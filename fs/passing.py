@@ -2,7 +2,7 @@
 
 A file that is new, empty or truncated, and open nowhere else on this mount, is written by passthrough if it is opened
 for writing alone: then no mapping can write to it, and nothing but the copy counts. While it is so, all its opens are;
-those whose reads and writes the daemon must see (read and write, O_APPEND, O_SYNC) pass their mappings only.
+all the others pass their mappings only: reads then see at once what other mounts commit.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Passing:
             backing_id = self.modes.opened(file.ino, file.copy.fd)
         except OSError as exc:
             raise BodyUnavailable(f"the kernel takes no backing file: {exc.strerror}") from exc
-        seen = flags & SEEN_BY_DAEMON or flags & os.O_ACCMODE == os.O_RDWR
+        seen = flags & SEEN_BY_DAEMON or flags & os.O_ACCMODE != os.O_WRONLY
         return Served(file, backing_id, direct=bool(seen))
 
     def close(self, file: OpenFile, *, passing: bool, directory: int = 0) -> None:

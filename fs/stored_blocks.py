@@ -91,6 +91,8 @@ class _Place:
     blob: _Blob
     index: int
     length: int
+    step: int
+    """Bytes of a whole block."""
 
     @property
     def block(self) -> Block:
@@ -99,10 +101,19 @@ class _Place:
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """A block of the copy as it was when its bytes were last put."""
+    """A block of the copy as it was when its bytes were last put, or as others have put it."""
 
     footer: Footer
-    place: _Place
+    place: _Place | None
+    others: extents.Extents = ()
+    """Where it is if there is no place; nothing: a hole."""
+
+    def where(self, offset: int) -> extents.Extents:
+        """Of the block at `offset` of the file; `blob_length` is final only when the blob is finished."""
+        if self.place is None:
+            return self.others
+        blob, length = self.place.blob, self.footer.data_length
+        return (Extent(offset, length, blob.number, self.place.index * self.place.step, blob.length),)
 
 
 class StoredBlocks:
@@ -195,7 +206,7 @@ class StoredBlocks:
     def _reserve(self, index: int, length: int) -> _Place | None:
         """The next place of the blob for a block that is not stored yet; asked for in the order of the file."""
         stored = self._table.get(index)
-        if stored is not None and stored.place.length != length:
+        if stored is not None and stored.footer.data_length != length:
             self._drop([index])
         elif stored is not None or index in self._busy:
             return None
@@ -205,7 +216,7 @@ class StoredBlocks:
     def _next(self, blob: _Blob | None, length: int) -> tuple[_Place, _Blob | None]:
         """A place in a blob, and the blob that is to be filled further: none after a short block."""
         blob = blob or _Blob(self._new_blob())
-        place = _Place(blob, blob.count, length)
+        place = _Place(blob, blob.count, length, self._block_bytes)
         blob.count += 1
         blob.length += length
         return place, blob if length == self._block_bytes else None
@@ -216,19 +227,14 @@ class StoredBlocks:
         """From now on nothing is added to the blobs that were used so far: a commit is about to refer to them."""
         self._blob = self._rewritten = None
 
-    def extents(self, size: int) -> extents.Extents:
+    def layout(self, size: int) -> extents.Extents:
         """Where the copy's first `size` bytes are, just after `bring_up`; holes where it has none."""
         count = block_count(size, self._block_bytes)
         return extents.merge(
-            Extent(
-                index * self._block_bytes,
-                stored.place.length,
-                stored.place.blob.number,
-                stored.place.index * self._block_bytes,
-                stored.place.blob.length,
-            )
+            extent
             for index, stored in sorted(self._table.items())
             if index < count
+            for extent in stored.where(index * self._block_bytes)
         )
 
     def footers(self, size: int) -> list[Footer] | None:
@@ -241,6 +247,10 @@ class StoredBlocks:
         """Ranges (offset, end) of the copy were changed by the daemon: their blocks are stored anew."""
         for start, end in ranges:
             self._drop(range(start // self._block_bytes, -(-end // self._block_bytes)))
+
+    def refer(self, index: int, footer: Footer, others: extents.Extents) -> None:
+        """A block of the copy holds what others have stored, at `others`."""
+        self._table[index] = _Stored(footer, None, others)
 
     def clear(self) -> None:
         """Store everything anew, in one blob."""

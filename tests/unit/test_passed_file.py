@@ -176,6 +176,14 @@ async def test_a_time_that_was_set_is_kept(mount: Mount) -> None:
         await mount.volume.setattr(file.ino, SetAttr(mtime_ns=5_000_000_000))
     await file.commit()
     assert (await mount.volume.read_body(file.ino)).inode.mtime_ns == 5_000_000_000
+    commits = len(mount.volume.commits)
+    async with file.expecting_mtime(6_000_000_000):
+        await mount.volume.setattr(file.ino, SetAttr(mtime_ns=6_000_000_000))
+    await mount.volume.setattr(file.ino, SetAttr(mtime_ns=7_000_000_000))
+    await file.commit()
+    await file.truncate(SetAttr(size_bytes=2))
+    await file.commit()
+    assert len(mount.volume.commits) == commits, "nothing was written since"
 
 
 # -- others -----------------------------------------------------------------------------------------------------------
@@ -212,6 +220,35 @@ async def test_a_change_elsewhere_reaches_a_file_that_is_not_being_written(world
     assert os.pread(file.copy.fd, 4 * BLOCK, 0) == noise(6, 3 * BLOCK)[:BLOCK] + b"new"
     await file.commit()
     assert await mount.content(file.ino) == noise(6, 3 * BLOCK)[:BLOCK] + b"new"
+
+
+async def test_a_change_elsewhere_is_seen_amid_writing_and_is_not_committed_again(world: World, mount: Mount) -> None:
+    file = await passed(mount, await mount.create())
+    data = bytearray(noise(6, 5 * BLOCK))
+    kernel_writes(file, 0, bytes(data))
+    await file.commit()
+    async with world.mount("b") as other:
+        there = await opened_there(other)
+        await there.write(10, b"there")
+        await there.write(3 * BLOCK, b"there too")
+        await there.commit()
+        data[10:15], data[3 * BLOCK : 3 * BLOCK + 9] = b"there", b"there too"
+        await file.refresh(await mount.volume.inner.getattr(file.ino))
+        assert await file.read(0, len(data)) == data
+        commits = len(mount.volume.commits)
+        await file.commit()
+        assert len(mount.volume.commits) == commits
+        assert file.inode.mtime_ns == there.inode.mtime_ns
+        kernel_writes(file, 20, b"here")
+        await there.write(2 * BLOCK, b"again")
+        await there.commit()
+        data[20:24], data[2 * BLOCK : 2 * BLOCK + 5] = b"here", b"again"
+        await file.refresh(await mount.volume.inner.getattr(file.ino))
+        assert await file.read(0, len(data)) == data
+        puts = len(world.blobs.puts)
+        await file.commit()
+        assert len(world.blobs.puts) == puts + 1
+        assert await other.content(file.ino) == data
 
 
 async def test_appends_from_two_mounts_all_stay(world: World, mount: Mount) -> None:
