@@ -20,8 +20,10 @@ from apollofs.fs.blobs import BlobSource, OpenStore, open_blob_source
 from apollofs.fs.cache import BlockCache
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.errors import BodyError
+from apollofs.fs.images import ImageStore
 from apollofs.fs.open_file import BodyTools, OpenFile
 from apollofs.fs.reader import Reader
+from apollofs.fs.room import Room
 from apollofs.fs.staging import StagingArea, open_staging
 from apollofs.fs.writer import BodyVolume, Writer
 from apollofs.metadata.errors import MetadataError
@@ -36,10 +38,17 @@ class Bodies:
     """Made by `open_bodies`."""
 
     def __init__(
-        self, volume: BodyVolume, config: BodyConfig, source: BlobSource, cache: BlockCache, staging: StagingArea
+        self,
+        volume: BodyVolume,
+        config: BodyConfig,
+        source: BlobSource,
+        cache: BlockCache,
+        images: ImageStore,
+        staging: StagingArea,
     ) -> None:
         self.cache = cache
-        self.reader = Reader(cache, config, source.block_bytes)
+        self.images = images
+        self.reader = Reader(cache, images, config, source.block_bytes)
         writer = Writer(volume, source, cache, self.reader, config)
         self._tools = BodyTools(volume, self.reader, writer, staging, config)
         self._volume = volume
@@ -88,6 +97,7 @@ class Bodies:
             del self._files[file.ino]
             self._opens.pop(file.ino, None)
             self._failing.discard(file.ino)
+            self.reader.forget(file.ino)
             file.close()
 
     def session_lost(self) -> None:
@@ -110,7 +120,7 @@ class Bodies:
         return {
             "open_files": len(self._files),
             "dirty_files": len(self.dirty_files),
-            "cache_bytes": self.cache.bytes_used,
+            "cache_bytes": self.cache.bytes_used + self.images.bytes_used,
             "cache_hits": self.cache.hits,
             "cache_fetched": self.cache.fetched,
         }
@@ -180,10 +190,14 @@ async def open_bodies(volume: BodyVolume, config: BodyConfig, open_store: OpenSt
         contextlib.AsyncExitStack() as last,
         trio.open_nursery() as nursery,
     ):
-        cache = BlockCache(source, config, os.path.join(staging.directory, "cache"), nursery)
+        room, downloads = Room(config.cache_bytes_max), trio.CapacityLimiter(config.downloads_max)
+        cache = BlockCache(source, room, downloads, config, os.path.join(staging.directory, "cache"), nursery)
+        images = ImageStore(source, cache, room, downloads, config, nursery)
+        last.callback(images.close)
         await cache.start()
+        await images.start()
         staging.make_room = cache.make_room
-        bodies = Bodies(volume, config, source, cache, staging)
+        bodies = Bodies(volume, config, source, cache, images, staging)
         # Only when the nursery's tasks have ended is nobody reading what is staged.
         last.callback(bodies.close)
         nursery.start_soon(bodies.write_back)
