@@ -64,23 +64,23 @@ def data_length_of(object_length: int) -> int | None:
     return data_length if data_length >= 0 and chunk_count(data_length) == chunks else None
 
 
-def sums_of(data: Buffer) -> Footer:
-    """The checksums of `data`, whatever it will be called."""
+def make_footer(name: str, data: Buffer) -> bytes:
+    """The footer for `data` stored under `name`."""
+    return pack_footer(name, footer_of(data))
+
+
+def footer_of(data: Buffer) -> Footer:
+    """The checksums of `data`."""
     view = memoryview(data).cast("B")
     sums = [xxh3_64_intdigest(view[start : start + CHUNK_BYTES]) for start in range(0, len(view), CHUNK_BYTES)]
     return Footer(len(view), tuple(sums))
 
 
 def pack_footer(name: str, footer: Footer) -> bytes:
-    """The footer's bytes, for data stored under `name`."""
+    """Checksums that are known as the footer of what is stored under `name`."""
     tail = _TAIL.pack(MAGIC, VERSION, CHUNK_LOG2, footer.data_length, _name_sum(name))
     head = struct.pack(f"<{len(footer.chunk_sums)}Q", *footer.chunk_sums) + tail
     return head + _SUM.pack(xxh3_64_intdigest(head))
-
-
-def make_footer(name: str, data: Buffer) -> bytes:
-    """The footer for `data` stored under `name`."""
-    return pack_footer(name, sums_of(data))
 
 
 def parse_footer(name: str, data_length: int, footer: Buffer) -> Footer:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 
 from .block_port import BlockStore
 from .errors import BlobStoreError
+from .footer import Footer
 from .listing import closing
 from .port import BlobStat, Buffer
 from .retry import Method
+
+T = TypeVar("T")
 
 OK = "ok"
 CANCELLED = "cancelled"
@@ -117,6 +121,12 @@ class MeteringStore(BlockStore):
         with self._metrics.timed("read"):
             found = await self._inner.read_block(name, data_length, offset, length)
         self._metrics.add_read(len(found))
+        return found
+
+    async def fetch_block(self, name: str, data_length: int, then: Callable[[memoryview, Footer], T]) -> T:
+        with self._metrics.timed("read"):
+            found = await self._inner.fetch_block(name, data_length, then)
+        self._metrics.add_read(data_length)
         return found
 
     async def stat(self, name: str) -> BlobStat:

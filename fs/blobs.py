@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 from xxhash import xxh3_64_intdigest
@@ -18,8 +19,10 @@ from apollofs.blobstore import (
     NoSuchBlob,
     RangeUnavailable,
 )
+from apollofs.blobstore.footer import Footer
 from apollofs.fs.errors import BodyError, BodyUnavailable, CorruptBody, MissingBlob
 
+T = TypeVar("T")
 SITE_SHIFT = 56
 
 OpenStore = Callable[[int], Awaitable[BlockStore]]
@@ -100,6 +103,15 @@ class BlobSource:
         with _translated(block):
             store = await self._store(site_of(block.blob))
             return await store.read_block(block.name, block.length, offset, length)
+
+    async def fetch_block(self, block: Block, then: Callable[[memoryview, Footer], T]) -> T:
+        """A whole block, verified, and its checksums, given to `then` in the thread that read it; what that returns.
+
+        `then` raises nothing, and may run after the call was cancelled or has been repeated.
+        """
+        with _translated(block):
+            store = await self._store(site_of(block.blob))
+            return await store.fetch_block(block.name, block.length, then)
 
     async def put_block(self, block: Block, data: Buffer) -> None:
         """Store a block; durable on return. `data` must not change meanwhile. Repeating it is harmless."""

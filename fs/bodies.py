@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import trio
 
@@ -20,14 +20,17 @@ from apollofs.fs.blobs import BlobSource, OpenStore, open_blob_source
 from apollofs.fs.cache import BlockCache
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.errors import BodyError
+from apollofs.fs.images import Image, ImageStore, has_image
 from apollofs.fs.open_file import BodyTools, OpenFile
 from apollofs.fs.passed_file import PassedFile
 from apollofs.fs.reader import Reader
+from apollofs.fs.room import Room
 from apollofs.fs.staging import StagingArea, open_staging
 from apollofs.fs.stored_blocks import BlockUploads
+from apollofs.fs.working_copy import WorkingCopy
 from apollofs.fs.writer import BodyVolume, Writer
 from apollofs.metadata.errors import MetadataError
-from apollofs.metadata.records import Body
+from apollofs.metadata.records import Body, Inode
 
 log = logging.getLogger(__name__)
 COMMITS_MAX = 16
@@ -45,11 +48,13 @@ class Bodies:
         config: BodyConfig,
         source: BlobSource,
         cache: BlockCache,
+        images: ImageStore,
         staging: StagingArea,
         nursery: trio.Nursery,
     ) -> None:
         self.cache = cache
-        self.reader = Reader(cache, config, source.block_bytes)
+        self.images = images
+        self.reader = Reader(cache, images, config, source.block_bytes)
         writer = Writer(volume, source, cache, self.reader, config)
         uploads = BlockUploads(source, config.uploads_max)
         self._tools = BodyTools(volume, self.reader, writer, staging, uploads, config)
@@ -60,6 +65,8 @@ class Bodies:
         self._opens: dict[int, int] = {}
         self._failing: set[int] = set()
         self._retiring: set[int] = set()
+        self.renew: Callable[[OpenFile], OpenFile] = lambda file: file
+        """Asked for a file that is about to be brought up to date: `passing.py` may make another object of it."""
 
     # -- open files --------------------------------------------------------------------------------------------------
 
@@ -75,10 +82,16 @@ class Bodies:
         body = await self._volume.read_body(ino)
         file = self.open_known(body)
         try:
-            await file.refresh(body.inode, body)
+            return await self.refresh(file, body.inode, body)
         except BaseException:
-            self.release(file)
+            self.release(self._files[ino])
             raise
+
+    async def refresh(self, file: OpenFile, inode: Inode, body: Body | None = None) -> OpenFile:
+        """As `OpenFile.refresh`; the file may be another object after that."""
+        if inode.body_version > file.version:
+            file = self.renew(file)
+        await file.refresh(inode, body)
         return file
 
     def open_known(self, body: Body) -> OpenFile:
@@ -107,12 +120,19 @@ class Bodies:
         del self._files[file.ino]
         self._opens.pop(file.ino, None)
         self._failing.discard(file.ino)
+        self.reader.forget(file.ino)
+        if isinstance(file, PassedFile):
+            self._adopt(file)
         file.close()
 
     def _is_unused(self, file: OpenFile) -> bool:
         return not self._opens.get(file.ino, 0) and not file.is_dirty and self._files.get(file.ino) is file
 
     # -- files that the kernel writes --------------------------------------------------------------------------------
+
+    def spawn(self, work: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Run it in the background, until it ends or the mount does. It may raise nothing."""
+        self._nursery.start_soon(work, *arguments)
 
     @property
     def wants_passthrough(self) -> bool:
@@ -144,10 +164,30 @@ class Bodies:
         Raises StagingFull, StagingFailed.
         """
         assert self._files[file.ino] is file and self._opens[file.ino] == 1
-        passed = PassedFile(
-            self._tools, file.body, self._tools.staging.open_copy(file.ino, self._volume.place_of(file.ino))
-        )
-        self._files[file.ino] = passed
+        return self._replace(file, self._open_copy(file))
+
+    def make_private(self, file: OpenFile, image: Image) -> PassedFile:
+        """The same file, unwritten, with its image as the working copy: what is to be changed in place.
+
+        Raises StagingFull, StagingFailed; BlockingIOError where others on this host use the image.
+        """
+        copy = self._open_copy(file, image.path)
+        try:
+            self.images.detach(image)
+        except OSError:
+            copy.close()
+            raise
+        passed = self._replace(file, copy)
+        passed.refer_to_all([image.footer(index) for index in range(image.blocks)])
+        return passed
+
+    def _open_copy(self, file: OpenFile, image: str | None = None) -> WorkingCopy:
+        return self._tools.staging.open_copy(file.ino, self._volume.place_of(file.ino), image)
+
+    def _replace(self, file: OpenFile, copy: WorkingCopy) -> PassedFile:
+        passed = self._files[file.ino] = PassedFile(self._tools, file.body, copy)
+        passed.errors = file.errors
+        self.reader.forget(file.ino)
         file.close()
         return passed
 
@@ -156,6 +196,16 @@ class Bodies:
         file = self._files[passed.ino] = OpenFile(self._tools, passed.body)
         passed.close()
         return file
+
+    def _adopt(self, file: PassedFile) -> None:
+        """What was written here need not be fetched to be read here: the copy becomes the body's image."""
+        footers = file.footers()
+        if file.orphaned or file.is_lost or footers is None or not has_image(file.body):
+            return
+        try:
+            self.images.adopt(file.copy.path, file.body, footers)
+        except OSError as exc:
+            log.warning("what was written can't be kept in the cache: %s", exc)
 
     async def _retire(self, file: PassedFile) -> None:
         """Wait until no process has the copy mapped any more; commit what was still written to it, and forget it."""
@@ -188,7 +238,7 @@ class Bodies:
             "open_files": len(self._files),
             "dirty_files": len(self.dirty_files),
             "working_copies": len(self.passed_files),
-            "cache_bytes": self.cache.bytes_used,
+            "cache_bytes": self.cache.bytes_used + self.images.bytes_used,
             "cache_hits": self.cache.hits,
             "cache_fetched": self.cache.fetched,
         }
@@ -258,10 +308,14 @@ async def open_bodies(volume: BodyVolume, config: BodyConfig, open_store: OpenSt
         contextlib.AsyncExitStack() as last,
         trio.open_nursery() as nursery,
     ):
-        cache = BlockCache(source, config, os.path.join(staging.directory, "cache"), nursery)
+        room, downloads = Room(config.cache_bytes_max), trio.CapacityLimiter(config.downloads_max)
+        cache = BlockCache(source, room, downloads, config, os.path.join(staging.directory, "cache"), nursery)
+        images = ImageStore(source, cache, room, downloads, config, nursery)
+        last.callback(images.close)
         await cache.start()
+        await images.start()
         staging.make_room = cache.make_room
-        bodies = Bodies(volume, config, source, cache, staging, nursery)
+        bodies = Bodies(volume, config, source, cache, images, staging, nursery)
         # Only when the nursery's tasks have ended is nobody reading what is staged.
         last.callback(bodies.close)
         nursery.start_soon(bodies.write_back)

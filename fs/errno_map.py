@@ -65,6 +65,8 @@ ERRNO: Final[Mapping[type[BaseException], int]] = MappingProxyType(
         body.CorruptBody: errno.EIO,
         body.MissingBlob: errno.EIO,
         body.StagingFull: errno.ENOSPC,
+        body.ImageShared: errno.ETXTBSY,
+        body.CopyCut: errno.EIO,
         body.StagingFailed: errno.EIO,
         body.BodyLost: errno.EIO,
         body.NoDataThere: errno.ENXIO,

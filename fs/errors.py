@@ -23,6 +23,10 @@ class StagingFull(BodyError):
     """The local disk has no room for what is being written; nothing of this write was kept."""
 
 
+class ImageShared(BodyError):
+    """A file that is read by passthrough can't be changed in place: others of this host use the same local file."""
+
+
 class StagingFailed(BodyError):
     """The local disk failed, or is read-only, under what is being written."""
 

@@ -112,7 +112,7 @@ class Filesystem(FileCalls):
         file = self._bodies.find(inode.ino)
         if file is not None:
             try:
-                await file.refresh(inode)
+                file = await self._bodies.refresh(file, inode)
                 self._pages.refreshed(inode.ino)
             except StaleInode:
                 file.orphan()
@@ -187,6 +187,7 @@ class Filesystem(FileCalls):
             return self.cached_getattr(ino) or attributes
         if change.size_bytes is not None:
             self._pages.written(ino)
+            file = self.passing.changing(file)
             await file.truncate(change)
             if file.orphaned:
                 mtime_ns = NOW if change.mtime_ns is None else change.mtime_ns
@@ -425,6 +426,7 @@ async def open_filesystem(
         volume.session_lost_hooks.append(filesystem.session_lost)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(filesystem.passing.upload_early)
+            nursery.start_soon(filesystem.following.serve)
             nursery.start_soon(settle, os.fspath(config.cache_dir), volume)
             try:
                 yield filesystem

@@ -74,6 +74,9 @@ class HandleTable(Generic[T]):
     def __len__(self) -> int:
         return len(self._handles)
 
+    def all(self) -> list[T]:
+        return list(self._handles.values())
+
 
 def closes_for_opener(opener: int, closer: int) -> bool:
     """Whether a close by thread `closer` counts as one by the process of thread `opener`.

@@ -15,7 +15,7 @@ O_SYNC, read and write); of write(2) it sees nothing. So:
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -30,6 +30,7 @@ from apollofs.fs.stored_blocks import StoredBlocks
 from apollofs.fs.taking_over import TakingOver
 from apollofs.fs.working_copy import Moment, WorkingCopy
 from apollofs.fs.writer import CONFLICTS_MAX
+from apollofs.metadata import extents
 from apollofs.metadata.errors import BodyConflict, FileTooLarge, StaleInode, TooManyExtents
 from apollofs.metadata.records import FILE_BYTES_MAX, Body, BodyChange, Inode, SetAttr
 
@@ -39,7 +40,8 @@ one part in so many of the time."""
 
 
 class PassedFile(OpenFile):
-    """Made by `Bodies.pass_through`, of a file that is empty and open nowhere else on this mount."""
+    """Made by `Bodies.pass_through`, of a file that is empty and open nowhere else on this mount; or by
+    `Bodies.make_private`, of one that is read by passthrough and now to be changed."""
 
     def __init__(self, tools: BodyTools, body: Body, copy: WorkingCopy) -> None:
         super().__init__(tools, body)
@@ -219,6 +221,17 @@ class PassedFile(OpenFile):
         if self.is_lost or self._state.orphaned or self.copy.closed:
             return []
         return self._stored.ready(self.copy)
+
+    def refer_to_all(self, footers: Sequence[Footer | None]) -> None:
+        """The copy holds the body as it is, with these checksums by block."""
+        for index, footer in enumerate(footers):
+            if footer is not None:
+                start = index * self._block_bytes
+                pieces = extents.pieces(self.body.inode.extents, start, footer.data_length)
+                self._stored.refer(index, footer, tuple(piece.extent for piece in pieces if piece.extent is not None))
+        self.copy.set_times(self._state.base().inode.mtime_ns)
+        self._clean = self.copy.moment()
+        self._mtime_told_ns = self._clean.mtime_ns
 
     def footers(self) -> list[Footer] | None:
         """The checksums of all blocks, once nobody writes any more and all is committed; None if there are holes."""

@@ -70,15 +70,21 @@ class StagingArea:
         """Whether a file may be written without the daemon's seeing how much."""
         return not self._in_memory and self._free_bytes() > COPY_FREE_BYTES_MIN
 
-    def open_copy(self, ino: int, place: Place | None = None) -> WorkingCopy:
-        """An empty local file for an inode, of the name `place`, that is to be written by passthrough.
+    def open_copy(self, ino: int, place: Place | None = None, image: str | None = None) -> WorkingCopy:
+        """A local file for an inode, of the name `place`, that is to be written by passthrough: empty, or the file
+        `image`, which must have no other name from now on.
 
         Raises StagingFull, StagingFailed.
         """
         path = os.path.join(self.directory, f"{ino:016x}-{next(self._counter)}.copy")
-        copy = WorkingCopy(path, self.limiter, fine_times=self.fine_times)
-        note_place(copy.fd, place)
-        return copy
+        try:
+            if image is not None:
+                os.link(image, path)
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if image is None else 0), 0o600)
+        except OSError as exc:
+            raise staging_error(exc) from exc
+        note_place(fd, place)
+        return WorkingCopy(path, fd, self.limiter, fine_times=self.fine_times)
 
     def take_memory(self, size: int) -> bool:
         """Whether a file may keep `size` more bytes in memory; give back with a negative size."""

@@ -14,7 +14,7 @@ from functools import partial
 
 import trio
 
-from apollofs.blobstore.footer import Footer, pack_footer, sealed_length, sums_of
+from apollofs.blobstore.footer import Footer, footer_of, pack_footer, sealed_length
 from apollofs.fs.blobs import BlobSource, Block, block_count
 from apollofs.fs.errors import CopyCut
 from apollofs.fs.workers import share_out
@@ -72,7 +72,7 @@ def _load(fd: int, offset: int, room: memoryview) -> Footer:
             done += count
     except OSError as exc:
         raise staging_error(exc) from exc
-    return sums_of(room)
+    return footer_of(room)
 
 
 @dataclass(slots=True)

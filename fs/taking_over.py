@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from apollofs.blobstore.footer import sums_of
+from apollofs.blobstore.footer import footer_of
 from apollofs.fs.differences import differing, without
 from apollofs.fs.errors import MissingBlob
 from apollofs.fs.reader import Reader
@@ -70,7 +70,7 @@ class TakingOver:
         else:
             pieces = self._pieces(self.newest, start, len(theirs))
             found = tuple(piece.extent for piece in pieces if piece.extent is not None)
-            self.stored.refer(start // self.block_bytes, sums_of(theirs), found)
+            self.stored.refer(start // self.block_bytes, footer_of(theirs), found)
 
     async def _move_appended(self, start: int, distance: int) -> None:
         """What was appended here goes behind what was appended elsewhere."""

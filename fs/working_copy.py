@@ -43,15 +43,13 @@ class Moment:
 class WorkingCopy:
     """Methods raise StagingFull and StagingFailed, where the local disk has no room or fails."""
 
-    def __init__(self, path: str, limiter: trio.CapacityLimiter, *, fine_times: bool = False) -> None:
-        """Make the file, empty. `fine_times`: the filesystem has them (`has_fine_times`)."""
+    def __init__(self, path: str, fd: int, limiter: trio.CapacityLimiter, *, fine_times: bool = False) -> None:
+        """Of the file `path`, which is open as `fd` for reading and writing, here alone. `fine_times`: the filesystem
+        has them (`has_fine_times`)."""
         self.path = path
+        self.fd = fd
         self._fine_times = fine_times
         self._limiter = limiter
-        try:
-            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError as exc:
-            raise staging_error(exc) from exc
 
     @property
     def closed(self) -> bool:

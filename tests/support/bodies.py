@@ -7,10 +7,12 @@ import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
 from apollofs.blobstore import BlobMetrics, BlobStat, BlobStoreOptions, BlockStore, Buffer
+from apollofs.blobstore.footer import Footer
 from apollofs.blobstore.memory import MemoryStore as MemoryBlobs
 from apollofs.blobstore.open import wrap
 from apollofs.fs.bodies import Bodies, open_bodies
@@ -22,6 +24,7 @@ from apollofs.metadata.session import Session
 from apollofs.metadata.volume import Volume
 from tests.support.volumes import ME, make_volume, mounted
 
+T = TypeVar("T")
 Hook = Callable[[], Awaitable[None]]
 
 
@@ -63,6 +66,14 @@ class BrokenBlobs(BlockStore):
             self.under_way -= 1
 
     async def read_block(self, name: str, data_length: int, offset: int = 0, length: int | None = None) -> memoryview:
+        await self._read_begins(name, offset, length)
+        return await self._inner.read_block(name, data_length, offset, length)
+
+    async def fetch_block(self, name: str, data_length: int, then: Callable[[memoryview, Footer], T]) -> T:
+        await self._read_begins(name, 0, None)
+        return await self._inner.fetch_block(name, data_length, then)
+
+    async def _read_begins(self, name: str, offset: int, length: int | None) -> None:
         self.reads.append((name, offset, length))
         if self.fail_reads:
             error = self.fail_reads.pop(0)
@@ -70,7 +81,6 @@ class BrokenBlobs(BlockStore):
             raise error
         if self.before_read is not None:
             await self.before_read()
-        return await self._inner.read_block(name, data_length, offset, length)
 
     def corrupt(self, name: str) -> None:
         """Flip a bit of a stored object."""
