@@ -153,6 +153,113 @@ def test_both_mounts_write_one_new_file(here: Path, there: Path) -> None:
     assert (there / "file").read_bytes() == b"w" * MIB + b"e" * MIB
 
 
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_by_the_kernel(mount: Mount, path: Path, *, within_s: float = 60) -> int:
+    """A descriptor that the kernel serves by itself: the file has been read once, and nobody has changed it lately."""
+    path.read_bytes()
+    found: list[int] = []
+
+    def passes() -> bool:
+        before = mount.status()["bodies"]["passthrough_opens"]
+        fd = os.open(path, os.O_RDONLY)
+        if mount.status()["bodies"]["passthrough_opens"] == before:
+            os.pread(fd, 16 * MIB, 0)
+            os.close(fd)
+            return False
+        found.append(fd)
+        return True
+
+    until(passes, "the kernel reads the file by itself", within_s)
+    return found[0]
+
+
+def test_a_file_that_is_all_here_is_read_without_the_daemon(here: Path, there: Path, west: Mount) -> None:
+    data = content(1, SIZE)
+    (there / "file").write_bytes(data)
+    fd = read_by_the_kernel(west, here / "file")
+    before = requests(west, "read")
+    assert os.pread(fd, SIZE, 0) == data
+    with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapped:
+        assert mapped[:] == data
+    assert os.stat(here / "file").st_size == SIZE
+    os.close(fd)
+    assert requests(west, "read") == before
+
+
+@pytest.mark.parametrize("change", ["overwrite", "append", "truncate", "replace"])
+def test_a_change_elsewhere_reaches_who_reads_by_passthrough(here: Path, there: Path, west: Mount, change: str) -> None:
+    data = bytearray(content(1, SIZE))
+    (there / "file").write_bytes(data)
+    fd = read_by_the_kernel(west, here / "file")
+    mapped = mmap.mmap(fd, MIB, prot=mmap.PROT_READ)
+    if change == "overwrite":
+        with opened(there / "file", os.O_RDWR) as writing:
+            written(writing, b"new" * 1000, 500_000)
+        data[500_000:503_000] = b"new" * 1000
+    elif change == "append":
+        with opened(there / "file", os.O_WRONLY | os.O_APPEND) as writing:
+            os.write(writing, b"one more line\n")
+        data += b"one more line\n"
+    elif change == "truncate":
+        os.truncate(there / "file", 2 * MIB + 5)
+        del data[2 * MIB + 5 :]
+    else:
+        (there / "other").write_bytes(b"other")
+        os.rename(there / "other", there / "file")
+    until(lambda: os.pread(fd, 2 * SIZE, 0) == data, "the open descriptor shows the change")
+    assert mapped[:] == data[:MIB]
+    mapped.close()
+    assert os.fstat(fd).st_size == len(data)
+    os.close(fd)
+    assert (here / "file").read_bytes() == (b"other" if change == "replace" else data)
+
+
+def test_what_is_read_by_passthrough_can_be_written_here(here: Path, there: Path, west: Mount) -> None:
+    """In every way; the reader sees it at once, the other mount when it is committed."""
+    data = bytearray(content(1, SIZE))
+    (there / "file").write_bytes(data)
+    fd = read_by_the_kernel(west, here / "file")
+    with opened(here / "file", os.O_RDWR) as writing:
+        written(writing, b"here", 10)
+        data[10:14] = b"here"
+        assert os.pread(fd, SIZE, 0) == data
+        os.fsync(writing)
+        assert (there / "file").read_bytes() == data
+        with mmap.mmap(writing, MIB) as mapped:
+            mapped[20:26] = b"mapped"
+            mapped.flush()
+        data[20:26] = b"mapped"
+    with opened(here / "file", os.O_WRONLY | os.O_APPEND) as writing:
+        os.write(writing, b"+end")
+        data += b"+end"
+    assert os.pread(fd, 2 * SIZE, 0) == data
+    os.truncate(here / "file", SIZE)
+    del data[SIZE:]
+    assert os.pread(fd, 2 * SIZE, 0) == data
+    os.close(fd)
+    until(lambda: (there / "file").read_bytes() == data, "all of it is committed")
+    assert (here / "file").read_bytes() == data
+
+
+def test_a_log_is_followed(here: Path, there: Path, west: Mount) -> None:
+    """As tail -f does, with a file that is large enough to be read by passthrough."""
+    data = bytearray(content(1, 2 * MIB))
+    (there / "log").write_bytes(data)
+    fd = read_by_the_kernel(west, here / "log")
+    for number in range(3):
+        with opened(there / "log", os.O_WRONLY | os.O_APPEND) as writing:
+            line = b"line %d\n" % number
+            os.write(writing, line)
+        until(lambda at=len(data), line=line: os.pread(fd, 100, at) == line, "the new line")  # type: ignore[misc]
+        data += line
+    os.close(fd)
+
+
+# -- in general -------------------------------------------------------------------------------------------------------
+
+
 def test_times_that_are_set_stay(here: Path, there: Path) -> None:
     with opened(here / "file", NEW) as fd:
         written(fd, content(1, MIB))
