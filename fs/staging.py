@@ -50,8 +50,10 @@ MakeRoom = Callable[[int], Awaitable[None]]
 class StagingArea:
     """One mount's directory of staging files. Made by `open_staging`."""
 
-    def __init__(self, directory: str, disk_free_bytes_min: int) -> None:
+    def __init__(self, directory: str, lock: int, disk_free_bytes_min: int) -> None:
+        """`lock`: the descriptor that says that the directory's mount is alive."""
         self.directory = directory
+        self.lock = lock
         self.limiter = trio.CapacityLimiter(THREADS)
         self.make_room: MakeRoom | None = None
         self.fine_times = has_fine_times(directory)
@@ -109,8 +111,16 @@ class StagingArea:
             raise StagingFull(f"the disk of {self.directory} has no room for {size} more bytes")
         self._reserved = min(free - size, RESERVE_BYTES)
 
+    def _restore(self) -> None:
+        """Somebody has emptied the cache directory: make it anew. What is open already goes on. Raises OSError."""
+        os.makedirs(self.directory, mode=0o700)
+        os.close(self.lock)
+        self.lock = _locked(self.directory)
+
     def _free_bytes(self) -> int:
         try:
+            if not os.path.isdir(self.directory):
+                self._restore()
             status = os.statvfs(self.directory)
         except OSError as exc:
             raise StagingFailed(f"the staging directory can't be used: {exc}") from exc
@@ -327,12 +337,13 @@ async def open_staging(cache_dir: str, disk_free_bytes_min: int) -> AsyncIterato
         directory, lock = await trio.to_thread.run_sync(_claim, root)
     except OSError as exc:
         raise CacheDirectoryUnusable(f"the cache directory {cache_dir} can't be used: {exc.strerror}") from exc
+    area = StagingArea(directory, lock, disk_free_bytes_min)
     try:
-        yield StagingArea(directory, disk_free_bytes_min)
+        yield area
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(_remove, directory)
-        os.close(lock)
+        os.close(area.lock)
 
 
 def _claim(root: str) -> tuple[str, int]:
@@ -346,9 +357,7 @@ def _claim(root: str) -> tuple[str, int]:
                 _remove_if_dead(entry.path)
         directory = os.path.join(root, secrets.token_hex(8))
         os.mkdir(directory, 0o700)
-        lock = _lock_file(directory)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return directory, lock
+        return directory, _locked(directory)
     finally:
         os.close(guard)
 
@@ -365,12 +374,20 @@ def _remove_if_dead(directory: str) -> None:
         os.close(lock)
 
 
+def _locked(directory: str) -> int:
+    lock = _lock_file(directory)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lock
+
+
 def _lock_file(directory: str) -> int:
     return os.open(os.path.join(directory, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _remove(directory: str) -> None:
     try:
+        if not os.path.isdir(directory):
+            return
         rescue(directory, os.path.dirname(os.path.dirname(directory)))
     except OSError as exc:
         log.warning("what a mount has left in %s stays there: %s", directory, exc)

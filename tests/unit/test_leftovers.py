@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,18 @@ async def test_a_copy_outlives_its_mount_and_an_empty_one_does_not(tmp_path: Pat
         area.open_copy(8).close(keep=True)
     (found,) = leftovers(str(tmp_path))
     assert (found.path, found.size_bytes, found.place, found.in_use) == (str(path), 9, (1, b"name/with\xff"), False)
+
+
+async def test_a_cache_directory_that_was_emptied_is_made_anew(tmp_path: Path) -> None:
+    async with open_staging(str(tmp_path), 0) as area:
+        shutil.rmtree(tmp_path / "staging")
+        assert area.has_room in (True, False)
+        copy = area.open_copy(7)
+        await copy.write(0, b"x")
+        async with open_staging(str(tmp_path), 0):
+            await copy.write(1, b"its mount lives")
+            assert await trio.Path(copy.path).exists()
+        copy.close()
 
 
 async def test_what_is_in_use_is_said_to_be(tmp_path: Path) -> None:
