@@ -150,6 +150,10 @@ class Bodies:
         except BodyError:
             return False
 
+    async def keep_room(self) -> None:
+        """See `StagingArea.keep_room`."""
+        await self._tools.staging.keep_room()
+
     def opens(self, ino: int) -> int:
         """How many handles the inode has here."""
         return self._opens.get(ino, 0)

@@ -273,6 +273,7 @@ class RunningMount:
             **self._assembly.session_facts(),
             "cache_dir": str(config.body.cache_dir),
             "volume_uuid": volume.superblock.uuid,
+            "passthrough": self._assembly.filesystem.passing.modes.why_not or "in use",
             "guard": dict(self._guarding.facts()) if self._guarding is not None else {"running": False},
             "fuse": dict(self._session.statistics()),
             **{name: dict(counters) for name, counters in self._assembly.statistics().items()},

@@ -231,7 +231,10 @@ class Passing:
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.sleep(POLL_S)
-                for file in self._bodies.passed_files:
+                passed = self._bodies.passed_files
+                if passed:
+                    await self._bodies.keep_room()
+                for file in passed:
                     for upload in file.ready_uploads():
                         nursery.start_soon(_try, upload)
 

@@ -72,6 +72,15 @@ class StagingArea:
         """Whether a file may be written without the daemon's seeing how much."""
         return not self._in_memory and self._free_bytes() > COPY_FREE_BYTES_MIN
 
+    async def keep_room(self) -> None:
+        """While files grow unseen: have the cache give way before the disk is full. Raises nothing."""
+        try:
+            lacking = COPY_FREE_BYTES_MIN - self._free_bytes()
+        except StagingFailed:
+            return
+        if lacking > 0 and self.make_room is not None:
+            await self.make_room(lacking)
+
     def open_copy(self, ino: int, place: Place | None = None, image: str | None = None) -> WorkingCopy:
         """A local file for an inode, of the name `place`, that is to be written by passthrough: empty, or the file
         `image`, which must have no other name from now on.

@@ -213,3 +213,16 @@ def test_two_mounts_in_turn(places: Places) -> None:
     fsx = Fsx([places.here / "file", places.there / "file"], SEED + 1)
     fsx.play(OPERATIONS)
     fsx.close()
+
+
+def test_without_passthrough(places: Places) -> None:
+    """As where the daemon may not, or the kernel can't."""
+    plain = places.pair.namespace.mount("west", "-o", "passthrough=off", name="plain")
+    try:
+        assert plain.status()["passthrough"] != "in use"
+        fsx = Fsx([plain.path / places.here.name / "file", places.there / "file"], SEED + 2)
+        fsx.play(OPERATIONS // 2)
+        fsx.close()
+        assert plain.status()["bodies"]["passthrough_opens"] == 0
+    finally:
+        plain.unmount()

@@ -269,6 +269,7 @@ def test_times_that_are_set_stay(here: Path, there: Path) -> None:
 
 
 def test_status_says_which_way_is_used(here: Path, west: Mount) -> None:
+    assert west.status()["passthrough"] == "in use"
     before = west.status()["bodies"]
     assert before["passthrough"] == 1
     with opened(here / "file", NEW):
