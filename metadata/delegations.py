@@ -40,7 +40,6 @@ from apollofs.metadata.session import Committed, Session
 from apollofs.metadata.store import (
     Compare,
     Delete,
-    KeyValue,
     Put,
     Range,
     RangeResult,
@@ -152,9 +151,9 @@ class Delegations:
         self.cache.learn(group, asked, answers, revision)
         self.trim()
 
-    def learn_all(self, group: int, dentries: Iterable[KeyValue], revision: int) -> None:
-        """Keep a whole listing, read as of one revision, if the group has been held since then."""
-        self.cache.learn_all(group, dentries, revision)
+    def learn_page(self, group: int, start: bytes, page: RangeResult, revision: int) -> None:
+        """Keep a page of a listing, read as of `revision`, if the group has been held since then."""
+        self.cache.learn_page(group, start, page, revision)
         self.trim()
 
     def trim(self) -> None:

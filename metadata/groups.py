@@ -32,6 +32,8 @@ class Group:
     children_changed: int = 0
     complete: bool = False
     """Every dentry there is, is known."""
+    paged: tuple[bytes, int] | None = None
+    """All dentries before this key are known as of this revision, from the first pages of a listing."""
     used: bool = True
     """It was asked for since it was last thought of giving back."""
     exclusive: bool = False
