@@ -419,6 +419,7 @@ async def open_filesystem(
         delegations.put_above(kernel)
         filesystem = Filesystem(volume, bodies, kernel)
         volume.session_lost_hooks.append(filesystem.session_lost)
+        volume.uses.in_use = bodies.in_use
         try:
             yield filesystem
         finally:

@@ -79,6 +79,11 @@ class OpenFile:
         return self._state.version
 
     @property
+    def version_in_use(self) -> int:
+        """The oldest body_version whose blobs are still needed: the base's, or that which a commit began on."""
+        return self._state.version_in_use
+
+    @property
     def shown(self) -> tuple[int, int]:
         """Size in bytes and mtime in ns, as processes of this mount see them."""
         inode = self._state.inode

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from apollofs.metadata import codec
 from apollofs.metadata.errors import (
@@ -148,15 +148,10 @@ async def remove_site(store: Store, volume: str, name: str) -> None:
 
 async def _first_body_at(store: Store, keys: Keys, site_id: int) -> str | None:
     """Which table names a blob in this site's store, or None. Reads the whole namespace, in pages."""
-    for prefix, blobs_of in (
-        (keys.dentries, _dentry_blobs),
-        (keys.inodes, _inode_blobs),
-        (keys.table(b"e"), _page_blobs),
-        (keys.tombstones, _tombstone_blobs),
-    ):
-        async for kv in pages(store, prefix):
+    for letter, blobs_of in BLOBS_IN.items():
+        async for kv in pages(store, keys.table(letter)):
             if any(blob >> 56 == site_id for blob in blobs_of(kv.value)):
-                return "removed files" if prefix == keys.tombstones else "files"
+                return "removed files" if letter == b"g" else "files"
     return None
 
 
@@ -176,6 +171,15 @@ def _page_blobs(value: bytes) -> list[int]:
 def _tombstone_blobs(value: bytes) -> list[int]:
     stone = codec.decode_tombstone(value, 0)
     return [blob for blob, _ in stone.blobs] + [extent.blob for extent in (stone.inode.extents if stone.inode else ())]
+
+
+BLOBS_IN: Mapping[bytes, Callable[[bytes], list[int]]] = {
+    b"d": _dentry_blobs,
+    b"i": _inode_blobs,
+    b"e": _page_blobs,
+    b"g": _tombstone_blobs,
+}
+"""Table -> the blobs that a value of it refers to: all places where a blob is named."""
 
 
 async def pages(store: Store, prefix: bytes, *, revision: int = 0, keys_only: bool = False) -> AsyncIterator[KeyValue]:

@@ -54,6 +54,10 @@ class Keys:
         self._waiting = self.prefix + b"R/"
         self._inboxes = self.prefix + b"I/"
         self._exclusives = self.prefix + b"E/"
+        self.collector = self.prefix + b"C"
+        self.answers = self.prefix + b"A/"
+        self._questions = self.prefix + b"Q/"
+        self._references = self.prefix + b"r/"
         self._table_at = len(self.prefix)
 
     # -- volume-wide -------------------------------------------------------------------------------------------------
@@ -171,6 +175,29 @@ class Keys:
         """A notice to `session` that others want the locks on an inode, which it decides alone."""
         return b"%s%s/%s/%s" % (self._inboxes, _U64.pack(session), _U64.pack(ino), _U64.pack(kind))
 
+    # -- shared blobs and their collection ---------------------------------------------------------------------------
+
+    def references_of(self, blob: int) -> bytes:
+        """Prefix of the inodes that refer to a shared blob; a blob without any is private to one inode."""
+        return b"%s%s/" % (self._references, _U64.pack(blob))
+
+    def reference(self, blob: int, ino: int) -> bytes:
+        return b"%s%s/%s" % (self._references, _U64.pack(blob), _U64.pack(ino))
+
+    def question(self, collector: int, batch: int) -> bytes:
+        """What the collector (its session) asks all mounts: who of them still uses these inodes."""
+        return b"%s%s/%s" % (self._questions, _U64.pack(collector), _U64.pack(batch))
+
+    def answers_to(self, collector: int, batch: int) -> bytes:
+        return b"%s%s/%s/" % (self.answers, _U64.pack(collector), _U64.pack(batch))
+
+    def answer(self, collector: int, batch: int, session: int) -> bytes:
+        return self.answers_to(collector, batch) + _U64.pack(session)
+
+    def collection_notice(self, session: int, collector: int, batch: int) -> bytes:
+        """A notice to `session` that the collector has asked something; three numbers tell it from recalls."""
+        return b"%s%s/%s/%s/%s" % (self._inboxes, *map(_U64.pack, (session, collector, batch, 0)))
+
     def group_of(self, key: bytes) -> int | None:
         """The directory whose group a key of tables d, i, t or c belongs to; None for the other tables."""
         at = self._table_at
@@ -200,6 +227,11 @@ class Keys:
         """(ino, attribute name) of an xattr's key."""
         at = len(self._xattr)
         return _U64.unpack_from(key, at)[0], key[at + 9 :]
+
+    def parse_tombstone(self, key: bytes) -> tuple[int, int, int]:
+        """(time in ns, ino, body_version) of a tombstone's key."""
+        time_ns, ino, body_version = self.parse_numbers(key)
+        return time_ns, ino, body_version
 
     def parse_session(self, key: bytes) -> int:
         """The session of a mount's key."""

@@ -15,6 +15,7 @@ COMMANDS = {
     "format": ("volume", "format_"),
     "check": ("volume", "check"),
     "destroy": ("volume", "destroy"),
+    "gc": ("collecting", "gc"),
     "site": ("site", "site"),
     "mount": ("mounting", "mount"),
     "umount": ("mounting", "umount"),
