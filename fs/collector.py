@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -95,8 +95,7 @@ class Collection:
             free = await self._unused(stones)
             if not self._options.dry_run:
                 free = await self._collector.condemn(free)
-            async for group in self._grouped(free):
-                await self._settle(group)
+            await self._settle_all(free)
             if self.report.silent_mounts:
                 return  # every further batch would wait for the same mount
 
@@ -114,22 +113,21 @@ class Collection:
                 free.append(stone)
         return free
 
-    async def _grouped(self, stones: Iterable[Stone]) -> AsyncIterator[Group]:
+    async def _settle_all(self, stones: Iterable[Stone]) -> None:
         group: Group = []
         blobs = 0
         for stone in stones:
             owned = await self._collector.blobs_of(stone)
             if group and blobs + len(owned) > BLOBS_AT_ONCE:
-                yield group
+                await self._settle(group)
                 group, blobs = [], 0
             group.append((stone, owned))
             blobs += len(owned)
-        if group:
-            yield group
+        await self._settle(group)
 
     async def _settle(self, group: Group) -> None:
         """Remove what only these tombstones own, and them."""
-        for _ in range(ATTEMPTS):
+        for _ in range(ATTEMPTS if group else 0):
             verdict = await self._collector.judge(group)
             if self._options.dry_run:
                 self._count(verdict, len(group))
