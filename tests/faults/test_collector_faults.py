@@ -130,9 +130,10 @@ async def test_a_commit_while_objects_are_deleted(pair: Pair) -> None:
     async def writing(name: str) -> None:
         nonlocal rounds
         rounds += 1
-        await save(pair.here, b"new%d" % rounds, LARGE)
-        await pair.here.setattr((await pair.here.lookup(ROOT_INO, b"new%d" % rounds)).ino, SetAttr(size_bytes=0))
-        await pair.here.unlink(ROOT_INO, b"new%d" % rounds)
+        new = b"new%d" % rounds
+        ino = await save(pair.here, new, LARGE)
+        await pair.here.setattr(ino, SetAttr(size_bytes=0))
+        await pair.here.unlink(ROOT_INO, new)
         await delete(name)
 
     pair.blobs.delete = writing  # type: ignore[method-assign]
