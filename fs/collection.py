@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 KEPT_SHOWN_MAX = 100
@@ -64,13 +63,13 @@ class CollectReport:
     """Blobs nobody refers to whose objects are younger than the grace."""
     kept: list[Kept] = field(default_factory=list)
     """The first of those that stay."""
-    kept_by_reason: Counter[str] = field(default_factory=Counter)
+    kept_by_reason: dict[str, int] = field(default_factory=dict)
     silent_mounts: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     """What went wrong; what is concerned stays for the next run."""
 
     def keep(self, ino: int, name: bytes, reason: str, detail: str = "") -> None:
-        self.kept_by_reason[reason] += 1
+        self.kept_by_reason[reason] = self.kept_by_reason.get(reason, 0) + 1
         if len(self.kept) < KEPT_SHOWN_MAX:
             self.kept.append(Kept(ino, name, f"{reason} {detail}".strip()))
 

@@ -1,0 +1,99 @@
+"""`apollofs gc` beside mounts: what one of them has open stays, whatever the others do; what nobody has open goes."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.mount_faults import content, save_until_it_fails, saved, until
+from tests.mounted.client import Client
+from tests.mounted.harness import LocalBodies, Namespace
+
+pytestmark = pytest.mark.mounted
+BLOCK = 1 << 16
+SIZE = 10 * BLOCK
+LEASE_S = 3
+OBJECT = re.compile("[0-9a-f]{8}")
+
+
+@pytest.fixture
+def namespace(tmp_path: Path) -> Iterator[Namespace]:
+    sites = [LocalBodies("west"), LocalBodies("east")]
+    with Namespace.made(tmp_path, sites, format_options=("--block-size", "64K")) as namespace:
+        yield namespace
+
+
+def collect(namespace: Namespace, *options: str) -> Any:
+    return namespace.report("gc", namespace.url, "--grace", "0", *options)
+
+
+def objects(namespace: Namespace) -> int:
+    """How many objects all sites hold."""
+    return sum(bool(OBJECT.fullmatch(path.name)) for path in namespace.directory.glob("blobs-*/**/*"))
+
+
+@pytest.mark.parametrize("how", ["unlinked", "replaced"])
+def test_what_is_open_and_mapped_elsewhere_stays(namespace: Namespace, how: str) -> None:
+    west, east = namespace.mount("west"), namespace.mount("east")
+    body = os.urandom(SIZE)
+    (west.path / "file").write_bytes(body)
+    with (east.path / "file").open("rb", buffering=0) as opened:
+        mapped = mmap.mmap(opened.fileno(), SIZE, prot=mmap.PROT_READ)
+        if how == "unlinked":
+            (west.path / "file").unlink()
+        else:
+            (west.path / "new").write_bytes(b"new")
+            os.rename(west.path / "new", west.path / "file")
+        kept = collect(namespace)
+        assert kept["kept_by_reason"] == {"in use": 1}
+        assert str(east.path) in kept["kept"][0]["why"]
+        assert objects(namespace) == 10
+        # none of it was read before: it comes from the store
+        assert mapped[:] == body
+        assert os.pread(opened.fileno(), SIZE, 0) == body
+        mapped.close()
+    until(lambda: collect(namespace)["tombstones"] == 1, "the file is collected once it is closed")
+    assert objects(namespace) == 0
+    assert namespace.violations() == []
+
+
+def test_a_body_that_was_overwritten_goes(namespace: Namespace) -> None:
+    west, east = namespace.mount("west"), namespace.mount("east", "-o", "delegations=off")
+    (west.path / "file").write_bytes(b"1" * SIZE)
+    assert (east.path / "file").read_bytes() == b"1" * SIZE
+    (west.path / "file").write_bytes(b"2" * SIZE)
+    would = collect(namespace, "--dry-run")
+    assert (would["tombstones"], would["dropped"]["bytes"]) == (1, SIZE)
+    assert objects(namespace) == 20
+    done = collect(namespace)
+    assert (done["tombstones"], done["silent_mounts"], done["errors"]) == (1, [], [])
+    assert objects(namespace) == 10
+    assert (east.path / "file").read_bytes() == b"2" * SIZE
+
+
+@pytest.mark.faults
+def test_no_orphan_is_left_of_a_mount_that_was_killed_amid_uploads(namespace: Namespace, tmp_path: Path) -> None:
+    west, east = namespace.mount("west", "--lease-ttl", str(LEASE_S)), namespace.mount("east")
+    size = 300_000
+    with Client.started() as client:
+        writing = client.start(save_until_it_fails, west.path, tmp_path / "report", size)
+        until(lambda: saved(tmp_path / "report") >= 10, "10 files saved")
+        west.kill()
+        assert writing.result() != 0
+    until(lambda: len(namespace.report("mounts", namespace.url)) == 1, "the end of the killed mount's session")
+    assert collect(namespace)["errors"] == []
+    whole = [path for path in east.path.iterdir() if path.stat().st_size]
+    assert len(whole) >= 10
+    for path in whole:
+        assert path.read_bytes() == content(int(path.name[1:]), size)
+    assert objects(namespace) == 5 * len(whole)
+    for path in list(east.path.iterdir()):
+        path.unlink()
+    until(lambda: collect(namespace)["kept_by_reason"] == {}, "no file is open any more")
+    assert objects(namespace) == 0
