@@ -177,13 +177,13 @@ class OpenFile:
 
         Raises BodyUnavailable, CorruptBody, StagingFailed.
         """
+        known = self._state.version
         try:
             return await self._read(offset, size, pattern)
         except MissingBlob:
-            # Another mount may have replaced the body, and its blobs may have been collected, since the base was read.
+            # Another mount may have replaced the body, and its blobs may have been collected, since this read began.
             if self._state.orphaned:
                 raise
-            known = self._state.version
             body = await self._tools.volume.read_body(self.ino)
             if body.inode.body_version <= known:
                 raise
