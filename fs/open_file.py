@@ -182,12 +182,13 @@ class OpenFile:
             return await self._read(offset, size, pattern)
         except MissingBlob:
             # Another mount may have replaced the body, and its blobs may have been collected, since this read began.
-            if self._state.orphaned:
-                raise
-            body = await self._tools.volume.read_body(self.ino)
-            if body.inode.body_version <= known:
-                raise
-            await self.refresh(body.inode, body)
+            if self._state.version == known:
+                if self._state.orphaned:
+                    raise
+                body = await self._tools.volume.read_body(self.ino)
+                if body.inode.body_version <= known:
+                    raise
+                await self.refresh(body.inode, body)
         return await self._read(offset, size, pattern)
 
     async def _read(self, offset: int, size: int, pattern: AccessPattern | None) -> bytes:
