@@ -33,6 +33,7 @@ from apollofs.metadata.ops.common import Location, Scope, check_name
 from apollofs.metadata.ops.create import Create
 from apollofs.metadata.ops.link import Link
 from apollofs.metadata.ops.rename import Rename
+from apollofs.metadata.ops.restore import Restore
 from apollofs.metadata.ops.rmdir import Rmdir
 from apollofs.metadata.ops.setattr import SetAttributes
 from apollofs.metadata.ops.unlink import Unlink
@@ -264,6 +265,14 @@ class Volume(NamespaceReader):
         scope = self._scope()
         operation = Unlink(scope, parent, name)
         return await self._transactor.run(self.session, operation, time_ns=scope.now_ns, at_once=True)
+
+    async def restore(self, tombstone: bytes, parent: int, name: bytes) -> Inode:
+        """Give what was unlinked (the key of its tombstone) a name again. One request. NoSuchEntry, EntryExists."""
+        check_name(name)
+        scope = self._scope()
+        inode = await self._transactor.run(self.session, Restore(scope, tombstone, parent, name), time_ns=scope.now_ns)
+        self._locations[inode.ino] = (parent, name)
+        return inode
 
     async def rmdir(self, parent: int, name: bytes) -> Inode:
         """One request."""

@@ -16,6 +16,7 @@ COMMANDS = {
     "check": ("volume", "check"),
     "destroy": ("volume", "destroy"),
     "gc": ("collecting", "gc"),
+    "trash": ("trash", "trash"),
     "site": ("site", "site"),
     "mount": ("mounting", "mount"),
     "umount": ("mounting", "umount"),
