@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults.mount_faults import content, save_until_it_fails, saved, until
 from tests.mounted.client import Client
-from tests.mounted.harness import LocalBodies, Namespace
+from tests.mounted.harness import HarnessError, LocalBodies, Namespace
 
 pytestmark = pytest.mark.mounted
 BLOCK = 1 << 16
@@ -97,3 +97,48 @@ def test_no_orphan_is_left_of_a_mount_that_was_killed_amid_uploads(namespace: Na
         path.unlink()
     until(lambda: collect(namespace)["kept_by_reason"] == {}, "no file is open any more")
     assert objects(namespace) == 0
+
+
+def test_the_trash_gives_back_until_the_collector_was_there(namespace: Namespace) -> None:
+    west, east = namespace.mount("west"), namespace.mount("east")
+    body = os.urandom(SIZE)
+    (west.path / "file").write_bytes(body)
+    os.setxattr(west.path / "file", "user.a", b"value")
+    (east.path / "file").unlink()
+    os.sync()
+    until(lambda: len(namespace.report("trash", "list", namespace.url)) == 1, "the tombstone is there")
+    (found,) = namespace.report("trash", "list", namespace.url)
+    assert (found["path"], found["size_bytes"]) == ("/file", SIZE)
+    assert found["ino"] in namespace.command("trash", "list", namespace.url)
+    assert "restored as /back" in namespace.command("trash", "restore", namespace.url, found["ino"], "--to", "/back")
+    for path in (west.path / "back", east.path / "back"):
+        assert path.read_bytes() == body
+        assert os.getxattr(path, "user.a") == b"value"
+    (west.path / "back").unlink()
+    os.sync()
+    until(lambda: collect(namespace)["tombstones"] == 1, "the file is collected")
+    with pytest.raises(HarnessError, match="not in the trash"):
+        namespace.command("trash", "restore", namespace.url, found["ino"])
+    assert "tombstones removed" in namespace.command("gc", namespace.url)
+
+
+def test_check_data_names_files_and_blocks(namespace: Namespace) -> None:
+    west = namespace.mount("west")
+    (west.path / "directory").mkdir()
+    for name in ("sound", "damaged", "missing"):
+        (west.path / "directory" / name).write_bytes(os.urandom(SIZE))
+    assert namespace.report("check", namespace.url, "/", "--data")["blocks"] == 30
+    for name, block in (("damaged", 3), ("missing", 4)):
+        extent = namespace.report("info", str(west.path / "directory" / name))["extents"][0]
+        (path,) = namespace.directory.glob(f"blobs-west/**/{int(extent['blob'], 16):016x}+/{block:08x}")
+        if name == "missing":
+            path.unlink()
+        else:
+            data = path.read_bytes()
+            path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    with pytest.raises(HarnessError, match="status 1") as caught:
+        namespace.command("check", namespace.url, "/directory", "--data")
+    assert "/directory/damaged: block 3 is damaged" in str(caught.value)
+    assert "/directory/missing: block 4 is missing" in str(caught.value)
+    assert "2 bad blocks: 3 files" in str(caught.value)
+    assert "every block" in namespace.command("check", namespace.url, "/directory/sound", "--data")
