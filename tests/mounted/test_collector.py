@@ -5,6 +5,9 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import pytest
 
 from tests.faults.mount_faults import content, save_until_it_fails, saved, until
 from tests.mounted.client import Client
-from tests.mounted.harness import HarnessError, LocalBodies, Namespace
+from tests.mounted.harness import ROOT, HarnessError, LocalBodies, Namespace
 
 pytestmark = pytest.mark.mounted
 BLOCK = 1 << 16
@@ -142,3 +145,40 @@ def test_check_data_names_files_and_blocks(namespace: Namespace) -> None:
     assert "/directory/missing: block 4 is missing" in str(caught.value)
     assert "2 bad blocks: 3 files" in str(caught.value)
     assert "every block" in namespace.command("check", namespace.url, "/directory/sound", "--data")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_collector_that_was_stopped_goes_on_with_the_next_run(namespace: Namespace, number: signal.Signals) -> None:
+    west = namespace.mount("west")
+    for index in range(20):
+        (west.path / f"f{index}").write_bytes(b"%02d" % index * (SIZE // 2))
+    (west.path / "kept").write_bytes(os.urandom(SIZE))
+    for index in range(20):
+        (west.path / f"f{index}").unlink()
+    os.sync()
+    words = [sys.executable, "-m", "apollofs.fs.cli", "gc", namespace.url, "--grace", "0", "--rate", "50"]
+    environment = namespace.environment()
+    with subprocess.Popen(words, env=environment, cwd=ROOT, stderr=subprocess.PIPE) as process:
+        until(lambda: objects(namespace) < 200, "a part is collected")
+        with pytest.raises(HarnessError, match="garbage is being collected already"):
+            collect(namespace)
+        process.send_signal(number)
+        _, told = process.communicate(timeout=30)
+    if number == signal.SIGINT:
+        assert (process.returncode, told) == (130, b"apollofs: interrupted; nothing more was done\n")
+    assert objects(namespace) > 10
+
+    def goes_on() -> bool:
+        """Not before the lease of a collector that was killed has ended."""
+        try:
+            return collect(namespace)["errors"] == []
+        except HarnessError:
+            if number == signal.SIGINT:
+                raise
+            return False
+
+    until(goes_on, "the next run")
+    assert objects(namespace) == 10
+    assert len((west.path / "kept").read_bytes()) == SIZE
+    assert namespace.violations() == []
