@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
@@ -27,6 +28,7 @@ from apollofs.fs.pace import Pace
 from apollofs.fs.user_error import UserError
 from apollofs.metadata.collector import Collector, Stone, Verdict
 from apollofs.metadata.dead_uploads import unreferenced
+from apollofs.metadata.errors import Compacted
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import MountRecord, SiteRecord
 from apollofs.metadata.store import Store
@@ -36,6 +38,8 @@ DELETES_AT_ONCE = 16
 BLOBS_AT_ONCE = 10_000
 """Blobs that are judged at once; one very fragmented file may have as many."""
 ATTEMPTS = 8
+COMPACTED_MAX = 2
+"""How often reading all names is begun anew."""
 LISTED_IN_STEP = 1000
 """Objects that a store lists in one request."""
 IN_USE = "in use"
@@ -183,7 +187,7 @@ class Collection:
 
     async def _remove_uploads(self, found: Mapping[int, _Upload]) -> None:
         old_s = time.time() - self._options.grace_s
-        left = await unreferenced(self._store, self._keys, found)
+        left = await self._unreferenced(found)
         young = {blob for blob in left if found[blob].newest_s > old_s}
         self.report.young_uploads += len(young)
         dead = sorted(left - young)
@@ -193,6 +197,13 @@ class Collection:
         removed = [found[blob] for blob in dead if blob not in failed]
         self.report.uploads.blobs += len(removed)
         self.report.uploads.bytes += sum(upload.bytes for upload in removed)
+
+    async def _unreferenced(self, blobs: Iterable[int]) -> set[int]:
+        """Reading every name takes its time; where etcd forgets too early how things were, it is begun anew."""
+        for _ in range(COMPACTED_MAX):
+            with suppress(Compacted):
+                return await unreferenced(self._store, self._keys, blobs)
+        return await unreferenced(self._store, self._keys, blobs)
 
     # -- objects -----------------------------------------------------------------------------------------------------
 

@@ -198,7 +198,7 @@ async def pages(store: Store, prefix: bytes, *, revision: int = 0, keys_only: bo
 
 
 async def list_mounts(store: Store, volume: str) -> list[MountRecord]:
-    """Every mount whose lease lives."""
+    """Every session whose lease lives: mounts, and commands that work on the volume (`serves_files`)."""
     await read_superblock(store, volume)
     keys = Keys(volume)
     found = await store.range(Range(keys.mounts, prefix_end(keys.mounts)))
@@ -216,8 +216,8 @@ async def destroy_volume(store: Store, volume: str) -> int:
     if not (await store.range(Range(keys.prefix, keys.end, limit=1, keys_only=True))).kvs:
         raise NotFormatted(f"there is no volume {volume!r}")
     if not (await store.txn((no_mount,), (Delete(keys.superblock),))).succeeded:
-        mounts = ", ".join(f"{mount.host}:{mount.mountpoint}" for mount in await list_mounts(store, volume))
-        raise SiteInUse(f"volume {volume!r} is mounted: {mounts}")
+        users = [f"{each.host}:{each.mountpoint or each.pid}" for each in await list_mounts(store, volume)]
+        raise SiteInUse(f"volume {volume!r} is mounted, or a command works on it: {', '.join(users)}")
     removed = 0
     while True:
         found = await store.range(Range(keys.prefix, keys.end, limit=DELETE_KEYS, keys_only=True))

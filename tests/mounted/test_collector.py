@@ -172,7 +172,7 @@ def test_a_collector_that_was_stopped_goes_on_with_the_next_run(namespace: Names
     def goes_on() -> bool:
         """Not before the lease of a collector that was killed has ended."""
         try:
-            return collect(namespace)["errors"] == []
+            return bool(collect(namespace)["errors"] == [])
         except HarnessError:
             if number == signal.SIGINT:
                 raise

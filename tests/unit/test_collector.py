@@ -15,7 +15,7 @@ from apollofs.fs.collection import CollectOptions
 from apollofs.fs.collector import FAILED, IN_USE, SILENT
 from apollofs.metadata.collector import open_collector
 from apollofs.metadata.errors import CollectorBusy
-from apollofs.metadata.records import ROOT_INO, RenameFlag, SetAttr
+from apollofs.metadata.records import ROOT_INO, Body, RenameFlag, SetAttr
 from apollofs.metadata.session import open_session
 from tests.support.collecting import KEYS, collect, keys_in, objects
 from tests.support.filesystems import LARGE, OWNER, USER, Pair, close, content, create, save
@@ -86,6 +86,34 @@ async def test_what_another_mount_has_open_stays_readable_until_it_is_closed(pai
     await close(pair.there, opened.fh)
     assert (await collect(pair.store, pair.blobs)).tombstones == 1
     assert await objects(pair.blobs) == []
+
+
+async def test_what_is_just_being_opened_stays(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its body was read before it was unlinked, and arrives after the collector has asked."""
+    ino = await save(pair.here, b"f", LARGE)
+    await pair.there.lookup(ROOT_INO, b"f")
+    read_body, read, go_on = pair.there._volume.read_body, trio.Event(), trio.Event()
+
+    async def late(ino: int) -> Body:
+        body = await read_body(ino)
+        read.set()
+        await go_on.wait()
+        return body
+
+    monkeypatch.setattr(pair.there._volume, "read_body", late)
+    async with trio.open_nursery() as nursery:
+
+        async def opening() -> None:
+            opened = await pair.there.open(ino, os.O_RDONLY, USER)
+            assert await pair.there.read(opened.fh, 0, len(LARGE)) == LARGE
+            await close(pair.there, opened.fh)
+
+        nursery.start_soon(opening)
+        await read.wait()
+        await unlink(pair)
+        assert (await collect(pair.store, pair.blobs)).kept_by_reason == {IN_USE: 1}
+        go_on.set()
+    assert (await collect(pair.store, pair.blobs)).tombstones == 1
 
 
 async def test_a_replaced_file_stays_for_who_has_it_open(pair: Pair) -> None:
