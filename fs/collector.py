@@ -32,6 +32,7 @@ from apollofs.metadata.errors import Compacted
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import MountRecord, SiteRecord
 from apollofs.metadata.store import Store
+from apollofs.metadata.use_questions import Uses
 
 log = logging.getLogger(__name__)
 DELETES_AT_ONCE = 16
@@ -45,7 +46,7 @@ LISTED_IN_STEP = 1000
 IN_USE = "in use"
 SILENT = "a mount does not answer"
 FAILED = "its objects could not be deleted"
-CHANGING = "its blobs are being cloned"
+CHANGING = "its blobs were cloned at the same moment"
 
 Group = list[tuple[Stone, dict[int, int]]]
 """Tombstones, each with its blobs and their lengths."""
@@ -96,16 +97,16 @@ class Collection:
             if not stones:
                 return
             after = stones[-1].key
-            free = await self._unused(stones)
+            uses = await self._collector.questions.ask(sorted({stone.ino for stone in stones}))
+            free = self._unused(stones, uses)
             if not self._options.dry_run:
                 free = await self._collector.condemn(free)
-            await self._settle_all(free)
+            await self._settle_all(free, uses.blobs)
             if self.report.silent_mounts:
                 return  # every further batch would wait for the same mount
 
-    async def _unused(self, stones: Sequence[Stone]) -> list[Stone]:
+    def _unused(self, stones: Sequence[Stone], uses: Uses) -> list[Stone]:
         """Those that no mount uses; why the others stay is reported."""
-        uses = await self._collector.questions.ask(sorted({stone.ino for stone in stones}))
         self.report.silent_mounts += [_name_of(mount) for mount in uses.silent]
         free = []
         for stone in stones:
@@ -117,11 +118,15 @@ class Collection:
                 free.append(stone)
         return free
 
-    async def _settle_all(self, stones: Iterable[Stone]) -> None:
+    async def _settle_all(self, stones: Iterable[Stone], busy: set[int]) -> None:
+        """All but those of whose blobs one is `busy`: a mount is about to refer to it."""
         group: Group = []
         blobs = 0
         for stone in stones:
             owned = await self._collector.blobs_of(stone)
+            if not busy.isdisjoint(owned):
+                self._keep(stone, IN_USE, "by a commit under way")
+                continue
             if group and blobs + len(owned) > BLOBS_AT_ONCE:
                 await self._settle(group)
                 group, blobs = [], 0
@@ -131,24 +136,31 @@ class Collection:
 
     async def _settle(self, group: Group) -> None:
         """Remove what only these tombstones own, and them."""
-        for _ in range(ATTEMPTS if group else 0):
+        for _ in range(ATTEMPTS):
+            if not group:
+                return
             verdict = await self._collector.judge(group)
             if self._options.dry_run:
                 self._count(verdict, len(group))
                 return
+            group = self._without(group, verdict.undecided, CHANGING)
+            if verdict.undecided:
+                continue
             failed = await self._delete_blobs(verdict.garbage)
             if failed:
-                for stone, blobs in group:
-                    if not failed.isdisjoint(blobs):
-                        self._keep(stone, FAILED)
-                group = [(stone, blobs) for stone, blobs in group if failed.isdisjoint(blobs)]
+                group = self._without(group, failed, FAILED)
             elif await self._collector.release(verdict):
                 self._count(verdict, await self._collector.bury([stone for stone, _ in group]))
                 return
-            if not group:
-                return
         for stone, _ in group:
             self._keep(stone, CHANGING)
+
+    def _without(self, group: Group, blobs: set[int], reason: str) -> Group:
+        """Those that own none of these blobs; why the others stay is reported."""
+        for stone, owned in group:
+            if not blobs.isdisjoint(owned):
+                self._keep(stone, reason)
+        return [(stone, owned) for stone, owned in group if blobs.isdisjoint(owned)]
 
     def _count(self, verdict: Verdict, stones: int) -> None:
         self.report.tombstones += stones

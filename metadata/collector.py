@@ -86,6 +86,9 @@ class Verdict:
     shared: dict[int, int] = field(default_factory=dict)
     """Others still refer to these."""
     releases: list[Release] = field(default_factory=list)
+    undecided: set[int] = field(default_factory=set)
+    """Blobs whose reference was put in the very transaction that dropped it, by a change of a living file: which came
+    last can't be told, so their tombstones stay."""
 
 
 class Collector:
@@ -182,6 +185,13 @@ class Collector:
                 key = self._keys.reference(blob, stone.ino)
                 dropped_at[key] = max(stone.dropped_revision, dropped_at.get(key, 0))
             there = found[blob]
+            if any(
+                stone.tombstone.inode is None
+                and there.get(self._keys.reference(blob, stone.ino)) == stone.dropped_revision
+                for stone in those
+            ):
+                verdict.undecided.add(blob)
+                continue
             gone = [key for key, revision in dropped_at.items() if 0 < there.get(key, 0) <= revision]
             others = sorted(there.keys() - set(gone))
             (verdict.shared if others else verdict.garbage)[blob] = lengths[blob]

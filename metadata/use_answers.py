@@ -8,6 +8,8 @@ Why that is enough, even if a tombstone is collected at once:
 - What a mount opens after it has read the question is asked of the store, or cached under a delegation that was
   recalled before the body was changed: either way it is newer than the tombstone.
 - What it was just about to open counts as used (`Bodies.in_use`).
+- A blob that several files share from birth may lose its first referent before the commit of its last one. So each
+  mount names, whatever it is asked, the blobs to which commits under way are going to refer (`blobs_in_use`).
 - A session that begins later has read nothing yet.
 """
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import trio
 
@@ -48,6 +50,8 @@ class UseAnswers:
         self._keys = keys
         self.in_use: InUse = _nothing
         """What is open here; set by who opens files."""
+        self.blobs_in_use: Callable[[], Collection[int]] = tuple
+        """Blobs that were stored for several files, not all of which are committed yet; set by who stores such."""
         self._heard, self._questions = trio.open_memory_channel[tuple[int, int]](QUESTIONS_MAX)
         inbox.add(self)
 
@@ -77,7 +81,8 @@ class UseAnswers:
         if not found.kvs:
             return
         used = self.in_use(codec.decode_fields(found.kvs[0].value))
-        value = codec.encode_fields([number for pair in used.items() for number in pair])
+        flat = [number for pair in used.items() for number in pair]
+        value = codec.encode_fields([flat, sorted(self.blobs_in_use())])
         answer = Put(self._keys.answer(collector, batch, session.number), value, session.lease_id)
         # who has asked may have given up: then nobody would take the answer away
         asked = Compare(key, Target.CREATE, Relation.GREATER, 0)

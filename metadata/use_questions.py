@@ -33,10 +33,13 @@ class Uses:
     """Inode -> the oldest body_version of it that some mount may still read."""
     users: dict[int, MountRecord] = field(default_factory=dict)
     """Inode -> a mount that uses it."""
+    blobs: set[int] = field(default_factory=set)
+    """Blobs to which mounts are about to refer."""
     silent: list[MountRecord] = field(default_factory=list)
     """Mounts that live and have not answered in time."""
 
-    def add(self, mount: MountRecord, used: Sequence[int]) -> None:
+    def add(self, mount: MountRecord, used: Sequence[int], blobs: Sequence[int]) -> None:
+        self.blobs.update(blobs)
         for ino, version in zip(used[::2], used[1::2], strict=True):
             if version <= self.oldest.get(ino, version):
                 self.oldest[ino], self.users[ino] = version, mount
@@ -146,7 +149,7 @@ class _Poll:
     def _answered(self, event: Event) -> None:
         session = self._keys.parse_numbers(event.kv.key)[2]
         if not event.deleted and session in self._waiting:
-            self.uses.add(self._asked[session], codec.decode_fields(event.kv.value))
+            self.uses.add(self._asked[session], *codec.decode_fields(event.kv.value))
             self._leave(session)
 
     def _ended(self, event: Event) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from apollofs.fs.collector import CHANGING, IN_USE
+from apollofs.metadata.format import pages
 from apollofs.metadata.memory import Moment, Request
 from apollofs.metadata.records import ROOT_INO, SetAttr
 from apollofs.metadata.store import Delete, Put
@@ -135,3 +137,31 @@ async def test_shared_blobs_of_ended_sessions_are_no_dead_uploads(pair: Pair) ->
     await pair.store.txn((), [Put(KEYS.reference(blob, ino), b"")])
     assert (await collect(pair.store, pair.blobs)).uploads.blobs == 0
     assert await content(pair.there, b"0") == LARGE
+
+
+async def test_a_pack_stays_until_all_its_members_are_committed(pair: Pair) -> None:
+    """The first one may be gone before the last one is there."""
+    zero = await save(pair.here, b"0", LARGE)
+    body = await pair.volume.read_body(zero)
+    (blob,) = {extent.blob for extent in body.inode.extents}
+    await pair.store.txn((), [Put(KEYS.reference(blob, zero), b"")])
+    pair.volume.uses.blobs_in_use = lambda: {blob}
+    await unlink(pair, 0)
+    assert (await collect(pair.store, pair.blobs)).kept_by_reason == {IN_USE: 1}
+    assert len(await objects(pair.blobs)) == 1
+    pair.volume.uses.blobs_in_use = tuple
+    assert (await collect(pair.store, pair.blobs)).dropped.blobs == 1
+
+
+async def test_dropped_and_shared_in_one_transaction_stays(pair: Pair) -> None:
+    zero, one = await cloned(pair)
+    (blob,) = {extent.blob for extent in (await pair.volume.read_body(zero)).inode.extents}
+    await pair.volume.setattr(zero, SetAttr(size_bytes=0))
+    (stone,) = [kv async for kv in pages(pair.store, KEYS.tombstones)]
+    again = [Delete(stone.key), Put(KEYS.reference(blob, zero), b"")]
+    await pair.store.txn((), again)
+    await pair.store.txn((), [Put(stone.key, stone.value), Put(KEYS.reference(blob, zero), b"")])
+    await unlink(pair, 1)
+    assert (await collect(pair.store, pair.blobs)).kept_by_reason == {CHANGING: 2}
+    assert len(await objects(pair.blobs)) == 1
+    assert one
