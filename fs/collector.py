@@ -46,7 +46,7 @@ LISTED_IN_STEP = 1000
 IN_USE = "in use"
 SILENT = "a mount does not answer"
 FAILED = "its objects could not be deleted"
-CHANGING = "its blobs were cloned at the same moment"
+CHANGING = "its blobs are being cloned"
 
 Group = list[tuple[Stone, dict[int, int]]]
 """Tombstones, each with its blobs and their lengths."""
@@ -143,9 +143,6 @@ class Collection:
             if self._options.dry_run:
                 self._count(verdict, len(group))
                 return
-            group = self._without(group, verdict.undecided, CHANGING)
-            if verdict.undecided:
-                continue
             failed = await self._delete_blobs(verdict.garbage)
             if failed:
                 group = self._without(group, failed, FAILED)

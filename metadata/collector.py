@@ -9,7 +9,8 @@ Rules
 3. A blob is garbage when no mount uses what the tombstone says was dropped (`use_questions.py`), and no other inode
    refers to it. A blob without any key `r/<blob>/...` belongs to the tombstone's inode alone. In a shared one each
    inode that refers to it has a key; that of the tombstone's inode counts as dropped unless it was put after the
-   tombstone: then the inode refers to the blob again, or a later tombstone speaks of it.
+   tombstone: then the inode refers to the blob again, or a later tombstone speaks of it. Where one transaction did
+   both, the inode itself is looked at.
 4. Objects first, then the keys `r/`, then the tombstone with all keys of a dead inode, in one transaction. Done again
    after an interruption at any place, each step finds itself done.
 5. Two inodes that drop one blob at the same time can't each take the other for the one that is left: the transaction
@@ -46,12 +47,15 @@ from apollofs.metadata.store import (
     Target,
     prefix_end,
 )
+from apollofs.metadata.tree import Tree
 from apollofs.metadata.use_questions import UseQuestions
 
 T = TypeVar("T")
 READ_S = 30.0
 READS_IN_TRANSACTION = 100
 OPS_IN_TRANSACTION = 100
+STONES_IN_PAGE = 500
+MAX_NS = (1 << 64) - 1
 SLOTS = 4
 
 
@@ -86,9 +90,6 @@ class Verdict:
     shared: dict[int, int] = field(default_factory=dict)
     """Others still refer to these."""
     releases: list[Release] = field(default_factory=list)
-    undecided: set[int] = field(default_factory=set)
-    """Blobs whose reference was put in the very transaction that dropped it, by a change of a living file: which came
-    last can't be told, so their tombstones stay."""
 
 
 class Collector:
@@ -180,23 +181,35 @@ class Collector:
         verdict = Verdict()
         found = await self._references_to(stones)
         for blob, those in stones.items():
-            dropped_at: dict[bytes, int] = {}
-            for stone in those:
-                key = self._keys.reference(blob, stone.ino)
-                dropped_at[key] = max(stone.dropped_revision, dropped_at.get(key, 0))
+            last: dict[bytes, Stone] = {}
+            for stone in sorted(those, key=lambda each: each.dropped_revision):
+                last[self._keys.reference(blob, stone.ino)] = stone
             there = found[blob]
-            if any(
-                stone.tombstone.inode is None
-                and there.get(self._keys.reference(blob, stone.ino)) == stone.dropped_revision
-                for stone in those
-            ):
-                verdict.undecided.add(blob)
-                continue
-            gone = [key for key, revision in dropped_at.items() if 0 < there.get(key, 0) <= revision]
+            gone = [key for key, stone in last.items() if await self._has_dropped(blob, stone, there.get(key, 0))]
             others = sorted(there.keys() - set(gone))
             (verdict.shared if others else verdict.garbage)[blob] = lengths[blob]
             verdict.releases += _releases(gone, there, others)
         return verdict
+
+    async def _has_dropped(self, blob: int, stone: Stone, put_revision: int) -> bool:
+        """Whether the key `r/` of a tombstone's inode, put at a revision (0: there is none), is to go.
+
+        Where one transaction has done both, several operations in it, only the inode tells which came last; it lives,
+        or is in a tombstone of its own.
+        """
+        if put_revision != stone.dropped_revision or stone.tombstone.inode is not None:
+            return 0 < put_revision <= stone.dropped_revision
+        where = (stone.tombstone.parent, stone.tombstone.name) if stone.tombstone.parent else None
+        inode = await Tree(self._store, self._keys).find(stone.ino, where)
+        if inode is not None:
+            return blob not in {extent.blob for extent in inode.extents}
+        after: bytes = b""
+        while page := await self.stones(MAX_NS, after, STONES_IN_PAGE):
+            after = page[-1].key
+            for other in page:
+                if other.ino == stone.ino and other.tombstone.inode is not None:
+                    return blob not in await self.blobs_of(other)
+        return True
 
     async def _references_to(self, stones: Mapping[int, Sequence[Stone]]) -> dict[int, dict[bytes, int]]:
         """For each blob keys `r/` and their mod_revisions: all those of the tombstones' inodes, and at least one of

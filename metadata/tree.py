@@ -14,6 +14,7 @@ from apollofs.metadata import codec
 from apollofs.metadata.codec import Dentry
 from apollofs.metadata.errors import NoSuchEntry, NotADirectory, StaleInode
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.ops.common import MOVES_MAX, Location
 from apollofs.metadata.records import ROOT_INO, Inode
 from apollofs.metadata.session import retry
 from apollofs.metadata.store import KeyValue, Range, Store, prefix_end
@@ -79,6 +80,26 @@ class Tree:
             if own is None:
                 raise StaleInode(f"{_text(place.path)} is another file by now")
             inode = codec.decode_inode(own.value, own.mod_revision)
+        return await self._whole(inode)
+
+    async def find(self, ino: int, location: Location | None) -> Inode | None:
+        """A file by its number and where it was last seen embedded, with all its extents; None if it has no name."""
+        for _ in range(MOVES_MAX):
+            asked = [Range(self._keys.inode(ino)), Range(self._keys.moved(ino))]
+            asked += [Range(self._keys.dentry(*location))] if location is not None else []
+            result = await retry(lambda asked=asked: self._store.txn((), asked), READ_S)  # type: ignore[misc]
+            own, moved, *there = [answer.kvs for answer in result.ranges if answer is not None]
+            dentry = _decoded(there[0][0]) if there and there[0] else None
+            if dentry is not None and dentry.ino == ino and dentry.inode is not None:
+                return await self._whole(dentry.inode)
+            if own:
+                return await self._whole(codec.decode_inode(own[0].value, own[0].mod_revision))
+            if not moved or codec.decode_location(moved[0].value) == location:
+                return None
+            location = codec.decode_location(moved[0].value)
+        raise StaleInode(f"inode {ino:#x} keeps moving")
+
+    async def _whole(self, inode: Inode) -> Inode:
         if not inode.extent_pages:
             return inode
         prefix = self._keys.extents_of(inode.ino)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from apollofs.fs.collector import CHANGING, IN_USE
+import pytest
+
+from apollofs.fs.collector import IN_USE
 from apollofs.metadata.format import pages
 from apollofs.metadata.memory import Moment, Request
 from apollofs.metadata.records import ROOT_INO, SetAttr
@@ -153,15 +155,36 @@ async def test_a_pack_stays_until_all_its_members_are_committed(pair: Pair) -> N
     assert (await collect(pair.store, pair.blobs)).dropped.blobs == 1
 
 
-async def test_dropped_and_shared_in_one_transaction_stays(pair: Pair) -> None:
+async def in_one_transaction(pair: Pair, ino: int, blob: int) -> None:
+    """As if the newest tombstone of an inode and its reference to the blob had been put by one transaction."""
+    stones = [kv async for kv in pages(pair.store, KEYS.tombstones)]
+    stone = next(kv for kv in stones if KEYS.parse_tombstone(kv.key)[1] == ino)
+    await pair.store.txn((), [Delete(stone.key)])
+    await pair.store.txn((), [Put(stone.key, stone.value), Put(KEYS.reference(blob, ino), b"")])
+
+
+@pytest.mark.parametrize("moved", ["", "renamed", "linked"])
+@pytest.mark.parametrize("then", ["cloned", "cloned, unlinked", "dropped", "dropped, unlinked"])
+async def test_dropped_and_shared_in_one_transaction(pair: Pair, then: str, moved: str) -> None:
+    """Only the inode tells what came last."""
     zero, one = await cloned(pair)
     (blob,) = {extent.blob for extent in (await pair.volume.read_body(zero)).inode.extents}
     await pair.volume.setattr(zero, SetAttr(size_bytes=0))
-    (stone,) = [kv async for kv in pages(pair.store, KEYS.tombstones)]
-    again = [Delete(stone.key), Put(KEYS.reference(blob, zero), b"")]
-    await pair.store.txn((), again)
-    await pair.store.txn((), [Put(stone.key, stone.value), Put(KEYS.reference(blob, zero), b"")])
+    if then.startswith("cloned"):
+        await clone(pair.store, pair.volume, one, zero)
+    await in_one_transaction(pair, zero, blob)
+    if moved == "renamed":
+        await pair.volume.rename(ROOT_INO, b"0", ROOT_INO, b"new")
+    elif moved == "linked":
+        await pair.volume.link(zero, ROOT_INO, b"new")
+        await unlink(pair, 0)
     await unlink(pair, 1)
-    assert (await collect(pair.store, pair.blobs)).kept_by_reason == {CHANGING: 2}
-    assert len(await objects(pair.blobs)) == 1
-    assert one
+    if "unlinked" in then:
+        await pair.volume.unlink(ROOT_INO, b"new" if moved else b"0")
+        await pair.volume.settle()
+    await collect(pair.store, pair.blobs)
+    assert len(await objects(pair.blobs)) == (1 if then == "cloned" else 0)
+    assert len(await keys_in(pair.store, "r")) == (1 if then == "cloned" else 0)
+    assert await keys_in(pair.store, "g") == []
+    if then == "cloned":
+        assert await content(pair.there, b"new" if moved else b"0") == LARGE
