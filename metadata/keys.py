@@ -49,6 +49,7 @@ class Keys:
         self._inline = self.prefix + b"v/"
         self._xattr = self.prefix + b"x/"
         self._extents = self.prefix + b"e/"
+        self._references = self.prefix + b"r/"
         self._locks = self.prefix + b"k/"
         self._delegations = self.prefix + b"G/"
         self._waiting = self.prefix + b"R/"
@@ -57,7 +58,6 @@ class Keys:
         self.collector = self.prefix + b"C"
         self.answers = self.prefix + b"A/"
         self._questions = self.prefix + b"Q/"
-        self._references = self.prefix + b"r/"
         self._table_at = len(self.prefix)
 
     # -- volume-wide -------------------------------------------------------------------------------------------------
@@ -129,6 +129,15 @@ class Keys:
     def extents_of(self, ino: int) -> bytes:
         return b"%s%s/" % (self._extents, _U64.pack(ino))
 
+    # -- shared blobs ------------------------------------------------------------------------------------------------
+
+    def references_of(self, blob: int) -> bytes:
+        return b"%s%s/" % (self._references, _U64.pack(blob))
+
+    def reference(self, blob: int, ino: int) -> bytes:
+        """`ino` refers to a blob that others may refer to as well; a blob without any such key is private."""
+        return b"%s%s/%s" % (self._references, _U64.pack(blob), _U64.pack(ino))
+
     # -- locks -------------------------------------------------------------------------------------------------------
 
     def locks_of(self, ino: int, kind: int) -> bytes:
@@ -175,14 +184,7 @@ class Keys:
         """A notice to `session` that others want the locks on an inode, which it decides alone."""
         return b"%s%s/%s/%s" % (self._inboxes, _U64.pack(session), _U64.pack(ino), _U64.pack(kind))
 
-    # -- shared blobs and their collection ---------------------------------------------------------------------------
-
-    def references_of(self, blob: int) -> bytes:
-        """Prefix of the inodes that refer to a shared blob; a blob without any is private to one inode."""
-        return b"%s%s/" % (self._references, _U64.pack(blob))
-
-    def reference(self, blob: int, ino: int) -> bytes:
-        return b"%s%s/%s" % (self._references, _U64.pack(blob), _U64.pack(ino))
+    # -- collection --------------------------------------------------------------------------------------------------
 
     def question(self, collector: int, batch: int) -> bytes:
         """What the collector (its session) asks all mounts: who of them still uses these inodes."""
