@@ -184,6 +184,19 @@ class Keys:
         """A notice to `session` that others want the locks on an inode, which it decides alone."""
         return b"%s%s/%s/%s" % (self._inboxes, _U64.pack(session), _U64.pack(ino), _U64.pack(kind))
 
+    def group_of(self, key: bytes) -> int | None:
+        """The directory whose group a key of tables d, i, t or c belongs to; None for the other tables."""
+        at = self._table_at
+        if key[at : at + 2] in (b"d/", b"i/", b"t/", b"c/"):
+            group: int = _U64.unpack_from(key, at + 2)[0]
+            return group
+        return None
+
+    def belongs_to_a_file(self, key: bytes) -> bool:
+        """Whether only who may change a file's inode writes this key: where it is, its body, its tombstones."""
+        at = self._table_at
+        return key[at : at + 2] in (b"w/", b"v/", b"e/", b"g/")
+
     # -- collection --------------------------------------------------------------------------------------------------
 
     def question(self, collector: int, batch: int) -> bytes:
@@ -199,19 +212,6 @@ class Keys:
     def collection_notice(self, session: int, collector: int, batch: int) -> bytes:
         """A notice to `session` that the collector has asked something; three numbers tell it from recalls."""
         return b"%s%s/%s/%s/%s" % (self._inboxes, *map(_U64.pack, (session, collector, batch, 0)))
-
-    def group_of(self, key: bytes) -> int | None:
-        """The directory whose group a key of tables d, i, t or c belongs to; None for the other tables."""
-        at = self._table_at
-        if key[at : at + 2] in (b"d/", b"i/", b"t/", b"c/"):
-            group: int = _U64.unpack_from(key, at + 2)[0]
-            return group
-        return None
-
-    def belongs_to_a_file(self, key: bytes) -> bool:
-        """Whether only who may change a file's inode writes this key: where it is, its body, its tombstones."""
-        at = self._table_at
-        return key[at : at + 2] in (b"w/", b"v/", b"e/", b"g/")
 
     # -- parsing -----------------------------------------------------------------------------------------------------
 
