@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import mmap
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +184,46 @@ def test_a_collector_that_was_stopped_goes_on_with_the_next_run(namespace: Names
     assert objects(namespace) == 10
     assert len((west.path / "kept").read_bytes()) == SIZE
     assert namespace.violations() == []
+
+
+def write_copy_and_unlink(directory: Path, seed: int) -> dict[str, bytes]:
+    """Write small files, copy and unlink some of them, each as chance wants; what is there in the end."""
+    rng = random.Random(seed)
+    there: dict[str, bytes] = {}
+    for number in range(30):
+        name = f"{seed}-{number}"
+        if there and rng.random() < 0.4:
+            source = rng.choice(sorted(there))
+            body = there[source]
+            with (directory / source).open("rb") as reading, (directory / name).open("wb") as writing:
+                assert os.copy_file_range(reading.fileno(), writing.fileno(), len(body)) == len(body)
+        else:
+            body = rng.randbytes(rng.randrange(9_000, 40_000))
+            (directory / name).write_bytes(body)
+        there[name] = body
+        if rng.random() < 0.5:
+            gone = rng.choice(sorted(there))
+            (directory / gone).unlink()
+            del there[gone]
+    return there
+
+
+def test_small_files_and_copies_beside_a_collector_that_never_rests(namespace: Namespace) -> None:
+    west, east = namespace.mount("west"), namespace.mount("east")
+    with ThreadPoolExecutor(12) as pool:
+        working = [pool.submit(write_copy_and_unlink, (west, east)[seed % 2].path, seed) for seed in range(12)]
+        while not all(each.done() for each in working):
+            assert collect(namespace)["errors"] == []
+        there = {name: body for each in working for name, body in each.result().items()}
+    for mount in (west, east):
+        assert sorted(os.listdir(mount.path)) == sorted(there)
+        for name, body in there.items():
+            assert (mount.path / name).read_bytes() == body
+    assert namespace.report("check", namespace.url, "/", "--data")["flaw_count"] == 0
+    assert namespace.violations() == []
+    for name in there:
+        (west.path / name).unlink()
+    os.sync()
+    until(lambda: collect(namespace)["kept_by_reason"] == {}, "no file is open any more")
+    until(lambda: collect(namespace)["tombstones"] == 0, "everything is collected")
+    assert objects(namespace) == 0
