@@ -230,11 +230,10 @@ class Collection:
 
         async def worker() -> None:
             for block in blocks:
-                await self._pace.step()
-                site = site_of(block.blob)
-                if site in self._down:
+                if site_of(block.blob) in self._down:
                     failed.add(block.blob)
                 elif block.blob not in failed:
+                    await self._pace.step()
                     await self._delete_one(block, failed)
 
         async with trio.open_nursery() as nursery:

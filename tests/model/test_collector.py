@@ -18,7 +18,7 @@ from tests.support.collecting import clone, collect, keys_in, objects
 from tests.support.filesystems import USER, Pair, close
 from tests.support.filesystems import pair as pair
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.slow]
 STEPS = 150
 NAMES = [b"%d" % number for number in range(4)]
 

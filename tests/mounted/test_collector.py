@@ -149,6 +149,7 @@ def test_check_data_names_files_and_blocks(namespace: Namespace) -> None:
     assert "every block" in namespace.command("check", namespace.url, "/directory/sound", "--data")
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_collector_that_was_stopped_goes_on_with_the_next_run(namespace: Namespace, number: signal.Signals) -> None:
@@ -208,6 +209,7 @@ def write_copy_and_unlink(directory: Path, seed: int) -> dict[str, bytes]:
     return there
 
 
+@pytest.mark.slow
 def test_small_files_and_copies_beside_a_collector_that_never_rests(namespace: Namespace) -> None:
     west, east = namespace.mount("west"), namespace.mount("east")
     with ThreadPoolExecutor(12) as pool:
