@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import trio
 
@@ -63,6 +63,8 @@ class Bodies:
         self._interval_s = config.commit_interval_s
         self._files: dict[int, OpenFile] = {}
         self._opens: dict[int, int] = {}
+        self._opening: dict[int, int] = {}
+        """Inodes whose body is being read for an open file that is not there yet."""
         self._failing: set[int] = set()
         self._retiring: set[int] = set()
         self.renew: Callable[[OpenFile], OpenFile] = lambda file: file
@@ -79,8 +81,14 @@ class Bodies:
 
         Raises what `Volume.read_body` does.
         """
-        body = await self._volume.read_body(ino)
-        file = self.open_known(body)
+        self._opening[ino] = self._opening.get(ino, 0) + 1
+        try:
+            body = await self._volume.read_body(ino)
+            file = self.open_known(body)
+        finally:
+            self._opening[ino] -= 1
+            if not self._opening[ino]:
+                del self._opening[ino]
         try:
             return await self.refresh(file, body.inode, body)
         except BaseException:
@@ -231,6 +239,13 @@ class Bodies:
     def inodes(self) -> list[int]:
         """Those that are open here, or still have uncommitted bytes."""
         return list(self._files)
+
+    def in_use(self, inos: Sequence[int]) -> dict[int, int]:
+        """Those of these inodes that are used here, each with the oldest body_version that may still be read: what the
+        collector must leave. A read that began before a newer body was known reads again (`OpenFile.read`)."""
+        found = {ino: file.version_in_use for ino in inos if (file := self._files.get(ino)) is not None}
+        found.update((ino, 0) for ino in inos if ino in self._opening)
+        return found
 
     @property
     def dirty_files(self) -> list[OpenFile]:

@@ -36,6 +36,7 @@ ERRNO: Final[Mapping[type[BaseException], int]] = MappingProxyType(
         meta.UnsupportedFormat: errno.EIO,
         meta.UnknownSite: errno.EIO,
         meta.SiteInUse: errno.EBUSY,
+        meta.CollectorBusy: errno.EBUSY,
         meta.CorruptRecord: errno.EIO,
         # the namespace, as POSIX says
         meta.NoSuchEntry: errno.ENOENT,

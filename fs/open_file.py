@@ -88,6 +88,11 @@ class OpenFile:
         return self._state.version
 
     @property
+    def version_in_use(self) -> int:
+        """The oldest body_version whose blobs are still needed: the base's, or that which a commit began on."""
+        return self._state.version_in_use
+
+    @property
     def shown(self) -> tuple[int, int]:
         """Size in bytes and mtime in ns, as processes of this mount see them."""
         inode = self._state.inode
@@ -181,17 +186,18 @@ class OpenFile:
 
         Raises BodyUnavailable, CorruptBody, StagingFailed.
         """
+        known = self._state.version
         try:
             return await self._read(offset, size, pattern)
         except MissingBlob:
-            # Another mount may have replaced the body, and its blobs may have been collected, since the base was read.
-            if self._state.orphaned:
-                raise
-            known = self._state.version
-            body = await self._tools.volume.read_body(self.ino)
-            if body.inode.body_version <= known:
-                raise
-            await self.refresh(body.inode, body)
+            # Another mount may have replaced the body, and its blobs may have been collected, since this read began.
+            if self._state.version == known:
+                if self._state.orphaned:
+                    raise
+                body = await self._tools.volume.read_body(self.ino)
+                if body.inode.body_version <= known:
+                    raise
+                await self.refresh(body.inode, body)
         return await self._read(offset, size, pattern)
 
     async def _read(self, offset: int, size: int, pattern: AccessPattern | None) -> bytes:

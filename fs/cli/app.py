@@ -15,6 +15,8 @@ COMMANDS = {
     "format": ("volume", "format_"),
     "check": ("volume", "check"),
     "destroy": ("volume", "destroy"),
+    "gc": ("collecting", "gc"),
+    "trash": ("trash", "trash"),
     "site": ("site", "site"),
     "mount": ("mounting", "mount"),
     "umount": ("mounting", "umount"),

@@ -37,6 +37,7 @@ class BrokenBlobs(BlockStore):
         self.fail_puts: list[Exception] = []
         """Raised by the next puts, in order."""
         self.fail_reads: list[Exception] = []
+        self.fail_deletes: list[Exception] = []
         self.before_put: Hook | None = None
         self.before_read: Hook | None = None
         self.puts: list[str] = []
@@ -94,6 +95,10 @@ class BrokenBlobs(BlockStore):
         return await self._inner.stat(name)
 
     async def delete(self, name: str) -> None:
+        if self.fail_deletes:
+            error = self.fail_deletes.pop(0)
+            await trio.lowlevel.checkpoint()
+            raise error
         await self._inner.delete(name)
 
     def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[BlobStat]:
