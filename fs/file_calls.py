@@ -167,7 +167,7 @@ class FileCalls:
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 
-    async def read(self, fh: int, offset: int, size: int) -> bytes:
+    async def read(self, fh: int, offset: int, size: int) -> bytes | bytearray:
         """Bytes `[offset, offset + size)`; fewer only at the end of the file."""
         handle = self._handles.get(fh)
         file = handle.file
@@ -269,7 +269,7 @@ class FileCalls:
         self._pages.written(target.file.ino)
         done = 0
         while done < length:
-            data = await source.file.read(offset_in + done, min(COPY_CHUNK_BYTES, length - done), source.pattern)
+            data = bytes(await source.file.read(offset_in + done, min(COPY_CHUNK_BYTES, length - done), source.pattern))
             if not data:
                 break
             if data.count(0) != len(data) or offset_out + done < target.file.size_bytes:

@@ -43,7 +43,9 @@ class Reader:
         self._held: OrderedDict[int, tuple[Body, Image]] = OrderedDict()
         """By inode: the image that its last read was of. It stays open until `forget`."""
 
-    async def pread(self, body: Body, offset: int, size: int, pattern: AccessPattern | None = None) -> bytes:
+    async def pread(
+        self, body: Body, offset: int, size: int, pattern: AccessPattern | None = None
+    ) -> bytes | bytearray:
         """Bytes `[offset, offset + size)`, fewer only at the end of the file.
 
         `pattern` is the handle's; None: a read of this program, as of what is wanted whole. Raises BodyUnavailable
@@ -101,21 +103,24 @@ class Reader:
             self._images.release(self._held.popitem(last=False)[1][1])
         return image
 
-    async def _read_image(self, image: Image, offset: int, size: int, pattern: AccessPattern | None) -> bytes:
+    async def _read_image(
+        self, image: Image, offset: int, size: int, pattern: AccessPattern | None
+    ) -> bytes | bytearray:
         whole = pattern is None or pattern.note(offset, size, SLACK_BYTES) or size >= self._block_bytes // 2
         if pattern is not None and not image.is_complete:
             self._fetch_ahead(image, offset, size, pattern)
-        data: bytes | memoryview | None = image.read_now(offset, size)
-        if data is None:
-            self._images.hold(image)
-            try:
-                with trio.fail_after(self._deadline_s):
-                    data = await image.read(offset, size, whole=whole)
-            except trio.TooSlowError as exc:
-                raise self._too_slow() from exc
-            finally:
-                self._images.release(image)
-        return bytes(data)
+        at_hand = image.read_now(offset, size)
+        if at_hand is not None:
+            return at_hand
+        self._images.hold(image)
+        try:
+            with trio.fail_after(self._deadline_s):
+                data = await image.read(offset, size, whole=whole)
+        except trio.TooSlowError as exc:
+            raise self._too_slow() from exc
+        finally:
+            self._images.release(image)
+        return bytes(data) if isinstance(data, memoryview) else data
 
     def _fetch_ahead(self, image: Image, offset: int, size: int, pattern: AccessPattern) -> None:
         ahead = min(pattern.ahead_bytes, self._read_ahead_bytes_max)
