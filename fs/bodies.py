@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator
+from typing import Protocol
 
 import trio
 
@@ -20,7 +21,8 @@ from apollofs.fs.blobs import BlobSource, OpenStore, open_blob_source
 from apollofs.fs.cache import BlockCache
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.errors import BodyError
-from apollofs.fs.images import ImageStore
+from apollofs.fs.images import ImageStore, is_large
+from apollofs.fs.neighbours import Neighbours, NeighbourVolume
 from apollofs.fs.open_file import BodyTools, OpenFile
 from apollofs.fs.reader import Reader
 from apollofs.fs.room import Room
@@ -34,22 +36,28 @@ COMMITS_MAX = 16
 """Files that are committed side by side in the background and by `commit_all`."""
 
 
+class MountVolume(BodyVolume, NeighbourVolume, Protocol):
+    """What bodies ask of `metadata.volume.Volume`."""
+
+
 class Bodies:
     """Made by `open_bodies`."""
 
     def __init__(
         self,
-        volume: BodyVolume,
+        volume: MountVolume,
         config: BodyConfig,
         source: BlobSource,
         cache: BlockCache,
         images: ImageStore,
         staging: StagingArea,
+        nursery: trio.Nursery,
     ) -> None:
         self.cache = cache
         self.images = images
         self.reader = Reader(cache, images, config, source.block_bytes)
         writer = Writer(volume, source, cache, self.reader, config)
+        self._neighbours = Neighbours(volume, self.reader, nursery)
         self._tools = BodyTools(volume, self.reader, writer, staging, config)
         self._volume = volume
         self._interval_s = config.commit_interval_s
@@ -85,6 +93,16 @@ class Bodies:
             file = self._files[ino] = OpenFile(self._tools, body)
         self._opens[ino] = self._opens.get(ino, 0) + 1
         return file
+
+    def will_read(self, file: OpenFile) -> None:
+        """The file was opened for reading: begin to fetch it if it is small, and what is probably opened next. No
+        checkpoint; raises nothing."""
+        body = file.body
+        if body.inode.extents and not is_large(body):
+            self.reader.opened(body)
+            self._neighbours.opened(file.ino)
+        elif body.inode.is_inline:
+            self._neighbours.opened(file.ino)
 
     def release(self, file: OpenFile) -> None:
         """A handle is closed. After the last one the file is forgotten, unless it has uncommitted bytes: those are
@@ -123,6 +141,8 @@ class Bodies:
             "cache_bytes": self.cache.bytes_used + self.images.bytes_used,
             "cache_hits": self.cache.hits,
             "cache_fetched": self.cache.fetched,
+            "image_blocks_fetched": self.images.fetched_blocks,
+            "files_fetched_ahead": self._neighbours.fetched,
         }
 
     def close(self) -> None:
@@ -178,7 +198,7 @@ class Bodies:
 
 
 @contextlib.asynccontextmanager
-async def open_bodies(volume: BodyVolume, config: BodyConfig, open_store: OpenStore) -> AsyncIterator[Bodies]:
+async def open_bodies(volume: MountVolume, config: BodyConfig, open_store: OpenStore) -> AsyncIterator[Bodies]:
     """Bodies of a mounted volume; `open_store` opens a site's store by the site's id, at its first use.
 
     At the end nothing is committed any more: `commit_all` comes before. Raises CacheDirectoryUnusable.
@@ -197,7 +217,7 @@ async def open_bodies(volume: BodyVolume, config: BodyConfig, open_store: OpenSt
         await cache.start()
         await images.start()
         staging.make_room = cache.make_room
-        bodies = Bodies(volume, config, source, cache, images, staging)
+        bodies = Bodies(volume, config, source, cache, images, staging, nursery)
         # Only when the nursery's tasks have ended is nobody reading what is staged.
         last.callback(bodies.close)
         nursery.start_soon(bodies.write_back)

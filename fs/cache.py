@@ -111,6 +111,13 @@ class BlockCache:
             return
         self._fetch(block)
 
+    async def fetch(self, block: Block, *, whole: bool = True) -> None:
+        """Have a block here, or if not `whole`, once it was wanted several times. Raises as `read`."""
+        if block in self._index and block not in self._fetches:
+            return
+        if block in self._fetches or whole or self._is_popular(block):
+            await (self._fetches.get(block) or self._fetch(block)).result()
+
     async def insert(self, block: Block, data: bytes | bytearray) -> None:
         """Put a block that was just stored; `data` must not change until the call has returned. Raises nothing."""
         await self._store(block, data)

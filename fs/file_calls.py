@@ -73,6 +73,8 @@ class FileCalls:
         except BaseException:
             self._bodies.release(file)
             raise
+        if flags & os.O_ACCMODE != os.O_WRONLY:
+            self._bodies.will_read(file)
         return self._opened(file, flags, caller)
 
     async def _open_newest(self, ino: int) -> OpenFile:

@@ -22,7 +22,9 @@ _NOT_AT_ONCE = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EI
 def read_at_once(fd: int, offset: int, length: int) -> bytearray | None:
     """`length` bytes at `offset` if all of them are in the page cache, else None. Never waits for a disk.
 
-    What it returns is the buffer that was read into: a copy of a MiB can cost more than reading it. Raises OSError for anything but having to wait.
+    What it returns is the buffer that was read into: a copy of a MiB can cost more than reading it.
+
+    Raises OSError for anything but having to wait.
     """
     buffer = bytearray(length)
     try:

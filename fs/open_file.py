@@ -74,6 +74,11 @@ class OpenFile:
         return self._state.inode
 
     @property
+    def body(self) -> Body:
+        """The newest committed body known, without what is staged."""
+        return self._state.base()
+
+    @property
     def version(self) -> int:
         """body_version of the newest committed body known."""
         return self._state.version

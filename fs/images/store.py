@@ -29,7 +29,7 @@ from apollofs.fs.config import BodyConfig
 from apollofs.fs.fetching import Fetch
 from apollofs.fs.images.files import FoundImage, ImageFiles, is_full
 from apollofs.fs.images.image import Image
-from apollofs.fs.images.naming import body_key, has_image
+from apollofs.fs.images.naming import body_key, is_large
 from apollofs.fs.room import Room, remove
 from apollofs.metadata import extents
 from apollofs.metadata.records import Body
@@ -104,9 +104,9 @@ class ImageStore:
     async def open(self, body: Body) -> Image | None:
         """The body's image, made sparse if there is none; `release` must follow. None: the disk can't be used.
 
-        No checkpoint if it is open here. The body must have one (`has_image`).
+        No checkpoint if it is open here. The body must have one (`is_large`).
         """
-        assert has_image(body)
+        assert is_large(body)
         key = body_key(body)
         while key in self._opening:
             await self._opening[key].wait()
@@ -183,7 +183,7 @@ class ImageStore:
 
     def find(self, body: Body) -> bool:
         """Whether the body's image is complete, without opening it: a look at its map. No checkpoint."""
-        if not has_image(body):
+        if not is_large(body):
             return False
         key = body_key(body)
         image = self._open.get(key)
