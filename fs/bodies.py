@@ -19,6 +19,7 @@ import trio
 from apollofs.blobstore import BlobStoreError
 from apollofs.fs.blobs import BlobSource, OpenStore, open_blob_source
 from apollofs.fs.cache import BlockCache
+from apollofs.fs.cache_orders import CacheOrders
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.errors import BodyError
 from apollofs.fs.images import ImageStore, is_large
@@ -50,6 +51,7 @@ class Bodies:
         source: BlobSource,
         cache: BlockCache,
         images: ImageStore,
+        orders: CacheOrders,
         staging: StagingArea,
         nursery: trio.Nursery,
     ) -> None:
@@ -57,6 +59,7 @@ class Bodies:
         self.images = images
         self.reader = Reader(cache, images, config, source.block_bytes)
         writer = Writer(volume, source, cache, self.reader, config)
+        self.orders = orders
         self._neighbours = Neighbours(volume, self.reader, nursery)
         self._tools = BodyTools(volume, self.reader, writer, staging, config)
         self._volume = volume
@@ -216,8 +219,10 @@ async def open_bodies(volume: MountVolume, config: BodyConfig, open_store: OpenS
         last.callback(images.close)
         await cache.start()
         await images.start()
+        orders = CacheOrders(cache, images, room, config, source.block_bytes)
+        await orders.start()
         staging.make_room = cache.make_room
-        bodies = Bodies(volume, config, source, cache, images, staging, nursery)
+        bodies = Bodies(volume, config, source, cache, images, orders, staging, nursery)
         # Only when the nursery's tasks have ended is nobody reading what is staged.
         last.callback(bodies.close)
         nursery.start_soon(bodies.write_back)

@@ -10,6 +10,7 @@ import os
 
 from apollofs.fs.attributes import Caller, OpenFlags
 from apollofs.fs.bodies import Bodies
+from apollofs.fs.cache_orders import CacheOrders
 from apollofs.fs.directory import DirectoryHandle
 from apollofs.fs.errors import BodyLost
 from apollofs.fs.handles import FileHandle, HandleTable, closes_for_opener
@@ -105,6 +106,11 @@ class FileCalls:
         are not of (O_APPEND: the daemon chooses the offset), or keep pages locked while a commit waits (O_SYNC)."""
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         return bool(flags & os.O_DIRECT or (self.maps_direct and writes and flags & PAST_PAGES))
+
+    @property
+    def cache_orders(self) -> CacheOrders:
+        """What a person may ask of the cache."""
+        return self._bodies.orders
 
     def open_inodes(self) -> list[int]:
         """Those whose pages processes of this host may be reading."""

@@ -105,6 +105,10 @@ class Image:
         except OSError:
             return False
 
+    def has(self, offset: int, length: int) -> bool:
+        """Whether all blocks of a range are there."""
+        return all(self.file.map.has(index) for index in self._blocks(offset, min(length, self.size_bytes - offset)))
+
     def footer(self, index: int) -> Footer | None:
         """The checksums of a block, if it is there."""
         return self.file.map.footer(index)
