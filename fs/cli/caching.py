@@ -65,13 +65,15 @@ def cache_status(paths: Sequence[str], as_json: bool) -> None:
 def cache_drop(paths: Sequence[str]) -> int:
     """Delete what is cached of files and trees; without PATH: everything, of all mounts of this host.
 
-    What is open or pinned stays. No data is lost: it is read from the store again.
+    A mountpoint stands for all that its mount has cached. What is open or pinned stays. No data is lost: it is read
+    from the store again.
     """
-    if paths:
-        return _Work("drop").run(paths)
-    for entry in _mounts_of([]):
+    listed = [absolute(path) for path in paths]
+    whole = [entry for entry in _mounts_of(listed) if not listed or entry.mountpoint in listed]
+    for entry in whole:
         _ask(entry, "drop", {})
-    return 0
+    rest = [path for path in listed if path not in {entry.mountpoint for entry in whole}]
+    return _Work("drop").run(rest) if rest else 0
 
 
 @click.command()
@@ -99,10 +101,10 @@ def unpin(paths: Sequence[str]) -> int:
 
 
 def _mounts_of(paths: Sequence[str]) -> list[MountEntry]:
-    """The apollofs mounts that paths lie on; of no paths: all. Raises UserError."""
+    """The apollofs mounts that paths lie on; of no paths: all that can be asked. Raises UserError."""
     if not paths:
         found = {entry.device: entry for entry in read_mounts() if entry.is_apollofs}
-        return list(found.values())
+        return [entry for entry in found.values() if os.path.exists(socket_path(places.runtime_dir(), entry.device))]
     return list({(entry := _mount_of(path)).device: entry for path in paths}.values())
 
 

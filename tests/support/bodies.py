@@ -160,7 +160,7 @@ class Mount:
     async def content(self, ino: int) -> bytes:
         """The committed bytes, read by this mount as of now."""
         body = await self.volume.read_body(ino)
-        return await self.bodies.reader.pread(body, 0, body.inode.size_bytes)
+        return bytes(await self.bodies.reader.pread(body, 0, body.inode.size_bytes))
 
 
 class World:
