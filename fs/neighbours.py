@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -50,6 +50,8 @@ class _Run:
     """What was opened of one directory."""
 
     opens: int = 0
+    recent: deque[int] = field(default_factory=lambda: deque(maxlen=OPENS_BEFORE_LISTING))
+    """Inodes, as they were opened."""
     ordered_s: float = -float("inf")
     order: tuple[Inode, ...] = ()
     place: dict[int, int] = field(default_factory=dict)
@@ -81,6 +83,7 @@ class Neighbours:
         if len(self._runs) > DIRECTORIES_MAX:
             self._runs.popitem(last=False)
         run.opens += 1
+        run.recent.append(ino)
         if run.opens < OPENS_BEFORE_LISTING:
             return
         if trio.current_time() - run.ordered_s > ORDER_TTL_S:
@@ -125,6 +128,9 @@ class Neighbours:
         run.place = {inode.ino: at for at, inode in enumerate(run.order)}
         run.streaks.clear()
         run.fetched.clear()
+        for ino in run.recent:
+            if ino in run.place:
+                self._go_on(run, run.place[ino])
 
     async def _fetch(self, inode: Inode) -> None:
         # An exception may not leave this task: the mount's nursery would end with it.
