@@ -39,7 +39,8 @@ class Reader:
         self._images = images
         self._block_bytes = block_bytes
         self._deadline_s = config.read_deadline_s
-        self._read_ahead_bytes_max = config.read_ahead_blocks_max * block_bytes
+        blocks = config.downloads_max if config.read_ahead_blocks_max is None else config.read_ahead_blocks_max
+        self._read_ahead_bytes_max = blocks * block_bytes
         self._held: OrderedDict[int, tuple[Body, Image]] = OrderedDict()
         """By inode: the image that its last read was of. It stays open until `forget`."""
 
