@@ -23,7 +23,7 @@ from apollofs.fs.blobs import BlobSource, Block
 from apollofs.fs.cache_files import CacheFileCorrupt, CacheFiles, CacheIndex
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.fetching import Fetch
-from apollofs.fs.room import Room, Victim, remove
+from apollofs.fs.room import Room, Victim
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class BlockCache:
             found = await self._in_thread(self._files.scan)
             for block in found:
                 self._index.add(block)
-            await self._in_thread(partial(remove, self._room.give_up()))
+            await self._in_thread(partial(self._room.remove, self._room.give_up()))
         except OSError as exc:
             self._warn(f"its directory can't be used: {exc}")
 
@@ -111,6 +111,15 @@ class BlockCache:
             return
         self._fetch(block)
 
+    async def fetch(self, block: Block, *, whole: bool = True) -> None:
+        """Have a block here, or if not `whole`, once it was wanted several times. Raises as `read`."""
+        if block in self._index and block not in self._fetches:
+            return
+        if block in self._fetches or whole or self._is_popular(block):
+            fetch = self._fetches.get(block) or self._fetch(block)
+            await fetch.result()
+            await fetch.ended.wait()
+
     async def insert(self, block: Block, data: bytes | bytearray) -> None:
         """Put a block that was just stored; `data` must not change until the call has returned. Raises nothing."""
         await self._store(block, data)
@@ -119,7 +128,7 @@ class BlockCache:
         """Somebody needs the disk: give up so many bytes, if there are so many. Raises nothing."""
         victims = self._room.give_up(self._room.bytes - size)
         try:
-            self._room.came_back(await self._in_thread(partial(remove, victims)))
+            self._room.came_back(await self._in_thread(partial(self._room.remove, victims)))
         except OSError as exc:
             self._warn(f"files can't be deleted: {exc}")
 
@@ -201,7 +210,7 @@ class BlockCache:
                 if stored:
                     return
                 victims = self._room.give_up(self._room.bytes - lacking)
-            await self._in_thread(partial(remove, victims))
+            await self._in_thread(partial(self._room.remove, victims))
             self._warn("there is no room for a block")
         except OSError as exc:
             self._warn(f"a file can't be written: {exc}")
@@ -215,7 +224,7 @@ class BlockCache:
         self, block: Block, data: bytes | bytearray | memoryview, victims: Sequence[Victim]
     ) -> tuple[int, list[Victim]]:
         """In a thread: remove, then write. How many bytes the disk lacks, and who could not be removed."""
-        stayed = remove(victims)
+        stayed = self._room.remove(victims)
         return self._files.write(block, data), stayed
 
     async def _in_thread(self, call: Callable[[], T]) -> T:

@@ -166,7 +166,7 @@ class CacheFiles:
         finally:
             os.close(fd)
 
-    def _pread(self, fd: int, offset: int, length: int, at_once: bool) -> bytes:
+    def _pread(self, fd: int, offset: int, length: int, at_once: bool) -> bytes | bytearray:
         if at_once:
             quick = read_at_once(fd, offset, length)
             if quick is None:

@@ -10,6 +10,7 @@ import os
 
 from apollofs.fs.attributes import Caller, OpenFlags
 from apollofs.fs.bodies import Bodies
+from apollofs.fs.cache_orders import CacheOrders
 from apollofs.fs.directory import DirectoryHandle
 from apollofs.fs.errors import BodyError, BodyLost
 from apollofs.fs.following import Following
@@ -81,6 +82,8 @@ class FileCalls:
         except BaseException:
             self._bodies.release(self._bodies.find(ino) or file)
             raise
+        if flags & os.O_ACCMODE != os.O_WRONLY:
+            self._bodies.will_read(file)
         return self._opened(file, flags, caller, image=image)
 
     async def _open_newest(self, ino: int) -> OpenFile:
@@ -138,6 +141,11 @@ class FileCalls:
         if self.maps_direct and not writes and self._bodies.reader.prefers_direct(file.body):
             return True
         return bool(flags & os.O_DIRECT or (self.maps_direct and writes and flags & PAST_PAGES))
+
+    @property
+    def cache_orders(self) -> CacheOrders:
+        """What a person may ask of the cache."""
+        return self._bodies.orders
 
     def open_inodes(self) -> list[int]:
         """Those whose pages processes of this host may be reading."""
@@ -203,7 +211,7 @@ class FileCalls:
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 
-    async def read(self, fh: int, offset: int, size: int) -> bytes:
+    async def read(self, fh: int, offset: int, size: int) -> bytes | bytearray:
         """Bytes `[offset, offset + size)`; fewer only at the end of the file."""
         handle = self._handles.get(fh)
         file = handle.file
@@ -306,7 +314,7 @@ class FileCalls:
         self._pages.written(target.file.ino)
         done = 0
         while done < length:
-            data = await source.file.read(offset_in + done, min(COPY_CHUNK_BYTES, length - done), source.pattern)
+            data = bytes(await source.file.read(offset_in + done, min(COPY_CHUNK_BYTES, length - done), source.pattern))
             if not data:
                 break
             if data.count(0) != len(data) or offset_out + done < target.file.size_bytes:

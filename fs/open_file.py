@@ -181,7 +181,7 @@ class OpenFile:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    async def read(self, offset: int, size: int, pattern: AccessPattern | None = None) -> bytes:
+    async def read(self, offset: int, size: int, pattern: AccessPattern | None = None) -> bytes | bytearray:
         """Bytes `[offset, offset + size)` as of one moment; fewer only at the end of the file.
 
         Raises BodyUnavailable, CorruptBody, StagingFailed.
@@ -200,7 +200,7 @@ class OpenFile:
                 await self.refresh(body.inode, body)
         return await self._read(offset, size, pattern)
 
-    async def _read(self, offset: int, size: int, pattern: AccessPattern | None) -> bytes:
+    async def _read(self, offset: int, size: int, pattern: AccessPattern | None) -> bytes | bytearray:
         state, staged = self._state, self._state.staged
         size = min(size, state.size_bytes - offset)
         if size <= 0:
@@ -208,7 +208,7 @@ class OpenFile:
         found = staged.map.within(offset, size)
         if not found:
             data = await self._tools.reader.pread(state.base(), offset, size, pattern)
-            return data.ljust(size, b"\0")
+            return data if len(data) == size else data.ljust(size, b"\0")
         with staged.pinned():
             if len(found) == 1 and found[0].length == size:
                 return await staged.read(found[0])

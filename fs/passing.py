@@ -24,7 +24,7 @@ import trio
 from apollofs.blobstore import BlobStoreError
 from apollofs.fs.bodies import Bodies
 from apollofs.fs.errors import BodyError, BodyUnavailable, ImageShared, StagingFailed, StagingFull
-from apollofs.fs.images import Image, body_key, has_image
+from apollofs.fs.images import Image, body_key, is_large
 from apollofs.fs.open_file import OpenFile
 from apollofs.fs.passed_file import PassedFile
 from apollofs.fs.passthrough import BackingDevice, Passthrough
@@ -140,7 +140,7 @@ class Passing:
         if not self.modes.available or flags & os.O_ACCMODE != os.O_RDONLY or isinstance(file, PassedFile):
             return False
         body = file.body
-        if file.is_dirty or file.orphaned or file.is_unsure or not has_image(body):
+        if file.is_dirty or file.orphaned or file.is_unsure or not is_large(body):
             return False
         if self.modes.is_ordinary(file.ino):
             self.modes.refused += 1

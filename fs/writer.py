@@ -179,7 +179,7 @@ class Writer:
                 found.append(await source.read_staged(part.segment))
             else:
                 data = await self._reader.pread(plan.base, part.offset, part.length)
-                found.append(data.ljust(part.length, b"\0"))
+                found.append(bytes(data).ljust(part.length, b"\0"))
         return found[0] if len(found) == 1 else b"".join(found)
 
 

@@ -74,6 +74,10 @@ class NamespaceReader:
         inode = self._delegated_own(dentry.ino)
         return Cached(inode, dentry.ino) if inode is not None else None
 
+    def place_of(self, ino: int) -> tuple[int, bytes] | None:
+        """The directory and the name under which the kernel last saw a file, if any; it may have been moved since."""
+        return self._locations.get(ino)
+
     def cached_getattr(self, ino: int) -> Cached | None:
         """As `getattr`, of what is delegated; None: ask."""
         inode = self._delegated_file(ino)
@@ -310,10 +314,6 @@ class NamespaceReader:
     def remember(self, ino: int, parent: int, name: bytes) -> None:
         """The kernel learnt a file's number from a listing: remember where it is, as `lookup` does."""
         self._locations[ino] = (parent, name)
-
-    def place_of(self, ino: int) -> Location | None:
-        """(parent, name) where a file was last seen, if that is remembered."""
-        return self._locations.get(ino)
 
     def forget(self, ino: int) -> None:
         """The kernel has forgotten the number; what was remembered of where it is goes."""
