@@ -36,12 +36,18 @@ class Bodies:
     """Made by `open_bodies`."""
 
     def __init__(
-        self, volume: BodyVolume, config: BodyConfig, source: BlobSource, cache: BlockCache, staging: StagingArea
+        self,
+        volume: BodyVolume,
+        config: BodyConfig,
+        source: BlobSource,
+        cache: BlockCache,
+        staging: StagingArea,
+        nursery: trio.Nursery,
     ) -> None:
         self.cache = cache
         self.reader = Reader(cache, config, source.block_bytes)
-        writer = Writer(volume, source, cache, self.reader, config)
-        self._tools = BodyTools(volume, self.reader, writer, staging, config)
+        self.writer = Writer(volume, source, cache, self.reader, config, nursery)
+        self._tools = BodyTools(volume, self.reader, self.writer, staging, config)
         self._volume = volume
         self._interval_s = config.commit_interval_s
         self._files: dict[int, OpenFile] = {}
@@ -113,6 +119,8 @@ class Bodies:
             "cache_bytes": self.cache.bytes_used,
             "cache_hits": self.cache.hits,
             "cache_fetched": self.cache.fetched,
+            "packs": self.writer.packer.packs,
+            "packed_files": self.writer.packer.packed,
         }
 
     def close(self) -> None:
@@ -183,7 +191,7 @@ async def open_bodies(volume: BodyVolume, config: BodyConfig, open_store: OpenSt
         cache = BlockCache(source, config, os.path.join(staging.directory, "cache"), nursery)
         await cache.start()
         staging.make_room = cache.make_room
-        bodies = Bodies(volume, config, source, cache, staging)
+        bodies = Bodies(volume, config, source, cache, staging, nursery)
         # Only when the nursery's tasks have ended is nobody reading what is staged.
         last.callback(bodies.close)
         nursery.start_soon(bodies.write_back)

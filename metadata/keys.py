@@ -49,6 +49,7 @@ class Keys:
         self._inline = self.prefix + b"v/"
         self._xattr = self.prefix + b"x/"
         self._extents = self.prefix + b"e/"
+        self._references = self.prefix + b"r/"
         self._locks = self.prefix + b"k/"
         self._delegations = self.prefix + b"G/"
         self._waiting = self.prefix + b"R/"
@@ -125,6 +126,15 @@ class Keys:
     def extents_of(self, ino: int) -> bytes:
         return b"%s%s/" % (self._extents, _U64.pack(ino))
 
+    # -- shared blobs ------------------------------------------------------------------------------------------------
+
+    def references_of(self, blob: int) -> bytes:
+        return b"%s%s/" % (self._references, _U64.pack(blob))
+
+    def reference(self, blob: int, ino: int) -> bytes:
+        """`ino` refers to a blob that others may refer to as well; a blob without any such key is private."""
+        return b"%s%s/%s" % (self._references, _U64.pack(blob), _U64.pack(ino))
+
     # -- locks -------------------------------------------------------------------------------------------------------
 
     def locks_of(self, ino: int, kind: int) -> bytes:
@@ -180,9 +190,10 @@ class Keys:
         return None
 
     def belongs_to_a_file(self, key: bytes) -> bool:
-        """Whether only who may change a file's inode writes this key: where it is, its body, its tombstones."""
+        """Whether only who may change a file's inode writes this key: where it is, its body, its references to shared
+        blobs, its tombstones."""
         at = self._table_at
-        return key[at : at + 2] in (b"w/", b"v/", b"e/", b"g/")
+        return key[at : at + 2] in (b"w/", b"v/", b"e/", b"r/", b"g/")
 
     # -- parsing -----------------------------------------------------------------------------------------------------
 
