@@ -338,12 +338,24 @@ def test_a_batch_keeps_to_the_limits_of_a_transaction() -> None:
     assert len(ahead._next_batch()[0]) == 3
 
 
-def test_a_batch_writes_no_key_twice_and_is_never_empty() -> None:
+def test_a_batch_writes_a_key_once_as_the_last_one_leaves_it() -> None:
     ahead, _ = queue()
-    add(ahead, *create(1))
-    add(ahead, *create(2))
-    add(ahead, Delete(KEYS.dentry(1, b"1")), Put(KEYS.times(1), b""))
-    assert len(ahead._next_batch()[0]) == 2
+    one, two = create(1), create(2)
+    add(ahead, *one)
+    add(ahead, *two)
+    body = Put(KEYS.dentry(1, b"2"), b"with a body")
+    add(ahead, Delete(one[0].key), Put(KEYS.times(1), b"last"))
+    add(ahead, body)
+    batch, ops = ahead._next_batch()
+    assert len(batch) == 4
+    assert {op.key: op for op in ops} == {
+        one[0].key: Delete(one[0].key),
+        KEYS.times(1): Put(KEYS.times(1), b"last"),
+        body.key: body,
+    }
+
+
+def test_a_batch_is_never_empty() -> None:
     ahead, _ = queue()
     add(ahead, *create(1, REQUEST_BYTES_MAX // 2))
     assert len(ahead._next_batch()[0]) == 1
