@@ -20,7 +20,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -35,7 +35,7 @@ from apollofs.fs.staging import StagingArea
 from apollofs.fs.writer import BodyVolume, Writer
 from apollofs.metadata import extents
 from apollofs.metadata.errors import FileTooLarge, InvalidArgument, SessionLost, StaleInode
-from apollofs.metadata.records import FILE_BYTES_MAX, Body, Inode, SetAttr
+from apollofs.metadata.records import FILE_BYTES_MAX, Body, BodyChange, Inode, SetAttr
 
 SEGMENTS_MAX = 4096
 """A file with so many staged stretches is committed before it is written further."""
@@ -106,6 +106,11 @@ class OpenFile:
     @property
     def orphaned(self) -> bool:
         return self._state.orphaned
+
+    @property
+    def committed(self) -> Body:
+        """The newest committed body known."""
+        return self._state.base()
 
     def adopt(self, inode: Inode) -> None:
         """Attributes were read or set; older ones than those known are ignored. The body: see `refresh`."""
@@ -300,6 +305,27 @@ class OpenFile:
             await self._settle_doubt()
             self._state.grow(size)
         await self.commit(cursor)
+
+    async def share(self, plan: Callable[[Body], BodyChange | None]) -> BodyChange | None:
+        """Commit what `plan`, given the newest body known, wants laid over it: extents of blobs that are there already.
+        Returns that; None if the plan wants nothing, or the file has lost its name. One request.
+
+        Raises BodyConflict (CloneSourceChanged), TooManyExtents, and what `commit_body` does else; then nothing is
+        changed, or the outcome is unknown. What is staged stays so, as if it were written after.
+        """
+        async with self._committing:
+            await self._settle_doubt()
+            change = None if self._state.orphaned else plan(self._state.base())
+            if change is None:
+                return None
+            try:
+                with self._state.transacting(change):
+                    inode = await self._tools.volume.commit_body(self.ino, change)
+            except StaleInode:
+                self._state.orphan()
+                return None
+            self._state.rebase(Body(inode))
+        return change
 
     # -- committing --------------------------------------------------------------------------------------------------
 
