@@ -2,8 +2,9 @@
 
 With fewer than SOLO_MAX PUTs in flight a body is put at once, alone: an idle mount waits for nothing. Otherwise bodies
 gather, and when a PUT returns, those that wait (as many as fit one block) go out together: the principle of
-`metadata/group_commit.py`. What fails, fails for all of a pack, and for nobody else; who is cancelled leaves, and the
-others' PUT goes on.
+`metadata/group_commit.py`. Whoever was in a pack comes back in a moment with the next file: so while packs are the
+rule, the first to come waits for the others for a small part of what a PUT takes. What fails, fails for all of a pack,
+and for nobody else; who is cancelled leaves, and the others' PUT goes on.
 
 A pack's blob is shared from birth: each member's commit puts its reference. Between the PUT and the last of these
 commits only this mount knows who is still to come, so the blob counts as in use here (`blobs_in_use`).
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 SOLO_MAX = 2
 """PUTs in flight from which on bodies are gathered."""
 IN_FLIGHT_MAX = 4
+GATHERING_PART = 0.2
+"""Of the time that a PUT took last: for so long at most are others waited for."""
+GATHERING_S_MAX = 0.01
 MEMBER_BYTES_MAX = 1 << 20
 PACK_BYTES_MAX = 4 << 20
 """A pack is one block as well; a reader of one member may fetch all of it."""
@@ -72,6 +76,10 @@ class Packer:
         self._waiting: deque[_Member] = deque()
         self._in_flight = 0
         self._room = trio.CapacityLimiter(MEMBERS_MAX)
+        self._crowd = 1
+        """How many bodies the largest of the last packs had; halved with each one since."""
+        self._took_s = 0.0
+        self._gathering = False
         self._held: Counter[int] = Counter()
         self.packs = 0
         self.packed = 0
@@ -95,7 +103,7 @@ class Packer:
         async with self._room:
             member = _Member(await read())
             self._waiting.append(member)
-            self._send()
+            self._arrived()
             try:
                 await member.done.wait()
             except trio.Cancelled:
@@ -124,6 +132,21 @@ class Packer:
             if not pack.waiting:
                 pack.scope.cancel()
 
+    def _arrived(self) -> None:
+        if self._crowd < 2 or self._in_flight >= SOLO_MAX or self._is_full():
+            self._send()
+        elif not self._gathering:
+            self._gathering = True
+            self._nursery.start_soon(self._gather)
+
+    async def _gather(self) -> None:
+        """Let others come, then send what waits."""
+        try:
+            await trio.sleep(min(GATHERING_PART * self._took_s, GATHERING_S_MAX))
+        finally:
+            self._gathering = False
+            self._send()
+
     def _send(self) -> None:
         """Start what may go: alone while little is in flight, then all that wait, as far as they fit."""
         while self._waiting and (self._in_flight < SOLO_MAX or self._is_full()):
@@ -151,6 +174,7 @@ class Packer:
         # An exception may not leave this task: the mount's nursery would end with it.
         members = pack.members
         data = members[0].data if len(members) == 1 else b"".join(member.data for member in members)
+        began = trio.current_time()
         error: Exception | None = BodyUnavailable("the mount is ending")
         stored: Block | None = None
         try:
@@ -165,13 +189,16 @@ class Packer:
             error = exc
         finally:
             self._in_flight -= 1
+            self._took_s = trio.current_time() - began
+            self._crowd = max(len(members), self._crowd // 2)
             if stored is not None:
                 error = None
                 self._answer(pack, stored)
             for member in members:
                 member.error = error
                 member.done.set()
-            self._send()
+            if self._waiting:
+                self._arrived()
         if stored is not None:
             await self._cache.insert(stored, data)
 
