@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
-from .port import BlobStore
+from .footer import Footer
+from .port import BlobStore, Buffer
+
+T = TypeVar("T")
 
 
 class BlockStore(BlobStore, Protocol):
@@ -22,5 +26,19 @@ class BlockStore(BlobStore, Protocol):
 
         Raises `NoSuchBlob`; `CorruptBlob` (also when the block has another length); `RangeUnavailable` when the range
         leaves `data_length`.
+        """
+        ...
+
+    async def fetch_block(self, name: str, data_length: int, then: Callable[[memoryview, Footer], T]) -> T:
+        """A whole block, verified, and its checksums, given to `then` in the thread that read it; what that returns.
+
+        One request, one way to a thread. `then` raises nothing, and may run after the call was cancelled or has been
+        repeated. Errors as `read_block`.
+        """
+        ...
+
+    async def put_sealed(self, name: str, sealed: Buffer) -> None:
+        """As `put`, of data with the footer of `footer.pack_footer` behind it: for who has computed that already, and
+        has it in the same buffer. Nothing is copied or computed; a wrong footer makes a block that can't be read.
         """
         ...

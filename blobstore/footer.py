@@ -33,7 +33,7 @@ TAIL_BYTES: Final = _TAIL.size + _SUM.size
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """A footer that was checked."""
+    """The checksums of some data; from an object: they were checked."""
 
     data_length: int
     chunk_sums: tuple[int, ...]
@@ -66,10 +66,20 @@ def data_length_of(object_length: int) -> int | None:
 
 def make_footer(name: str, data: Buffer) -> bytes:
     """The footer for `data` stored under `name`."""
+    return pack_footer(name, footer_of(data))
+
+
+def footer_of(data: Buffer) -> Footer:
+    """The checksums of `data`."""
     view = memoryview(data).cast("B")
     sums = [xxh3_64_intdigest(view[start : start + CHUNK_BYTES]) for start in range(0, len(view), CHUNK_BYTES)]
-    tail = _TAIL.pack(MAGIC, VERSION, CHUNK_LOG2, len(view), _name_sum(name))
-    head = struct.pack(f"<{len(sums)}Q", *sums) + tail
+    return Footer(len(view), tuple(sums))
+
+
+def pack_footer(name: str, footer: Footer) -> bytes:
+    """Checksums that are known as the footer of what is stored under `name`."""
+    tail = _TAIL.pack(MAGIC, VERSION, CHUNK_LOG2, footer.data_length, _name_sum(name))
+    head = struct.pack(f"<{len(footer.chunk_sums)}Q", *footer.chunk_sums) + tail
     return head + _SUM.pack(xxh3_64_intdigest(head))
 
 

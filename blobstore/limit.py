@@ -6,14 +6,18 @@ Order of locks: a place first, then bytes. Who holds bytes holds a place already
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 
 from .block_port import BlockStore
+from .footer import Footer
 from .port import BlobStat, Buffer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,10 @@ class LimitingStore(BlockStore):
         async with self._writes.entered(len(data)):
             await self._inner.put(name, data)
 
+    async def put_sealed(self, name: str, sealed: Buffer) -> None:
+        async with self._writes.entered(len(sealed)):
+            await self._inner.put_sealed(name, sealed)
+
     async def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         async with self._reads.entered(self._unknown_read_bytes if length is None else length):
             return await self._inner.read(name, offset, length)
@@ -55,6 +63,10 @@ class LimitingStore(BlockStore):
     async def read_block(self, name: str, data_length: int, offset: int = 0, length: int | None = None) -> memoryview:
         async with self._reads.entered(max(0, data_length - offset) if length is None else length):
             return await self._inner.read_block(name, data_length, offset, length)
+
+    async def fetch_block(self, name: str, data_length: int, then: Callable[[memoryview, Footer], T]) -> T:
+        async with self._reads.entered(data_length):
+            return await self._inner.fetch_block(name, data_length, then)
 
     async def stat(self, name: str) -> BlobStat:
         async with self._reads.entered(0):

@@ -72,6 +72,10 @@ class LocalStore(BlobStore):
         check_range(offset, length)
         return await self._run(partial(_read, self._path(name), name, offset, length), name)
 
+    async def read_into(self, name: str, length: int, then: Callable[[Buffer], T]) -> T:
+        path = self._path(name)
+        return await self._run(lambda: then(_read(path, name, 0, length)), name)
+
     async def stat(self, name: str) -> BlobStat:
         found = await self._run(partial(os.stat, self._path(name)), name)
         return BlobStat(name, found.st_size, found.st_mtime)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 
 from .block_port import BlockStore
 from .errors import BlobStoreError
+from .footer import Footer
 from .listing import closing
 from .port import BlobStat, Buffer
 from .retry import Method
+
+T = TypeVar("T")
 
 OK = "ok"
 CANCELLED = "cancelled"
@@ -102,6 +106,11 @@ class MeteringStore(BlockStore):
             await self._inner.put(name, data)
         self._metrics.add_written(len(data))
 
+    async def put_sealed(self, name: str, sealed: Buffer) -> None:
+        with self._metrics.timed("put"):
+            await self._inner.put_sealed(name, sealed)
+        self._metrics.add_written(len(sealed))
+
     async def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         with self._metrics.timed("read"):
             found = await self._inner.read(name, offset, length)
@@ -112,6 +121,12 @@ class MeteringStore(BlockStore):
         with self._metrics.timed("read"):
             found = await self._inner.read_block(name, data_length, offset, length)
         self._metrics.add_read(len(found))
+        return found
+
+    async def fetch_block(self, name: str, data_length: int, then: Callable[[memoryview, Footer], T]) -> T:
+        with self._metrics.timed("read"):
+            found = await self._inner.fetch_block(name, data_length, then)
+        self._metrics.add_read(data_length)
         return found
 
     async def stat(self, name: str) -> BlobStat:

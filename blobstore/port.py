@@ -9,10 +9,11 @@ cancellable; blocking work runs in threads behind the adapter's own limiter with
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
+T = TypeVar("T")
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
@@ -40,6 +41,13 @@ class BlobStore(Protocol):
         Exactly `length` bytes, or an error: `NoSuchBlob`; `RangeUnavailable` when the object is shorter.
         """
         ...
+
+    async def read_into(self, name: str, length: int, then: Callable[[Buffer], T]) -> T:
+        """The first `length` bytes, given to `then` in the thread that read them; what that returns. Errors as `read`.
+
+        `then` raises nothing but errors of this package; it may run after the call was cancelled.
+        """
+        return then(await self.read(name, 0, length))
 
     async def stat(self, name: str) -> BlobStat:
         """Raises `NoSuchBlob`."""

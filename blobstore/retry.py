@@ -16,6 +16,7 @@ import trio
 
 from .block_port import BlockStore
 from .errors import BlobStoreError, BlobStoreTimeout, BlobStoreUnavailable, CorruptBlob
+from .footer import Footer
 from .listing import closing
 from .port import BlobStat, Buffer
 
@@ -66,11 +67,17 @@ class RetryingStore(BlockStore):
     async def put(self, name: str, data: Buffer) -> None:
         await self._repeat("put", name, lambda: self._inner.put(name, data))
 
+    async def put_sealed(self, name: str, sealed: Buffer) -> None:
+        await self._repeat("put", name, lambda: self._inner.put_sealed(name, sealed))
+
     async def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         return await self._repeat("read", name, lambda: self._inner.read(name, offset, length))
 
     async def read_block(self, name: str, data_length: int, offset: int = 0, length: int | None = None) -> memoryview:
         return await self._repeat("read", name, lambda: self._inner.read_block(name, data_length, offset, length))
+
+    async def fetch_block(self, name: str, data_length: int, then: Callable[[memoryview, Footer], T]) -> T:
+        return await self._repeat("read", name, lambda: self._inner.fetch_block(name, data_length, then))
 
     async def stat(self, name: str) -> BlobStat:
         return await self._repeat("stat", name, lambda: self._inner.stat(name))

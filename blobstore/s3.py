@@ -156,6 +156,10 @@ class Boto3Store(BlobStore):
                 return await self.read_nothing(name, offset)
             raise
 
+    async def read_into(self, name: str, length: int, then: Callable[[Buffer], T]) -> T:
+        key, what = self.key(name), self.what("read", name)
+        return await self._run(lambda: then(self._read(key, what, 0, length)), what)
+
     async def read_nothing(self, name: str, offset: int) -> bytes:
         """The empty range at `offset`, which HTTP cannot ask for. Raises as `read`."""
         found = await self.stat(name)

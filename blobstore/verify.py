@@ -58,6 +58,9 @@ class VerifyingStore(BlockStore):
         check_name(name)
         await self._inner.put(name, await self._compute(partial(_seal, name, data), len(data)))
 
+    async def put_sealed(self, name: str, sealed: Buffer) -> None:
+        await self._inner.put(check_name(name), sealed)
+
     async def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         """As the port says. A part takes a `stat` more than `read_block`, unless its footer is remembered."""
         check_range(offset, length)
@@ -88,6 +91,14 @@ class VerifyingStore(BlockStore):
             data = memoryview(await self._read_exactly(name, start, stop - start))
             await self._check(name, footer, first, data)
         return data[offset - start : end - start]
+
+    async def fetch_block(self, name: str, data_length: int, then: Callable[[memoryview, Footer], T]) -> T:
+        check_name(name)
+        call = partial(_unseal, name, data_length, then)
+        try:
+            return await self._inner.read_into(name, sealed_length(data_length), call)
+        except RangeUnavailable as exc:
+            raise _too_short(name) from exc
 
     async def stat(self, name: str) -> BlobStat:
         """As the port says; the size is that of the data, computed and not verified."""
@@ -142,7 +153,7 @@ class VerifyingStore(BlockStore):
         try:
             return await self._inner.read(name, offset, length)
         except RangeUnavailable as exc:
-            raise CorruptBlob(f"{name!r}: the object is shorter than its block") from exc
+            raise _too_short(name) from exc
 
     async def _check(self, name: str, footer: Footer, first: int, data: memoryview) -> None:
         try:
@@ -172,3 +183,15 @@ class VerifyingStore(BlockStore):
 
 def _seal(name: str, data: Buffer) -> bytes:
     return b"".join((data, make_footer(name, data)))
+
+
+def _unseal(name: str, data_length: int, then: Callable[[memoryview, Footer], T], sealed: Buffer) -> T:
+    """Check a sealed object and hand on what is in it."""
+    view = memoryview(sealed).cast("B")
+    footer = parse_footer(name, data_length, view[data_length:])
+    check_chunks(name, footer, 0, view[:data_length])
+    return then(view[:data_length], footer)
+
+
+def _too_short(name: str) -> CorruptBlob:
+    return CorruptBlob(f"{name!r}: the object is shorter than its block")

@@ -15,10 +15,12 @@ from apollofs.fs.connect import connected_store
 from apollofs.fs.errno_map import errno_of
 from apollofs.fs.filesystem import Filesystem, open_filesystem
 from apollofs.fs.mount_config import MountConfig
+from apollofs.fs.mountinfo import mount_of
 from apollofs.fs.operations import Operations
 from apollofs.fs.site_stores import SiteStores, location_of
 from apollofs.fs.user_error import UserError
-from apollofs.fs.wire import Wire
+from apollofs.fs.wire import Wire, WireConfig
+from apollofs.fs.wire_constants import InitFlag
 from apollofs.metadata.counting import CountingStore
 from apollofs.metadata.errors import SessionLost
 from apollofs.metadata.records import MountRecord
@@ -93,7 +95,7 @@ async def assembled(config: MountConfig) -> AsyncIterator[Assembly]:
             volume, stores.open, body_config(config, volume), cache_entries=config.session.entry_cache
         ) as filesystem:
             operations = Operations(filesystem)
-            wire = Wire(operations, errno_of=errno_of)
+            wire = Wire(operations, wire_config(config.body), errno_of)
             operations.guard(wire)
             yield Assembly(store, volume, stores, filesystem, operations, wire)
 
@@ -115,6 +117,16 @@ def body_config(config: MountConfig, volume: Volume) -> BodyConfig:
     except OSError as exc:
         raise UserError(f"the cache directory {directory} can't be made: {exc.strerror}") from exc
     return replace(config.body, cache_dir=directory)
+
+
+def wire_config(config: BodyConfig) -> WireConfig:
+    """What is negotiated with the kernel."""
+    plain = WireConfig()
+    if not config.passthrough:
+        return plain
+    lies_on = mount_of(os.path.realpath(config.cache_dir))
+    stacked = lies_on is not None and lies_on.fstype == "overlay"
+    return replace(plain, set_flags=plain.set_flags | InitFlag.PASSTHROUGH, max_stack_depth=2 if stacked else 1)
 
 
 async def _check_store(stores: SiteStores, volume: Volume) -> None:

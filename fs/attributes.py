@@ -47,6 +47,8 @@ class OpenFlags:
     fh: int
     direct_io: bool = False
     keep_cache: bool = False
+    backing_id: int = 0
+    """Of the local file that the kernel serves it from by itself (passthrough); 0: it does not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 from xxhash import xxh3_64_intdigest
 
 from apollofs.blobstore import (
+    BlobStat,
     BlobStoreError,
     BlobStoreFull,
     BlockStore,
@@ -18,9 +21,13 @@ from apollofs.blobstore import (
     NoSuchBlob,
     RangeUnavailable,
 )
+from apollofs.blobstore.footer import Footer
+from apollofs.blobstore.listing import closing
 from apollofs.fs.errors import BodyError, BodyUnavailable, CorruptBody, MissingBlob
 
+T = TypeVar("T")
 SITE_SHIFT = 56
+_BLOCK_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{16}/[0-9a-f]{8}")
 
 OpenStore = Callable[[int], Awaitable[BlockStore]]
 """Opens the store of the site with this id; raises BlobStoreError or MetadataError if there is none."""
@@ -56,6 +63,15 @@ def site_of(blob: int) -> int:
 
 def block_count(blob_length: int, block_bytes: int) -> int:
     return -(-blob_length // block_bytes)
+
+
+def block_named(name: str, length: int) -> Block | None:
+    """The block, of `length` bytes, that an object of this name holds; None if that is no block's name."""
+    parts = name.split("/")
+    if not _BLOCK_NAME.fullmatch(name):
+        return None
+    block = Block(int(parts[1], 16), int(parts[2], 16), length)
+    return block if block.name == name else None
 
 
 def block_of(blob: int, blob_length: int, index: int, block_bytes: int) -> Block:
@@ -101,12 +117,46 @@ class BlobSource:
             store = await self._store(site_of(block.blob))
             return await store.read_block(block.name, block.length, offset, length)
 
+    async def fetch_block(self, block: Block, then: Callable[[memoryview, Footer], T]) -> T:
+        """A whole block, verified, and its checksums, given to `then` in the thread that read it; what that returns.
+
+        `then` raises nothing, and may run after the call was cancelled or has been repeated.
+        """
+        with _translated(block):
+            store = await self._store(site_of(block.blob))
+            return await store.fetch_block(block.name, block.length, then)
+
     async def put_block(self, block: Block, data: Buffer) -> None:
         """Store a block; durable on return. `data` must not change meanwhile. Repeating it is harmless."""
         assert len(data) == block.length
         with _translated(block):
             store = await self._store(site_of(block.blob))
             await store.put(block.name, data)
+
+    async def put_sealed(self, block: Block, sealed: Buffer) -> None:
+        """As `put_block`, of the block's bytes with their footer behind them (`BlockStore.put_sealed`)."""
+        with _translated(block):
+            store = await self._store(site_of(block.blob))
+            await store.put_sealed(block.name, sealed)
+
+    async def delete_block(self, block: Block) -> None:
+        """Remove a block's object. One that is not there is no error."""
+        with _translated(block):
+            store = await self._store(site_of(block.blob))
+            await store.delete(block.name)
+
+    async def objects(self, site: int) -> AsyncIterator[BlobStat]:
+        """Every object in a site's store, in name order, foreign ones too; the blocks of a blob stand together.
+
+        Raises BodyUnavailable, and what `open_store` raises.
+        """
+        try:
+            store = await self._store(site)
+            async with closing(store.list()) as found:
+                async for entry in found:
+                    yield entry
+        except BlobStoreError as exc:
+            raise BodyUnavailable(f"the objects of site {site} can't be listed: {exc}") from exc
 
     async def aclose(self) -> None:
         """Close what was opened. Nobody may be reading or writing any more."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import trio
 
@@ -20,16 +20,23 @@ from apollofs.fs.blobs import BlobSource, OpenStore, open_blob_source
 from apollofs.fs.cache import BlockCache
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.errors import BodyError
+from apollofs.fs.images import Image, ImageStore, has_image
 from apollofs.fs.open_file import BodyTools, OpenFile
+from apollofs.fs.passed_file import PassedFile
 from apollofs.fs.reader import Reader
+from apollofs.fs.room import Room
 from apollofs.fs.staging import StagingArea, open_staging
+from apollofs.fs.stored_blocks import BlockUploads
+from apollofs.fs.working_copy import WorkingCopy
 from apollofs.fs.writer import BodyVolume, Writer
 from apollofs.metadata.errors import MetadataError
-from apollofs.metadata.records import Body
+from apollofs.metadata.records import Body, Inode
 
 log = logging.getLogger(__name__)
 COMMITS_MAX = 16
 """Files that are committed side by side in the background and by `commit_all`."""
+RETIRE_FIRST_S, RETIRE_MAX_S = 0.01, 5.0
+"""Pauses between looks at a working copy that a process still has mapped."""
 
 
 class Bodies:
@@ -41,18 +48,27 @@ class Bodies:
         config: BodyConfig,
         source: BlobSource,
         cache: BlockCache,
+        images: ImageStore,
         staging: StagingArea,
         nursery: trio.Nursery,
     ) -> None:
         self.cache = cache
-        self.reader = Reader(cache, config, source.block_bytes)
+        self.images = images
+        self.reader = Reader(cache, images, config, source.block_bytes)
         self.writer = Writer(volume, source, cache, self.reader, config, nursery)
-        self._tools = BodyTools(volume, self.reader, self.writer, staging, config)
+        uploads = BlockUploads(source, config.uploads_max)
+        self._tools = BodyTools(volume, self.reader, self.writer, staging, uploads, config)
+        self._nursery = nursery
         self._volume = volume
         self._interval_s = config.commit_interval_s
         self._files: dict[int, OpenFile] = {}
         self._opens: dict[int, int] = {}
+        self._opening: dict[int, int] = {}
+        """Inodes whose body is being read for an open file that is not there yet."""
         self._failing: set[int] = set()
+        self._retiring: set[int] = set()
+        self.renew: Callable[[OpenFile], OpenFile] = lambda file: file
+        """Asked for a file that is about to be brought up to date: `passing.py` may make another object of it."""
 
     # -- open files --------------------------------------------------------------------------------------------------
 
@@ -65,13 +81,25 @@ class Bodies:
 
         Raises what `Volume.read_body` does.
         """
-        body = await self._volume.read_body(ino)
-        file = self.open_known(body)
+        self._opening[ino] = self._opening.get(ino, 0) + 1
         try:
-            await file.refresh(body.inode, body)
+            body = await self._volume.read_body(ino)
+            file = self.open_known(body)
+        finally:
+            self._opening[ino] -= 1
+            if not self._opening[ino]:
+                del self._opening[ino]
+        try:
+            return await self.refresh(file, body.inode, body)
         except BaseException:
-            self.release(file)
+            self.release(self._files[ino])
             raise
+
+    async def refresh(self, file: OpenFile, inode: Inode, body: Body | None = None) -> OpenFile:
+        """As `OpenFile.refresh`; the file may be another object after that."""
+        if inode.body_version > file.version:
+            file = self.renew(file)
+        await file.refresh(inode, body)
         return file
 
     def open_known(self, body: Body) -> OpenFile:
@@ -90,11 +118,116 @@ class Bodies:
         self._forget_if_unused(file)
 
     def _forget_if_unused(self, file: OpenFile) -> None:
-        if not self._opens.get(file.ino, 0) and not file.is_dirty and self._files.get(file.ino) is file:
-            del self._files[file.ino]
-            self._opens.pop(file.ino, None)
-            self._failing.discard(file.ino)
-            file.close()
+        if not self._is_unused(file):
+            return
+        if isinstance(file, PassedFile) and not file.copy.is_released():
+            if file.ino not in self._retiring:
+                self._retiring.add(file.ino)
+                self._nursery.start_soon(self._retire, file)
+            return
+        del self._files[file.ino]
+        self._opens.pop(file.ino, None)
+        self._failing.discard(file.ino)
+        self.reader.forget(file.ino)
+        if isinstance(file, PassedFile):
+            self._adopt(file)
+        file.close()
+
+    def _is_unused(self, file: OpenFile) -> bool:
+        return not self._opens.get(file.ino, 0) and not file.is_dirty and self._files.get(file.ino) is file
+
+    # -- files that the kernel writes --------------------------------------------------------------------------------
+
+    def spawn(self, work: Callable[..., Awaitable[object]], *arguments: object) -> None:
+        """Run it in the background, until it ends or the mount does. It may raise nothing."""
+        self._nursery.start_soon(work, *arguments)
+
+    @property
+    def wants_passthrough(self) -> bool:
+        return self._tools.config.passthrough
+
+    @property
+    def staging_directory(self) -> str:
+        return self._tools.staging.directory
+
+    @property
+    def passes_writes(self) -> bool:
+        """Whether the local disk can take files whose growth nobody sees."""
+        try:
+            return self._tools.staging.has_room
+        except BodyError:
+            return False
+
+    async def keep_room(self) -> None:
+        """See `StagingArea.keep_room`."""
+        await self._tools.staging.keep_room()
+
+    def opens(self, ino: int) -> int:
+        """How many handles the inode has here."""
+        return self._opens.get(ino, 0)
+
+    @property
+    def passed_files(self) -> list[PassedFile]:
+        return [file for file in self._files.values() if isinstance(file, PassedFile)]
+
+    def pass_through(self, file: OpenFile) -> PassedFile:
+        """The same file, empty, unwritten and with one handle that is being made, as one with a working copy.
+
+        Raises StagingFull, StagingFailed.
+        """
+        assert self._files[file.ino] is file and self._opens[file.ino] == 1
+        return self._replace(file, self._open_copy(file))
+
+    def make_private(self, file: OpenFile, image: Image) -> PassedFile:
+        """The same file, unwritten, with its image as the working copy: what is to be changed in place.
+
+        Raises StagingFull, StagingFailed; BlockingIOError where others on this host use the image.
+        """
+        copy = self._open_copy(file, image.path)
+        try:
+            self.images.detach(image)
+        except OSError:
+            copy.close()
+            raise
+        passed = self._replace(file, copy)
+        passed.refer_to_all([image.footer(index) for index in range(image.blocks)])
+        return passed
+
+    def _open_copy(self, file: OpenFile, image: str | None = None) -> WorkingCopy:
+        return self._tools.staging.open_copy(file.ino, self._volume.place_of(file.ino), image)
+
+    def _replace(self, file: OpenFile, copy: WorkingCopy) -> PassedFile:
+        passed = self._files[file.ino] = PassedFile(self._tools, file.body, copy)
+        passed.errors = file.errors
+        self.reader.forget(file.ino)
+        file.close()
+        return passed
+
+    def take_back(self, passed: PassedFile) -> OpenFile:
+        """The kernel did not take the working copy: the file, still empty, is written through the daemon."""
+        file = self._files[passed.ino] = OpenFile(self._tools, passed.body)
+        passed.close()
+        return file
+
+    def _adopt(self, file: PassedFile) -> None:
+        """What was written here need not be fetched to be read here: the copy becomes the body's image."""
+        footers = file.footers()
+        if file.orphaned or file.is_lost or footers is None or not has_image(file.body):
+            return
+        try:
+            self.images.adopt(file.copy.path, file.body, footers)
+        except OSError as exc:
+            log.warning("what was written can't be kept in the cache: %s", exc)
+
+    async def _retire(self, file: PassedFile) -> None:
+        """Wait until no process has the copy mapped any more; commit what was still written to it, and forget it."""
+        pause_s = RETIRE_FIRST_S
+        while self._is_unused(file) and not file.copy.is_released():
+            await trio.sleep(pause_s)
+            pause_s = min(pause_s * 2, RETIRE_MAX_S)
+        self._retiring.discard(file.ino)
+        # what is dirty by now is committed, and forgotten, in the background
+        self._forget_if_unused(file)
 
     def session_lost(self) -> None:
         """To be called (`Volume.session_lost_hooks`) before the next session begins."""
@@ -107,6 +240,13 @@ class Bodies:
         """Those that are open here, or still have uncommitted bytes."""
         return list(self._files)
 
+    def in_use(self, inos: Sequence[int]) -> dict[int, int]:
+        """Those of these inodes that are used here, each with the oldest body_version that may still be read: what the
+        collector must leave. A read that began before a newer body was known reads again (`OpenFile.read`)."""
+        found = {ino: file.version_in_use for ino in inos if (file := self._files.get(ino)) is not None}
+        found.update((ino, 0) for ino in inos if ino in self._opening)
+        return found
+
     @property
     def dirty_files(self) -> list[OpenFile]:
         return [file for file in self._files.values() if file.is_dirty]
@@ -116,7 +256,8 @@ class Bodies:
         return {
             "open_files": len(self._files),
             "dirty_files": len(self.dirty_files),
-            "cache_bytes": self.cache.bytes_used,
+            "working_copies": len(self.passed_files),
+            "cache_bytes": self.cache.bytes_used + self.images.bytes_used,
             "cache_hits": self.cache.hits,
             "cache_fetched": self.cache.fetched,
             "packs": self.writer.packer.packs,
@@ -188,10 +329,14 @@ async def open_bodies(volume: BodyVolume, config: BodyConfig, open_store: OpenSt
         contextlib.AsyncExitStack() as last,
         trio.open_nursery() as nursery,
     ):
-        cache = BlockCache(source, config, os.path.join(staging.directory, "cache"), nursery)
+        room, downloads = Room(config.cache_bytes_max), trio.CapacityLimiter(config.downloads_max)
+        cache = BlockCache(source, room, downloads, config, os.path.join(staging.directory, "cache"), nursery)
+        images = ImageStore(source, cache, room, downloads, config, nursery)
+        last.callback(images.close)
         await cache.start()
+        await images.start()
         staging.make_room = cache.make_room
-        bodies = Bodies(volume, config, source, cache, staging, nursery)
+        bodies = Bodies(volume, config, source, cache, images, staging, nursery)
         # Only when the nursery's tasks have ended is nobody reading what is staged.
         last.callback(bodies.close)
         nursery.start_soon(bodies.write_back)

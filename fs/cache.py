@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -22,7 +22,8 @@ import trio
 from apollofs.fs.blobs import BlobSource, Block
 from apollofs.fs.cache_files import CacheFileCorrupt, CacheFiles, CacheIndex
 from apollofs.fs.config import BodyConfig
-from apollofs.fs.errors import BodyError, BodyUnavailable
+from apollofs.fs.fetching import Fetch
+from apollofs.fs.room import Room, Victim, remove
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,40 +37,27 @@ EVICTIONS_MAX = 8
 """Rounds of making room on a full disk before a block is not cached."""
 
 
-class _Fetch:
-    """A block on its way. After `done` either `data` or `error` is there."""
-
-    __slots__ = ("data", "done", "error")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.data: memoryview | None = None
-        self.error: Exception | None = None
-
-    async def result(self) -> memoryview:
-        await self.done.wait()
-        if self.data is not None:
-            return self.data
-        assert self.error is not None
-        if isinstance(self.error, BodyError):
-            # Each waiter gets an exception of its own: a shared one would collect everybody's tracebacks.
-            raise type(self.error)(*self.error.args) from self.error
-        raise self.error
-
-
 class BlockCache:
     """Made by `Bodies`; `nursery` must outlive every reader."""
 
-    def __init__(self, source: BlobSource, config: BodyConfig, scratch: str, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        source: BlobSource,
+        room: Room,
+        downloads: trio.CapacityLimiter,
+        config: BodyConfig,
+        scratch: str,
+        nursery: trio.Nursery,
+    ) -> None:
         """`scratch`: a directory of this mount alone, on the disk of `config.cache_dir`, for unfinished files."""
         self._source = source
-        self._bytes_max = config.cache_bytes_max
+        self._room = room
         self._files = CacheFiles(os.path.join(config.cache_dir, "blocks"), scratch, config.disk_free_bytes_min)
-        self._index = CacheIndex()
+        self._index = CacheIndex(room, self._files)
         self._nursery = nursery
-        self._fetches: dict[Block, _Fetch] = {}
+        self._fetches: dict[Block, Fetch] = {}
         self._fetches_max = config.downloads_max
-        self._downloads = trio.CapacityLimiter(config.downloads_max)
+        self._downloads = downloads
         self._threads = trio.CapacityLimiter(THREADS)
         self._misses: OrderedDict[Block, int] = OrderedDict()
         self._warned_at = -float("inf")
@@ -82,7 +70,7 @@ class BlockCache:
             found = await self._in_thread(self._files.scan)
             for block in found:
                 self._index.add(block)
-            await self._in_thread(partial(self._files.remove, self._index.give_up(self._bytes_max)))
+            await self._in_thread(partial(remove, self._room.give_up()))
         except OSError as exc:
             self._warn(f"its directory can't be used: {exc}")
 
@@ -93,6 +81,10 @@ class BlockCache:
     @property
     def blocks(self) -> int:
         return len(self._index)
+
+    def __contains__(self, block: Block) -> bool:
+        """Whether the block is probably on the disk."""
+        return block in self._index
 
     async def read(self, block: Block, offset: int, length: int, *, whole: bool = True) -> memoryview:
         """Bytes `[offset, offset + length)` of a block.
@@ -125,9 +117,9 @@ class BlockCache:
 
     async def make_room(self, size: int) -> None:
         """Somebody needs the disk: give up so many bytes, if there are so many. Raises nothing."""
-        victims = self._index.give_up(max(0, self._index.bytes - size))
+        victims = self._room.give_up(self._room.bytes - size)
         try:
-            await self._in_thread(partial(self._files.remove, victims))
+            self._room.came_back(await self._in_thread(partial(remove, victims)))
         except OSError as exc:
             self._warn(f"files can't be deleted: {exc}")
 
@@ -142,18 +134,18 @@ class BlockCache:
             self._misses.popitem(last=False)
         return False
 
-    def _fetch(self, block: Block) -> _Fetch:
-        fetch = self._fetches[block] = _Fetch()
+    def _fetch(self, block: Block) -> Fetch:
+        fetch = self._fetches[block] = Fetch()
         self._nursery.start_soon(self._run_fetch, block, fetch)
         return fetch
 
-    async def _run_fetch(self, block: Block, fetch: _Fetch) -> None:
+    async def _run_fetch(self, block: Block, fetch: Fetch) -> None:
         # An exception may not leave this task: the mount's nursery would end with it.
         try:
             async with self._downloads:
-                fetch.data = await self._source.read_block(block)
+                fetch.arrived(await self._source.read_block(block))
                 self.fetched += 1
-                fetch.done.set()
+                assert fetch.data is not None
                 await self._store(block, fetch.data)
         except Exception as exc:  # handed to every waiter
             if fetch.data is None:
@@ -162,9 +154,7 @@ class BlockCache:
                 log.exception("a fetched block could not be cached")
         finally:
             del self._fetches[block]
-            if fetch.data is None and fetch.error is None:
-                fetch.error = BodyUnavailable("the mount is ending")
-            fetch.done.set()
+            fetch.end()
 
     # -- the local disk ----------------------------------------------------------------------------------------------
 
@@ -177,7 +167,7 @@ class BlockCache:
                 found = await self._in_thread(partial(read, at_once=False))
         except CacheFileCorrupt as exc:
             log.warning("a file of the block cache is damaged and is fetched again: %s", exc)
-            await self._discard(block)
+            await self.discard(block)
             return None
         except OSError as exc:
             self._warn(f"a file can't be read: {exc}")
@@ -189,7 +179,8 @@ class BlockCache:
         self._index.remember(block, found.footer)
         return found.data
 
-    async def _discard(self, block: Block) -> None:
+    async def discard(self, block: Block) -> None:
+        """Delete a block's file. Raises nothing."""
         self._index.drop(block)
         try:
             await self._in_thread(partial(self._files.remove, [block]))
@@ -198,18 +189,19 @@ class BlockCache:
 
     async def _store(self, block: Block, data: bytes | bytearray | memoryview) -> None:
         self._index.add(block)
-        victims = self._index.give_up(self._bytes_max)
+        victims = self._room.give_up()
         stored = False
         try:
             for _ in range(EVICTIONS_MAX):
-                if block in victims:
+                if block not in self._index:
                     break
-                lacking = await self._in_thread(partial(self._files.write, block, data, victims))
+                lacking, stayed = await self._in_thread(partial(self._write, block, data, victims))
+                self._room.came_back(stayed)
                 stored = lacking <= 0
                 if stored:
                     return
-                victims = self._index.give_up(max(0, self._index.bytes - lacking))
-            await self._in_thread(partial(self._files.remove, victims))
+                victims = self._room.give_up(self._room.bytes - lacking)
+            await self._in_thread(partial(remove, victims))
             self._warn("there is no room for a block")
         except OSError as exc:
             self._warn(f"a file can't be written: {exc}")
@@ -218,6 +210,13 @@ class BlockCache:
                 self._index.add(block)
             else:
                 self._index.drop(block)
+
+    def _write(
+        self, block: Block, data: bytes | bytearray | memoryview, victims: Sequence[Victim]
+    ) -> tuple[int, list[Victim]]:
+        """In a thread: remove, then write. How many bytes the disk lacks, and who could not be removed."""
+        stayed = remove(victims)
+        return self._files.write(block, data), stayed
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, limiter=self._threads)

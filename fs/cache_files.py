@@ -31,6 +31,7 @@ from apollofs.blobstore.footer import (
 from apollofs.blobstore.port import Buffer
 from apollofs.fs.blobs import Block
 from apollofs.fs.local_io import read_at_once, read_fully, write_fully
+from apollofs.fs.room import Room
 
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{8})")
 _PREFIX = re.compile(r"[0-9a-f]{2}")
@@ -49,31 +50,45 @@ class Found:
 
 
 class CacheIndex:
-    """Which blocks are on disk, least recently used first, and how many bytes they take. Not for threads."""
+    """Which blocks are on disk, and the checksums of those read last. Not for threads."""
 
-    def __init__(self, footers_max: int = 4096) -> None:
-        self._sizes: OrderedDict[Block, int] = OrderedDict()
+    def __init__(self, room: Room, files: CacheFiles, footers_max: int = 4096) -> None:
+        self._room = room
+        self._files = files
+        self._blocks: set[Block] = set()
         self._footers: OrderedDict[Block, Footer] = OrderedDict()
         self._footers_max = footers_max
         self.bytes = 0
 
     def __contains__(self, block: Block) -> bool:
-        return block in self._sizes
+        return block in self._blocks
 
     def __len__(self) -> int:
-        return len(self._sizes)
+        return len(self._blocks)
 
     def add(self, block: Block) -> None:
         """The block is on disk, or will be in a moment; it is now the most recently used."""
-        if block not in self._sizes:
-            self._sizes[block] = sealed_length(block.length)
-            self.bytes += self._sizes[block]
-        self._sizes.move_to_end(block)
+        if block not in self._blocks:
+            self._blocks.add(block)
+            self.bytes += sealed_length(block.length)
+        self._room.add(self, block, sealed_length(block.length))
 
     def drop(self, block: Block) -> None:
         """The block is not on disk any more."""
-        self.bytes -= self._sizes.pop(block, 0)
+        self._room.drop(block)
+        self.forget(block)
+
+    def forget(self, block: Block) -> None:
+        """As a shelf of the room: the block is about to leave."""
+        if block in self._blocks:
+            self._blocks.discard(block)
+            self.bytes -= sealed_length(block.length)
         self._footers.pop(block, None)
+
+    def remove(self, blocks: Sequence[Block]) -> Sequence[Block]:
+        """As a shelf of the room: delete the files. Blocks; raises OSError."""
+        self._files.remove(blocks)
+        return ()
 
     def footer(self, block: Block) -> Footer | None:
         return self._footers.get(block)
@@ -83,14 +98,6 @@ class CacheIndex:
         self._footers.move_to_end(block)
         while len(self._footers) > self._footers_max:
             self._footers.popitem(last=False)
-
-    def give_up(self, bytes_max: int) -> list[Block]:
-        """Forget the least recently used until at most `bytes_max` bytes are left; the files are the caller's."""
-        victims = []
-        while self.bytes > bytes_max and self._sizes:
-            victims.append(next(iter(self._sizes)))
-            self.drop(victims[-1])
-        return victims
 
 
 class CacheFiles:
@@ -170,12 +177,11 @@ class CacheFiles:
             raise CacheFileCorrupt("the file was cut while it was read")
         return data
 
-    def write(self, block: Block, data: Buffer, victims: Sequence[Block]) -> int:
-        """Remove `victims`, then store a block. Returns 0, or how many bytes the disk lacks; nothing is stored then.
+    def write(self, block: Block, data: Buffer) -> int:
+        """Store a block. Returns 0, or how many bytes the disk lacks; nothing is stored then.
 
         Raises OSError; nothing is left behind.
         """
-        self.remove(victims)
         lacking = self._lacking(sealed_length(block.length))
         if lacking > 0:
             return lacking

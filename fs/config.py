@@ -31,6 +31,9 @@ class BodyConfig:
     read_deadline_s: float = 60.0
     """read answers EIO when a block could not be fetched in this time."""
 
+    passthrough: bool = True
+    """Whether the kernel may read and write local files behind open files by itself, where it can."""
+
     def __post_init__(self) -> None:
         check_bounds("cache-size", self.cache_bytes_max, 16 * MIB, 1 << 50)
         check_bounds("uploads", self.uploads_max, 1, 256)

@@ -28,7 +28,7 @@ COPY_CHUNK_BYTES = 1 << 20
 ATTEMPTS = 8
 
 Refresh = Callable[[OpenFile], Awaitable[None]]
-"""Looks for a newer body of an open file."""
+"""Looks for a newer body of an open file; a handle's may be another object after that."""
 
 
 async def copy_range(
@@ -37,7 +37,7 @@ async def copy_range(
     """Bytes `[offset_in, offset_in + length)`, which lie within the source, to `offset_out`: how many were, perhaps
     fewer. What was shared is committed on return. Raises what reading, writing and committing raise.
     """
-    shared = await _share(source.file, offset_in, target, offset_out, min(length, SHARE_CALL_BYTES_MAX), refresh)
+    shared = await _share(source, offset_in, target, offset_out, min(length, SHARE_CALL_BYTES_MAX), refresh)
     if shared:
         return shared
     return await _copy(source, offset_in, target, offset_out, min(length, COPY_CALL_BYTES_MAX))
@@ -47,23 +47,23 @@ async def copy_range(
 
 
 async def _share(
-    source: OpenFile, offset_in: int, target: FileHandle, offset_out: int, length: int, refresh: Refresh
+    source: FileHandle, offset_in: int, target: FileHandle, offset_out: int, length: int, refresh: Refresh
 ) -> int:
     """How many bytes are shared now; 0: they must be copied."""
-    if source.is_dirty:
-        await source.commit()
+    if source.file.is_dirty:
+        await source.file.commit()
     if target.file.is_dirty:
         await target.file.commit(target.cursor)
     for _ in range(ATTEMPTS):
-        if source.orphaned or target.file.orphaned:
+        if source.file.orphaned or target.file.orphaned:
             return 0
-        plan = partial(shared_range, source.committed, offset_in, offset_out, length)
+        plan = partial(shared_range, source.file.body, offset_in, offset_out, length)
         try:
             change = await target.file.share(plan)
         except TooManyExtents:
             return 0
         except BodyConflict:
-            await refresh(source)
+            await refresh(source.file)
             await refresh(target.file)
         else:
             return change.size_at_least - offset_out if change is not None else 0

@@ -36,6 +36,7 @@ ERRNO: Final[Mapping[type[BaseException], int]] = MappingProxyType(
         meta.UnsupportedFormat: errno.EIO,
         meta.UnknownSite: errno.EIO,
         meta.SiteInUse: errno.EBUSY,
+        meta.CollectorBusy: errno.EBUSY,
         meta.CorruptRecord: errno.EIO,
         # the namespace, as POSIX says
         meta.NoSuchEntry: errno.ENOENT,
@@ -66,6 +67,8 @@ ERRNO: Final[Mapping[type[BaseException], int]] = MappingProxyType(
         body.CorruptBody: errno.EIO,
         body.MissingBlob: errno.EIO,
         body.StagingFull: errno.ENOSPC,
+        body.ImageShared: errno.ETXTBSY,
+        body.CopyCut: errno.EIO,
         body.StagingFailed: errno.EIO,
         body.BodyLost: errno.EIO,
         body.NoDataThere: errno.ENXIO,

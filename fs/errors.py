@@ -23,8 +23,16 @@ class StagingFull(BodyError):
     """The local disk has no room for what is being written; nothing of this write was kept."""
 
 
+class ImageShared(BodyError):
+    """A file that is read by passthrough can't be changed in place: others of this host use the same local file."""
+
+
 class StagingFailed(BodyError):
     """The local disk failed, or is read-only, under what is being written."""
+
+
+class CopyCut(BodyError):
+    """A file that is being stored became shorter meanwhile; the commit looks at it anew."""
 
 
 class BodyLost(BodyError):

@@ -12,12 +12,15 @@ from apollofs.fs.attributes import Caller, OpenFlags
 from apollofs.fs.bodies import Bodies
 from apollofs.fs.copying import copy_range
 from apollofs.fs.directory import DirectoryHandle
-from apollofs.fs.errors import BodyLost
+from apollofs.fs.errors import BodyError, BodyLost
+from apollofs.fs.following import Following
 from apollofs.fs.handles import FileHandle, HandleTable, closes_for_opener
+from apollofs.fs.images import Image
 from apollofs.fs.kernel_cache import KernelCache
 from apollofs.fs.open_file import OpenFile
 from apollofs.fs.orphans import changed_here
 from apollofs.fs.page_table import PageWatch, Unwatched
+from apollofs.fs.passing import Passing
 from apollofs.metadata.errors import (
     FileTooLarge,
     InvalidArgument,
@@ -46,6 +49,9 @@ class FileCalls:
         self._pages = kernel.pages
         self._volume = volume
         self._bodies = bodies
+        self.passing = Passing(bodies, self._replaced)
+        """Which opens the kernel serves by itself."""
+        self.following = Following(volume, bodies, self.passing)
         self._handles: HandleTable[FileHandle] = HandleTable()
         self._lock_owners: dict[int, set[tuple[LockKind, int]]] = {}
         """By inode: who holds locks here."""
@@ -67,11 +73,13 @@ class FileCalls:
             _check_guards(file.inode, flags)
             if flags & os.O_TRUNC:
                 self._pages.written(ino)
+                file = self.passing.changing(file)
                 await file.truncate(SetAttr(size_bytes=0))
+            image = await self.passing.image_for(file, flags)
         except BaseException:
-            self._bodies.release(file)
+            self._bodies.release(self._bodies.find(ino) or file)
             raise
-        return self._opened(file, flags, caller)
+        return self._opened(file, flags, caller, image=image)
 
     async def _open_newest(self, ino: int) -> OpenFile:
         file = self._bodies.find(ino)
@@ -85,21 +93,48 @@ class FileCalls:
                 file.orphan()
         return self._bodies.open_known(Body(file.inode))
 
-    def opened_new(self, inode: Inode, flags: int, caller: Caller) -> OpenFlags:
-        """A handle for a file that was just created. No request."""
-        return self._opened(self._bodies.open_known(Body(inode)), flags, caller)
+    def opened_new(self, inode: Inode, flags: int, caller: Caller, directory: int) -> OpenFlags:
+        """A handle for a file that was just created in `directory`. No request."""
+        return self._opened(self._bodies.open_known(Body(inode)), flags, caller, directory)
 
-    def _opened(self, file: OpenFile, flags: int, caller: Caller) -> OpenFlags:
+    def _opened(
+        self, file: OpenFile, flags: int, caller: Caller, directory: int = 0, image: Image | None = None
+    ) -> OpenFlags:
+        try:
+            served = self.passing.open(file, flags, directory, image)
+        except BodyError:
+            self._bodies.release(self._bodies.find(file.ino) or file)
+            raise
+        file, passing = served.file, bool(served.backing_id)
         watched = self.page_watch.add(file.ino)
-        direct = self._is_direct(flags) or not watched
-        handle = FileHandle(file, flags, caller.pid, file.errors.cursor(), self._volume.losses, direct, watched)
-        keep = self._pages.opened(file.ino, file.version)
-        return OpenFlags(self._handles.add(handle), direct_io=direct, keep_cache=keep)
+        direct = served.direct if passing else self._is_direct(file, flags) or not watched
+        cursor = file.errors.cursor()
+        handle = FileHandle(
+            file,
+            flags,
+            caller.pid,
+            cursor,
+            self._volume.losses,
+            direct=direct,
+            watched=watched,
+            passing=passing,
+            directory=directory,
+        )
+        keep = self._pages.opened(file.ino, file.version) and not passing
+        return OpenFlags(self._handles.add(handle), direct, keep, served.backing_id)
 
-    def _is_direct(self, flags: int) -> bool:
-        """Whether reads and writes pass the page cache by. Also where the kernel would put bytes into pages that they
-        are not of (O_APPEND: the daemon chooses the offset), or keep pages locked while a commit waits (O_SYNC)."""
+    def _replaced(self, before: OpenFile, after: OpenFile) -> None:
+        for handle in self._handles.all():
+            if handle.file is before:
+                handle.file = after
+
+    def _is_direct(self, file: OpenFile, flags: int) -> bool:
+        """Whether reads and writes pass the page cache by. Also where a large file is still being fetched; where the
+        kernel would put bytes into pages that they are not of (O_APPEND: the daemon chooses the offset), or keep pages
+        locked while a commit waits (O_SYNC)."""
         writes = flags & os.O_ACCMODE != os.O_RDONLY
+        if self.maps_direct and not writes and self._bodies.reader.prefers_direct(file.body):
+            return True
         return bool(flags & os.O_DIRECT or (self.maps_direct and writes and flags & PAST_PAGES))
 
     def open_inodes(self) -> list[int]:
@@ -118,7 +153,7 @@ class FileCalls:
         file = handle.file
         try:
             # A child's close neither commits nor takes away the error that its parent is to hear of.
-            concerns = file.is_dirty or file.errors.cursor().seen != handle.cursor.seen
+            concerns = file.is_dirty or file.is_lost or file.errors.cursor().seen != handle.cursor.seen
             if concerns and closes_for_opener(handle.opener, pid):
                 await self._commit(handle)
             if handle.may_write:
@@ -159,6 +194,7 @@ class FileCalls:
                 if flock:
                     await self._unlock_owner(handle.file.ino, LockKind.FLOCK, lock_owner)
         finally:
+            self.passing.close(handle.file, passing=handle.passing, directory=handle.directory)
             self._bodies.release(handle.file)
             if handle.watched:
                 self.page_watch.remove(handle.file.ino)
@@ -173,6 +209,7 @@ class FileCalls:
             # Nobody has asked for attributes before this read, as the kernel does before a read(2) of cached pages.
             # For pages of a mapping it does not either, and those must not be older than the lease.
             await self._refresh(file)
+            file = handle.file
         before, shown = file.version, file.shown
         data = await file.read(offset, size, handle.pattern)
         self.kernel.reads(file.ino, before, shown)
@@ -184,7 +221,7 @@ class FileCalls:
         if file.orphaned:
             return
         try:
-            await file.refresh(await self._volume.getattr(file.ino))
+            await self._bodies.refresh(file, await self._volume.getattr(file.ino))
             self._pages.refreshed(file.ino)
         except StaleInode:
             file.orphan()
@@ -269,6 +306,9 @@ class FileCalls:
         ino, before = target.file.ino, target.file.version
         self._pages.written(ino)
         copied = await copy_range(source, offset_in, target, offset_out, length, self._refresh)
+        if self._bodies.opens(ino) > 1:
+            # others may have it mapped, and nothing else would tell them
+            await self._refresh(target.file)
         self._pages.committed(ino, before, target.file.version)
         return copied
 

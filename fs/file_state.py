@@ -30,7 +30,7 @@ from apollofs.metadata.errors import (
 from apollofs.metadata.records import Body, BodyChange, Inode
 
 
-def _is_certain(error: BaseException) -> bool:
+def is_certain(error: BaseException) -> bool:
     """Whether nothing was committed, after a commit that failed so."""
     if isinstance(error, SessionLost):
         return not error.in_doubt
@@ -62,6 +62,8 @@ class FileState:
         self._grown_to = 0
         self._append_from: int | None = None
         self._flight: Dirty | None = None
+        self._flight_from = 0
+        """body_version of the base when the flight took off; its plan may read from that."""
         self._doubt: _Doubt | None = None
         self._transaction: trio.Event | None = None
         self._layout: tuple[int, extents.Extents] | None = None
@@ -73,6 +75,11 @@ class FileState:
     def version(self) -> int:
         """body_version of the base."""
         return self._base.inode.body_version
+
+    @property
+    def version_in_use(self) -> int:
+        """The oldest body_version that is still read from."""
+        return self.version if self._flight is None else min(self.version, self._flight_from)
 
     @property
     def size_bytes(self) -> int:
@@ -110,7 +117,8 @@ class FileState:
             self._view = without_holes(self._base, self._holes)
         return self._view
 
-    def _set_base(self, body: Body) -> None:
+    def replace_base(self, body: Body) -> None:
+        """`body` is the newest committed body known; nothing is merged (`rebase` does that)."""
         self._base = body
         self._changed()
 
@@ -190,7 +198,7 @@ class FileState:
             resized = inode if inode is not None else base.inode._replace(size_bytes=size)
             kept = extents.truncate(base.inode.extents, size)
             body = Body(resized._replace(extents=kept), base.inline[:size])
-        self._set_base(body)
+        self.replace_base(body)
         if not self.is_dirty:
             self.dirty_since_s = None
 
@@ -229,7 +237,7 @@ class FileState:
             return
         old_size, new_size = self._base.inode.size_bytes, body.inode.size_bytes
         start = self._append_start()
-        self._set_base(body)
+        self.replace_base(body)
         if start is not None and new_size > start:
             self._move_appended(start, new_size - start)
         elif start is not None and start == old_size:
@@ -277,7 +285,7 @@ class FileState:
         base = self.base()
         self._holes = ()
         self._grown_to = 0
-        self._set_base(base._replace(inode=base.inode._replace(size_bytes=size)))
+        self.replace_base(base._replace(inode=base.inode._replace(size_bytes=size)))
 
     def lose(self) -> bool:
         """The session is lost: drop what is not committed. Whether anything was."""
@@ -298,6 +306,7 @@ class FileState:
         size = max(self.staged.map.end, self._grown_to)
         self._flight = Dirty(self.staged.map.segments(), self._holes, size, self._append_from, self.mtime_ns)
         self._append_from = None
+        self._flight_from = self.version
         self.staged.pin()
 
     def land(self, committed: Committed) -> None:
@@ -325,7 +334,7 @@ class FileState:
         self._holes = self._holes[len(flight.holes) :]
         if self._grown_to <= flight.size_at_least:
             self._grown_to = 0
-        self._set_base(body)
+        self.replace_base(body)
         if self._append_from is not None:
             self._land_appended(self._append_from + distance, flight.size_at_least + distance)
         self.dirty_since_s = trio.current_time() if self.is_dirty else None
@@ -372,7 +381,7 @@ class FileState:
         try:
             yield
         except BaseException as exc:
-            if self._flight is not None and not _is_certain(exc):
+            if self._flight is not None and not is_certain(exc):
                 self._doubt = _Doubt(self._flight, change)
             raise
         finally:

@@ -25,6 +25,7 @@ from apollofs.fs.config import BodyConfig
 from apollofs.fs.directories import Directories, Entries, OpenedDirectory
 from apollofs.fs.file_calls import FileCalls
 from apollofs.fs.kernel_cache import KernelCache
+from apollofs.fs.leftovers import settle
 from apollofs.metadata.errors import (
     EntryExists,
     InvalidArgument,
@@ -111,7 +112,7 @@ class Filesystem(FileCalls):
         file = self._bodies.find(inode.ino)
         if file is not None:
             try:
-                await file.refresh(inode)
+                file = await self._bodies.refresh(file, inode)
                 self._pages.refreshed(inode.ino)
             except StaleInode:
                 file.orphan()
@@ -186,6 +187,7 @@ class Filesystem(FileCalls):
             return self.cached_getattr(ino) or attributes
         if change.size_bytes is not None:
             self._pages.written(ino)
+            file = self.passing.changing(file)
             await file.truncate(change)
             if file.orphaned:
                 mtime_ns = NOW if change.mtime_ns is None else change.mtime_ns
@@ -281,7 +283,7 @@ class Filesystem(FileCalls):
             if flags & os.O_EXCL:
                 raise
             raise StaleInode("another mount has made this name since it was looked up") from exc
-        opened = self.opened_new(inode, flags, caller)
+        opened = self.opened_new(inode, flags, caller, parent)
         return self._made(parent, name, inode), opened
 
     # -- directories -------------------------------------------------------------------------------------------------
@@ -384,7 +386,10 @@ class Filesystem(FileCalls):
 
     def statistics(self) -> dict[str, dict[str, float]]:
         """Counters for `status`, by what they are of."""
-        return {"kernel_cache": self.kernel.statistics(), "bodies": self._bodies.statistics()}
+        return {
+            "kernel_cache": self.kernel.statistics(),
+            "bodies": {**self._bodies.statistics(), **self.passing.modes.statistics()},
+        }
 
     async def sync(self) -> None:
         """Commit all that was written and answered (umount). Raises the first error, after all files were tried."""
@@ -419,7 +424,14 @@ async def open_filesystem(
         delegations.put_above(kernel)
         filesystem = Filesystem(volume, bodies, kernel)
         volume.session_lost_hooks.append(filesystem.session_lost)
-        try:
-            yield filesystem
-        finally:
-            volume.session_lost_hooks.remove(filesystem.session_lost)
+        volume.uses.in_use = bodies.in_use
+        volume.uses.blobs_in_use = lambda: bodies.writer.packer.blobs_in_use
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(filesystem.passing.upload_early)
+            nursery.start_soon(filesystem.following.serve)
+            nursery.start_soon(settle, os.fspath(config.cache_dir), volume)
+            try:
+                yield filesystem
+            finally:
+                volume.session_lost_hooks.remove(filesystem.session_lost)
+                nursery.cancel_scope.cancel()

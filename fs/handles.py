@@ -29,6 +29,10 @@ class FileHandle:
     """`Volume.losses` as last reported here."""
     direct: bool = False
     """Whether it was opened past the page cache."""
+    passing: bool = False
+    """Whether the kernel serves it, or at least its mappings, from a local file by itself."""
+    directory: int = 0
+    """Where the file was made, by the call that opened it; else 0."""
     watched: bool = True
     """Whether the guard, if there is one, knows that the kernel may have pages of it."""
     pattern: AccessPattern = field(default_factory=AccessPattern)
@@ -69,6 +73,9 @@ class HandleTable(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._handles)
+
+    def all(self) -> list[T]:
+        return list(self._handles.values())
 
 
 def closes_for_opener(opener: int, closer: int) -> bool:

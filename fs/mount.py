@@ -50,6 +50,8 @@ async def serve_mount(config: MountConfig, readiness: Readiness) -> None:
     could not be committed at the end.
     """
     prepare_runtime_dir(config.runtime_dir)
+    # who opens a file on which a lease is being tried (`working_copy.py`) makes the kernel send it
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
     obedience = Obedience()
     async with trio.open_nursery() as nursery:
         await nursery.start(obedience.serve)
@@ -161,6 +163,7 @@ class RunningMount:
         try:
             await self._session.serve()
         finally:
+            self._assembly.filesystem.passing.modes.detach()
             self.gone.set()
 
     async def confirm_answering(self) -> None:
@@ -168,7 +171,9 @@ class RunningMount:
         await trio.to_thread.run_sync(os.stat, self._config.mountpoint, abandon_on_cancel=True)
         negotiated = self._assembly.wire.negotiated()
         if negotiated is not None:
-            self._assembly.filesystem.maps_direct = InitFlag.DIRECT_IO_ALLOW_MMAP in negotiated.flags
+            filesystem = self._assembly.filesystem
+            filesystem.maps_direct = InitFlag.DIRECT_IO_ALLOW_MMAP in negotiated.flags
+            filesystem.passing.attach(self._assembly.wire.device, negotiated=InitFlag.PASSTHROUGH in negotiated.flags)
 
     async def serve(self, readiness: Readiness) -> None:
         """Say that the mount is ready, serve until it has gone, commit. Raises UserError if that fails."""
@@ -268,6 +273,7 @@ class RunningMount:
             **self._assembly.session_facts(),
             "cache_dir": str(config.body.cache_dir),
             "volume_uuid": volume.superblock.uuid,
+            "passthrough": self._assembly.filesystem.passing.modes.why_not or "in use",
             "guard": dict(self._guarding.facts()) if self._guarding is not None else {"running": False},
             "fuse": dict(self._session.statistics()),
             **{name: dict(counters) for name, counters in self._assembly.statistics().items()},

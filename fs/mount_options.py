@@ -27,6 +27,7 @@ OWN_VALUES: Final = frozenset(
         "metrics",
         "entry_cache",
         "write_back",
+        "passthrough",
     }
 )
 """Options of ours that need a value."""

@@ -32,6 +32,7 @@ from apollofs.fs.file_state import FileState
 from apollofs.fs.late_errors import ErrorCursor, LateErrors
 from apollofs.fs.reader import AccessPattern, Reader
 from apollofs.fs.staging import StagingArea
+from apollofs.fs.stored_blocks import BlockUploads
 from apollofs.fs.writer import BodyVolume, Writer
 from apollofs.metadata import extents
 from apollofs.metadata.errors import FileTooLarge, InvalidArgument, SessionLost, StaleInode
@@ -49,6 +50,7 @@ class BodyTools:
     reader: Reader
     writer: Writer
     staging: StagingArea
+    uploads: BlockUploads
     config: BodyConfig
 
 
@@ -63,6 +65,8 @@ class OpenFile:
         self._committing = trio.Lock()
         self._writing = trio.Lock()
         self._upload: trio.CancelScope | None = None
+        self.is_lost = False
+        """Whether what was written can't be committed any more, nor forgotten yet: every fsync and close says so."""
         self.is_unsure = False
         """Whether the session under which this was read is gone, and nothing newer has been read since."""
 
@@ -74,9 +78,19 @@ class OpenFile:
         return self._state.inode
 
     @property
+    def body(self) -> Body:
+        """The newest committed body known, with what was punched here."""
+        return self._state.base()
+
+    @property
     def version(self) -> int:
         """body_version of the newest committed body known."""
         return self._state.version
+
+    @property
+    def version_in_use(self) -> int:
+        """The oldest body_version whose blobs are still needed: the base's, or that which a commit began on."""
+        return self._state.version_in_use
 
     @property
     def shown(self) -> tuple[int, int]:
@@ -106,11 +120,6 @@ class OpenFile:
     @property
     def orphaned(self) -> bool:
         return self._state.orphaned
-
-    @property
-    def committed(self) -> Body:
-        """The newest committed body known."""
-        return self._state.base()
 
     def adopt(self, inode: Inode) -> None:
         """Attributes were read or set; older ones than those known are ignored. The body: see `refresh`."""
@@ -177,17 +186,18 @@ class OpenFile:
 
         Raises BodyUnavailable, CorruptBody, StagingFailed.
         """
+        known = self._state.version
         try:
             return await self._read(offset, size, pattern)
         except MissingBlob:
-            # Another mount may have replaced the body, and its blobs may have been collected, since the base was read.
-            if self._state.orphaned:
-                raise
-            known = self._state.version
-            body = await self._tools.volume.read_body(self.ino)
-            if body.inode.body_version <= known:
-                raise
-            await self.refresh(body.inode, body)
+            # Another mount may have replaced the body, and its blobs may have been collected, since this read began.
+            if self._state.version == known:
+                if self._state.orphaned:
+                    raise
+                body = await self._tools.volume.read_body(self.ino)
+                if body.inode.body_version <= known:
+                    raise
+                await self.refresh(body.inode, body)
         return await self._read(offset, size, pattern)
 
     async def _read(self, offset: int, size: int, pattern: AccessPattern | None) -> bytes:
@@ -286,10 +296,7 @@ class OpenFile:
 
         Raises InvalidArgument, FileTooLarge, and what `commit` raises; then it is done here, and committed later.
         """
-        if offset < 0 or length <= 0:
-            raise InvalidArgument("an empty or negative range")
-        if offset + length > FILE_BYTES_MAX:
-            raise FileTooLarge(f"a file has at most {FILE_BYTES_MAX} bytes")
+        check_range(offset, length)
         async with self._committing, self._writing:
             await self._settle_doubt()
             self._state.punch(offset, length)
@@ -324,8 +331,12 @@ class OpenFile:
             except StaleInode:
                 self._state.orphan()
                 return None
-            self._state.rebase(Body(inode))
+            self._shared(Body(inode))
         return change
+
+    def _shared(self, body: Body) -> None:
+        """`share` has committed this."""
+        self._state.rebase(body)
 
     # -- committing --------------------------------------------------------------------------------------------------
 
@@ -338,7 +349,7 @@ class OpenFile:
         deadline_s = self._tools.config.commit_deadline_s
         try:
             with trio.fail_after(deadline_s):
-                while self._state.is_dirty:
+                while self.is_dirty:
                     async with self._committing:
                         if await self._commit():
                             break
@@ -353,7 +364,7 @@ class OpenFile:
         """Whether all went through; False if a truncation wants to go first."""
         try:
             await self._settle_doubt()
-            if not self._state.is_dirty:
+            if not self.is_dirty:
                 return True
             with trio.CancelScope() as self._upload:
                 await self._commit_flight()
@@ -377,3 +388,11 @@ class OpenFile:
     async def _settle_doubt(self) -> None:
         if self._state.in_doubt:
             self._state.rebase(await self._tools.volume.read_body(self.ino))
+
+
+def check_range(offset: int, length: int) -> None:
+    """Raises InvalidArgument (EINVAL), FileTooLarge (EFBIG)."""
+    if offset < 0 or length <= 0:
+        raise InvalidArgument("an empty or negative range")
+    if offset + length > FILE_BYTES_MAX:
+        raise FileTooLarge(f"a file has at most {FILE_BYTES_MAX} bytes")

@@ -20,7 +20,7 @@ from apollofs.fs.filesystem import Filesystem
 from apollofs.fs.kernel_cache import KernelCache
 from apollofs.fs.operations_wire import InterceptedOperations
 from apollofs.fs.wire import Wire
-from apollofs.fs.wire_constants import RELEASE_FLOCK_UNLOCK, SetattrValid, WriteFlag
+from apollofs.fs.wire_constants import RELEASE_FLOCK_UNLOCK, OpenReplyFlag, SetattrValid, WriteFlag
 from apollofs.fs.wire_guard import guard_operations
 from apollofs.fs.wire_interrupts import Interruptible
 from apollofs.fs.wire_load import pyfuse3
@@ -194,12 +194,14 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        unique = Wire.current_unique()
         with self._changing(ctx.pid, parent_inode):
             attributes, opened = await self._filesystem.create(parent_inode, name, mode, flags, caller_of(ctx))
-        return file_info(opened), self._entry(attributes)
+        return file_info(opened, unique), self._entry(attributes)
 
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
-        return file_info(await self._filesystem.open(inode, flags, caller_of(ctx)))
+        unique = Wire.current_unique()
+        return file_info(await self._filesystem.open(inode, flags, caller_of(ctx)), unique)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         return await self._filesystem.read(fh, off, size)
@@ -233,7 +235,10 @@ def caller_of(ctx: Any) -> Caller:
     return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask)
 
 
-def file_info(opened: OpenFlags) -> pyfuse3.FileInfo:
+def file_info(opened: OpenFlags, unique: int) -> pyfuse3.FileInfo:
+    """The reply to the OPEN or CREATE `unique`, which is to be sent without a further await."""
+    if opened.backing_id:
+        Wire.open_reply(unique, OpenReplyFlag.PASSTHROUGH, opened.backing_id)
     return pyfuse3.FileInfo(fh=opened.fh, direct_io=opened.direct_io, keep_cache=opened.keep_cache)
 
 

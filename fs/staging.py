@@ -3,6 +3,7 @@
     <cache_dir>/staging/.lock               held while a directory is made or looked through
     <cache_dir>/staging/<mount>/.lock       held by a running mount; a directory without a holder is dead, and removed
     <cache_dir>/staging/<mount>/<ino>-<n>   what is staged of one open file
+    <cache_dir>/staging/<mount>/<ino>-<n>.copy      what is written by passthrough (`working_copy.py`)
 
 A staging file is a log: new bytes go to its end, a `SegmentMap` says where each byte of the file is. So what a commit
 has taken a snapshot of stays as it is while the file is written on, and needs no copy. Rules:
@@ -14,7 +15,6 @@ has taken a snapshot of stays as it is while the file is written on, and needs n
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import itertools
 import logging
@@ -27,8 +27,11 @@ import trio
 
 from apollofs.fs import local_io
 from apollofs.fs.errors import CacheDirectoryUnusable, StagingFailed, StagingFull
+from apollofs.fs.leftovers import Place, note_place, rescue
 from apollofs.fs.local_io import INLINE_BYTES_MAX
+from apollofs.fs.mountinfo import mount_of
 from apollofs.fs.segments import Segment, SegmentMap
+from apollofs.fs.working_copy import WorkingCopy, has_fine_times, staging_error
 
 log = logging.getLogger(__name__)
 MEMORY_BYTES_MAX = 64 << 10
@@ -36,8 +39,9 @@ MEMORY_BYTES_MAX = 64 << 10
 MEMORY_BYTES_OF_MOUNT_MAX = 32 << 20
 RESERVE_BYTES = 16 << 20
 """The disk's free space is looked at once for so many bytes."""
+COPY_FREE_BYTES_MIN = 1 << 30
+"""With less room on the disk, writes come through the daemon, which can slow them down."""
 THREADS = 8
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 MakeRoom = Callable[[int], Awaitable[None]]
 """Asks whoever else uses the disk to give up so many bytes."""
@@ -46,10 +50,15 @@ MakeRoom = Callable[[int], Awaitable[None]]
 class StagingArea:
     """One mount's directory of staging files. Made by `open_staging`."""
 
-    def __init__(self, directory: str, disk_free_bytes_min: int) -> None:
+    def __init__(self, directory: str, lock: int, disk_free_bytes_min: int) -> None:
+        """`lock`: the descriptor that says that the directory's mount is alive."""
         self.directory = directory
+        self.lock = lock
         self.limiter = trio.CapacityLimiter(THREADS)
         self.make_room: MakeRoom | None = None
+        self.fine_times = has_fine_times(directory)
+        lies_on = mount_of(os.path.realpath(directory))
+        self._in_memory = lies_on is not None and lies_on.fstype in ("tmpfs", "ramfs")
         self._disk_free_bytes_min = disk_free_bytes_min
         self._reserved = 0
         self._memory_left = MEMORY_BYTES_OF_MOUNT_MAX
@@ -57,6 +66,36 @@ class StagingArea:
 
     def open_file(self, ino: int) -> StagingFile:
         return StagingFile(self, f"{ino:016x}-{next(self._counter)}")
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a file may be written without the daemon's seeing how much."""
+        return not self._in_memory and self._free_bytes() > COPY_FREE_BYTES_MIN
+
+    async def keep_room(self) -> None:
+        """While files grow unseen: have the cache give way before the disk is full. Raises nothing."""
+        try:
+            lacking = COPY_FREE_BYTES_MIN - self._free_bytes()
+        except StagingFailed:
+            return
+        if lacking > 0 and self.make_room is not None:
+            await self.make_room(lacking)
+
+    def open_copy(self, ino: int, place: Place | None = None, image: str | None = None) -> WorkingCopy:
+        """A local file for an inode, of the name `place`, that is to be written by passthrough: empty, or the file
+        `image`, which must have no other name from now on.
+
+        Raises StagingFull, StagingFailed.
+        """
+        path = os.path.join(self.directory, f"{ino:016x}-{next(self._counter)}.copy")
+        try:
+            if image is not None:
+                os.link(image, path)
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if image is None else 0), 0o600)
+        except OSError as exc:
+            raise staging_error(exc) from exc
+        note_place(fd, place)
+        return WorkingCopy(path, fd, self.limiter, fine_times=self.fine_times)
 
     def take_memory(self, size: int) -> bool:
         """Whether a file may keep `size` more bytes in memory; give back with a negative size."""
@@ -81,8 +120,16 @@ class StagingArea:
             raise StagingFull(f"the disk of {self.directory} has no room for {size} more bytes")
         self._reserved = min(free - size, RESERVE_BYTES)
 
+    def _restore(self) -> None:
+        """Somebody has emptied the cache directory: make it anew. What is open already goes on. Raises OSError."""
+        os.makedirs(self.directory, mode=0o700)
+        os.close(self.lock)
+        self.lock = _locked(self.directory)
+
     def _free_bytes(self) -> int:
         try:
+            if not os.path.isdir(self.directory):
+                self._restore()
             status = os.statvfs(self.directory)
         except OSError as exc:
             raise StagingFailed(f"the staging directory can't be used: {exc}") from exc
@@ -142,7 +189,7 @@ class StagingFile:
         try:
             local_io.write_fully(self._fd, place, data)
         except OSError as exc:
-            raise _staging_error(exc) from exc
+            raise staging_error(exc) from exc
 
     async def _extend(self, length: int) -> int:
         """Room at the end of the log: where."""
@@ -161,7 +208,7 @@ class StagingFile:
         try:
             await local_io.write(self._fd, place, data, self._area.limiter)
         except OSError as exc:
-            raise _staging_error(exc) from exc
+            raise staging_error(exc) from exc
 
     def _stays_in_memory(self, growth: int) -> bool:
         if self._memory is None or self._tail + growth > MEMORY_BYTES_MAX:
@@ -182,7 +229,7 @@ class StagingFile:
                 os.unlink(self._path)
                 raise
         except OSError as exc:
-            raise _staging_error(exc) from exc
+            raise staging_error(exc) from exc
         self._fd = fd
         self._release_memory()
 
@@ -200,7 +247,7 @@ class StagingFile:
         try:
             data = await local_io.read(self._fd, segment.at, segment.length, self._area.limiter)
         except OSError as exc:
-            raise _staging_error(exc) from exc
+            raise staging_error(exc) from exc
         if len(data) != segment.length:
             raise StagingFailed(f"the staging file {self._path} is shorter than what was written to it")
         return data
@@ -284,18 +331,13 @@ class StagingFile:
                 os.unlink(self._path)
 
 
-def _staging_error(exc: OSError) -> StagingFull | StagingFailed:
-    if exc.errno in _FULL:
-        return StagingFull(f"the local disk has no room for what is written: {exc}")
-    return StagingFailed(f"the local disk fails under what is written: {exc}")
-
-
 # -- the directory ----------------------------------------------------------------------------------------------------
 
 
 @contextlib.asynccontextmanager
 async def open_staging(cache_dir: str, disk_free_bytes_min: int) -> AsyncIterator[StagingArea]:
-    """This mount's staging area; removed at the end. What dead mounts left is removed at the start.
+    """This mount's staging area; removed at the end. What dead mounts left is removed at the start, but for working
+    copies (`leftovers.py`).
 
     Raises CacheDirectoryUnusable.
     """
@@ -304,12 +346,13 @@ async def open_staging(cache_dir: str, disk_free_bytes_min: int) -> AsyncIterato
         directory, lock = await trio.to_thread.run_sync(_claim, root)
     except OSError as exc:
         raise CacheDirectoryUnusable(f"the cache directory {cache_dir} can't be used: {exc.strerror}") from exc
+    area = StagingArea(directory, lock, disk_free_bytes_min)
     try:
-        yield StagingArea(directory, disk_free_bytes_min)
+        yield area
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(_remove, directory)
-        os.close(lock)
+        os.close(area.lock)
 
 
 def _claim(root: str) -> tuple[str, int]:
@@ -323,9 +366,7 @@ def _claim(root: str) -> tuple[str, int]:
                 _remove_if_dead(entry.path)
         directory = os.path.join(root, secrets.token_hex(8))
         os.mkdir(directory, 0o700)
-        lock = _lock_file(directory)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return directory, lock
+        return directory, _locked(directory)
     finally:
         os.close(guard)
 
@@ -342,10 +383,23 @@ def _remove_if_dead(directory: str) -> None:
         os.close(lock)
 
 
+def _locked(directory: str) -> int:
+    lock = _lock_file(directory)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lock
+
+
 def _lock_file(directory: str) -> int:
     return os.open(os.path.join(directory, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _remove(directory: str) -> None:
+    try:
+        if not os.path.isdir(directory):
+            return
+        rescue(directory, os.path.dirname(os.path.dirname(directory)))
+    except OSError as exc:
+        log.warning("what a mount has left in %s stays there: %s", directory, exc)
+        return
     # What can't be removed now is found by the next mount.
     shutil.rmtree(directory, ignore_errors=True)

@@ -9,7 +9,7 @@ and then not committed is garbage under the session's number.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -17,15 +17,15 @@ from typing import Protocol
 
 import trio
 
-from apollofs.blobstore import BlobStoreError
 from apollofs.fs.blobs import BlobSource, Block, block_count, block_of
 from apollofs.fs.cache import BlockCache
 from apollofs.fs.config import BodyConfig
-from apollofs.fs.errors import BodyError, BodyUnavailable
+from apollofs.fs.errors import BodyUnavailable
 from apollofs.fs.packing import Packer
 from apollofs.fs.plan import Dirty, Part, Place, Plan, make_plan
 from apollofs.fs.reader import Reader
 from apollofs.fs.segments import Segment
+from apollofs.fs.workers import share_out
 from apollofs.metadata.errors import BodyConflict, TooManyExtents
 from apollofs.metadata.records import Body, BodyChange, Inode, SetAttr, Superblock
 from apollofs.metadata.session import Session
@@ -42,6 +42,7 @@ class BodyVolume(Protocol):
     @property
     def session(self) -> Session: ...
     def new_blob(self) -> int: ...
+    def place_of(self, ino: int) -> tuple[int, bytes] | None: ...
     async def read_body(self, ino: int) -> Body: ...
     async def setattr(self, ino: int, change: SetAttr) -> Inode: ...
     async def commit_body(self, ino: int, change: BodyChange, session: Session | None = None) -> Inode: ...
@@ -179,7 +180,7 @@ class Writer:
         blob = self._volume.new_blob()
         count = block_count(length, block_bytes)
         blocks = (block_of(blob, length, index, block_bytes) for index in range(count))
-        await _share(partial(self._upload_block, source, plan), blocks, min(count, self._uploads_max))
+        await share_out(partial(self._upload_block, source, plan), blocks, min(count, self._uploads_max))
         return Place(blob, 0, length)
 
     async def _upload_block(self, source: CommitSource, plan: Plan, block: Block) -> None:
@@ -214,22 +215,3 @@ def _within(parts: tuple[Part, ...], start: int, length: int) -> Iterator[Part]:
         position += part.length
         if position >= start + length:
             return
-
-
-async def _share(work: Callable[[Block], Awaitable[None]], blocks: Iterator[Block], workers: int) -> None:
-    """`work` on each block, by so many tasks. The first error ends the others and is raised itself, not as a group."""
-    errors: list[BodyError | BlobStoreError] = []
-
-    async def worker() -> None:
-        try:
-            for block in blocks:
-                await work(block)
-        except (BodyError, BlobStoreError) as exc:
-            errors.append(exc)
-            nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(workers):
-            nursery.start_soon(worker)
-    if errors:
-        raise errors[0]

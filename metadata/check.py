@@ -19,7 +19,7 @@ from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import ROOT_INO, Extent, Inode, Usage
 from apollofs.metadata.store import KeyValue, Range, Store
 
-TABLES = b"SNDPmsuriwtcdvxekgEGRI"
+TABLES = b"SNDPmsuriwtcdvxekgEGRICQA"
 """In the order in which they are read: who shares blobs before the inodes, inodes before the names that refer to them.
 """
 
@@ -96,6 +96,9 @@ class Checker:
             "R": self._delegation,
             "E": self._exclusive,
             "I": self._recall,
+            "C": self._collecting,
+            "Q": self._collecting,
+            "A": self._collecting,
         }.get(table)
         if visitor is None:
             return
@@ -148,6 +151,11 @@ class Checker:
     def _recall(self, kv: KeyValue) -> Iterator[Violation]:
         if not kv.lease:
             yield Violation("I", self.keys.parse_numbers(kv.key)[1], "a recall notice without lease")
+
+    def _collecting(self, kv: KeyValue) -> Iterator[Violation]:
+        """The collector, what it asks, and what mounts have answered: all of it goes with a lease."""
+        if not kv.lease:
+            yield Violation(kv.key[len(self.keys.prefix) :][:1].decode(), 0, "a key of the collector without lease")
 
     # -- inodes ------------------------------------------------------------------------------------------------------
 

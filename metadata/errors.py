@@ -88,6 +88,10 @@ class SiteInUse(MetadataError):
     """The site can't be removed: mounts or bodies depend on it."""
 
 
+class CollectorBusy(MetadataError):
+    """Garbage of this volume is being collected already; the message says by whom."""
+
+
 class CorruptRecord(MetadataError):
     """A record does not decode."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from apollofs.metadata import codec
 from apollofs.metadata.errors import (
@@ -148,15 +148,10 @@ async def remove_site(store: Store, volume: str, name: str) -> None:
 
 async def _first_body_at(store: Store, keys: Keys, site_id: int) -> str | None:
     """Which table names a blob in this site's store, or None. Reads the whole namespace, in pages."""
-    for prefix, blobs_of in (
-        (keys.dentries, _dentry_blobs),
-        (keys.inodes, _inode_blobs),
-        (keys.table(b"e"), _page_blobs),
-        (keys.tombstones, _tombstone_blobs),
-    ):
-        async for kv in pages(store, prefix):
+    for letter, blobs_of in BLOBS_IN.items():
+        async for kv in pages(store, keys.table(letter)):
             if any(blob >> 56 == site_id for blob in blobs_of(kv.value)):
-                return "removed files" if prefix == keys.tombstones else "files"
+                return "removed files" if letter == b"g" else "files"
     return None
 
 
@@ -178,6 +173,15 @@ def _tombstone_blobs(value: bytes) -> list[int]:
     return [blob for blob, _ in stone.blobs] + [extent.blob for extent in (stone.inode.extents if stone.inode else ())]
 
 
+BLOBS_IN: Mapping[bytes, Callable[[bytes], list[int]]] = {
+    b"d": _dentry_blobs,
+    b"i": _inode_blobs,
+    b"e": _page_blobs,
+    b"g": _tombstone_blobs,
+}
+"""Table -> the blobs that a value of it refers to: all places where a blob is named."""
+
+
 async def pages(store: Store, prefix: bytes, *, revision: int = 0, keys_only: bool = False) -> AsyncIterator[KeyValue]:
     """Every key with the prefix, in order, read in pages."""
     start, end = prefix, prefix_end(prefix)
@@ -194,7 +198,7 @@ async def pages(store: Store, prefix: bytes, *, revision: int = 0, keys_only: bo
 
 
 async def list_mounts(store: Store, volume: str) -> list[MountRecord]:
-    """Every mount whose lease lives."""
+    """Every session whose lease lives: mounts, and commands that work on the volume (`serves_files`)."""
     await read_superblock(store, volume)
     keys = Keys(volume)
     found = await store.range(Range(keys.mounts, prefix_end(keys.mounts)))
@@ -212,8 +216,8 @@ async def destroy_volume(store: Store, volume: str) -> int:
     if not (await store.range(Range(keys.prefix, keys.end, limit=1, keys_only=True))).kvs:
         raise NotFormatted(f"there is no volume {volume!r}")
     if not (await store.txn((no_mount,), (Delete(keys.superblock),))).succeeded:
-        mounts = ", ".join(f"{mount.host}:{mount.mountpoint}" for mount in await list_mounts(store, volume))
-        raise SiteInUse(f"volume {volume!r} is mounted: {mounts}")
+        users = [f"{each.host}:{each.mountpoint or each.pid}" for each in await list_mounts(store, volume)]
+        raise SiteInUse(f"volume {volume!r} is mounted, or a command works on it: {', '.join(users)}")
     removed = 0
     while True:
         found = await store.range(Range(keys.prefix, keys.end, limit=DELETE_KEYS, keys_only=True))

@@ -55,6 +55,9 @@ class Keys:
         self._waiting = self.prefix + b"R/"
         self._inboxes = self.prefix + b"I/"
         self._exclusives = self.prefix + b"E/"
+        self.collector = self.prefix + b"C"
+        self.answers = self.prefix + b"A/"
+        self._questions = self.prefix + b"Q/"
         self._table_at = len(self.prefix)
 
     # -- volume-wide -------------------------------------------------------------------------------------------------
@@ -195,6 +198,22 @@ class Keys:
         at = self._table_at
         return key[at : at + 2] in (b"w/", b"v/", b"e/", b"r/", b"g/")
 
+    # -- collection --------------------------------------------------------------------------------------------------
+
+    def question(self, collector: int, batch: int) -> bytes:
+        """What the collector (its session) asks all mounts: who of them still uses these inodes."""
+        return b"%s%s/%s" % (self._questions, _U64.pack(collector), _U64.pack(batch))
+
+    def answers_to(self, collector: int, batch: int) -> bytes:
+        return b"%s%s/%s/" % (self.answers, _U64.pack(collector), _U64.pack(batch))
+
+    def answer(self, collector: int, batch: int, session: int) -> bytes:
+        return self.answers_to(collector, batch) + _U64.pack(session)
+
+    def collection_notice(self, session: int, collector: int, batch: int) -> bytes:
+        """A notice to `session` that the collector has asked something; three numbers tell it from recalls."""
+        return b"%s%s/%s/%s/%s" % (self._inboxes, *map(_U64.pack, (session, collector, batch, 0)))
+
     # -- parsing -----------------------------------------------------------------------------------------------------
 
     def parse_dentry(self, key: bytes) -> tuple[int, bytes]:
@@ -211,6 +230,11 @@ class Keys:
         """(ino, attribute name) of an xattr's key."""
         at = len(self._xattr)
         return _U64.unpack_from(key, at)[0], key[at + 9 :]
+
+    def parse_tombstone(self, key: bytes) -> tuple[int, int, int]:
+        """(time in ns, ino, body_version) of a tombstone's key."""
+        time_ns, ino, body_version = self.parse_numbers(key)
+        return time_ns, ino, body_version
 
     def parse_session(self, key: bytes) -> int:
         """The session of a mount's key."""

@@ -311,6 +311,10 @@ class NamespaceReader:
         """The kernel learnt a file's number from a listing: remember where it is, as `lookup` does."""
         self._locations[ino] = (parent, name)
 
+    def place_of(self, ino: int) -> Location | None:
+        """(parent, name) where a file was last seen, if that is remembered."""
+        return self._locations.get(ino)
+
     def forget(self, ino: int) -> None:
         """The kernel has forgotten the number; what was remembered of where it is goes."""
         self._locations.pop(ino, None)

@@ -250,6 +250,11 @@ class MountRecord:
     version: str
     started_ns: int
 
+    @property
+    def serves_files(self) -> bool:
+        """Whether it is a mount, and not a command that works on the volume for a moment."""
+        return bool(self.mountpoint)
+
 
 @dataclass(frozen=True, slots=True)
 class Usage:

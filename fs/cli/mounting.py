@@ -141,6 +141,7 @@ def config_of(request: MountRequest) -> MountConfig:
         commit_interval=("commit_interval_s", number),
         commit_deadline=("commit_deadline_s", number),
         read_deadline=("read_deadline_s", number),
+        passthrough=("passthrough", switch),
     )
     session = _given(
         values,

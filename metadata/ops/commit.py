@@ -42,7 +42,7 @@ class CommitBody:
             raise StaleInode("not a regular file")
         if home.inode.flags & InodeFlag.IMMUTABLE:
             raise OperationNotPermitted("the inode is immutable")
-        body = BodyKeys(self.scope)
+        body = BodyKeys(self.scope, home.location)
         before = body.load(view, home.inode)
         self._check_mergeable(before)
         mtime_ns = self.change.mtime_ns or self.scope.now_ns

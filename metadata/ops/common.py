@@ -118,13 +118,14 @@ class Scope:
         stone = Tombstone(inode.ino, self.moment.session, parent, name, inode, ())
         return Put(self.keys.tombstone(self.now_ns, inode.ino, inode.body_version + 1), codec.encode_tombstone(stone))
 
-    def discard(self, before: Inode, after: Inode) -> list[Put]:
+    def discard(self, before: Inode, after: Inode, location: Location | None) -> list[Put]:
         """Blobs that `before` refers to and `after` does not; `after` has the next body_version."""
         kept = {extent.blob for extent in after.extents}
         gone = {extent.blob: extent.blob_length for extent in before.extents if extent.blob not in kept}
         if not gone:
             return []
-        stone = Tombstone(before.ino, self.moment.session, 0, b"", None, tuple(sorted(gone.items())))
+        parent, name = location or (0, b"")
+        stone = Tombstone(before.ino, self.moment.session, parent, name, None, tuple(sorted(gone.items())))
         key = self.keys.tombstone(self.now_ns, before.ino, after.body_version)
         return [Put(key, codec.encode_tombstone(stone))]
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import trio
 
-from apollofs.blobstore import BadBlobName, BlobStore, BlockStore, NoSuchBlob, RangeUnavailable
-from apollofs.blobstore.footer import CHUNK_BYTES
+from apollofs.blobstore import BadBlobName, BlobStore, BlockStore, CorruptBlob, NoSuchBlob, RangeUnavailable
+from apollofs.blobstore.footer import CHUNK_BYTES, footer_of, pack_footer, sealed_length
 from tests.contract.blob_backends import (
     BARE,
     WRAPPED,
@@ -96,6 +96,16 @@ async def test_a_range_beyond_the_end_is_an_error(store: BlobStore) -> None:
             await store.read("r", offset, length)
 
 
+async def test_a_block_can_be_sealed_by_its_writer(blocks: BlockStore) -> None:
+    room = bytearray(sealed_length(len(LARGE)))
+    room[: len(LARGE)] = LARGE
+    room[len(LARGE) :] = pack_footer("sealed", footer_of(LARGE))
+    await blocks.put_sealed("sealed", memoryview(room))
+    room[:10] = bytes(10)
+    assert await blocks.read("sealed") == LARGE
+    assert await blocks.read_block("sealed", len(LARGE), 5, 100) == LARGE[5:105]
+
+
 async def test_a_part_of_a_block_is_exact(blocks: BlockStore) -> None:
     size = len(LARGE)
     ranges = [
@@ -120,6 +130,19 @@ async def test_a_part_of_a_block_is_exact(blocks: BlockStore) -> None:
             assert bytes(found) == LARGE[offset:end]
             assert await blocks.read(name, offset, end - offset) == LARGE[offset:end]
         assert bytes(await blocks.read_block(name, size, offset)) == LARGE[offset:]
+
+
+@pytest.mark.expects_log("corrupt data")
+async def test_a_block_is_fetched_whole_with_its_checksums(blocks: BlockStore) -> None:
+    for body in (b"x", BODY, LARGE):
+        await blocks.put("whole", body)
+        found, footer = await blocks.fetch_block("whole", len(body), lambda data, sums: (bytes(data), sums))
+        assert found == body
+        assert footer == footer_of(body)
+    with pytest.raises(CorruptBlob):
+        await blocks.fetch_block("whole", len(LARGE) + 1, lambda data, sums: None)
+    with pytest.raises(NoSuchBlob):
+        await blocks.fetch_block("absent", 1, lambda data, sums: None)
 
 
 async def test_a_block_ends_where_it_is_said_to_end(blocks: BlockStore) -> None:

@@ -24,6 +24,7 @@ pytestmark = [
 MIB = 1 << 20
 SIZE = 3 * MIB
 COMMIT_DEADLINE_S = 4
+READ_DEADLINE_S = 5
 DISK_BYTES = 288 * MIB
 READ_FAULTS = {
     "500": Fault("status", "GET", status=500),
@@ -69,7 +70,7 @@ def mounts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with FaultyS3.serving(gateway.endpoint) as s3:
         sites = [FaultyBodies("here", gateway, "faults", s3)]
         with Namespace.made(tmp_path_factory.mktemp("s3"), sites, format_options=("--block-size", "1M")) as namespace:
-            options = ("-o", f"commit_deadline={COMMIT_DEADLINE_S}")
+            options = ("-o", f"commit_deadline={COMMIT_DEADLINE_S},read_deadline={READ_DEADLINE_S}")
             here, there = (namespace.mount("here", *options, name=name) for name in ("a", "b"))
             for mount in (here, there):
                 # what goes wrong with the store is told; a traceback would be a bug

@@ -18,7 +18,7 @@ from tests.mounted.harness import LocalBodies, Mount, Namespace
 
 pytestmark = [pytest.mark.faults, pytest.mark.mounted]
 LEASE_S = 3
-SIZES = pytest.mark.parametrize("size", [1000, 300_000], ids=["inline", "blocks"])
+SIZES = pytest.mark.parametrize("size", [1000, 300_000, 2_500_000], ids=["inline", "blocks", "passthrough"])
 
 
 @pytest.fixture

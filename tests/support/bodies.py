@@ -7,10 +7,12 @@ import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
 from apollofs.blobstore import BlobMetrics, BlobStat, BlobStoreOptions, BlockStore, Buffer
+from apollofs.blobstore.footer import Footer
 from apollofs.blobstore.memory import MemoryStore as MemoryBlobs
 from apollofs.blobstore.open import wrap
 from apollofs.fs.bodies import Bodies, open_bodies
@@ -22,6 +24,7 @@ from apollofs.metadata.session import Session
 from apollofs.metadata.volume import Volume
 from tests.support.volumes import ME, make_volume, mounted
 
+T = TypeVar("T")
 Hook = Callable[[], Awaitable[None]]
 
 
@@ -34,6 +37,7 @@ class BrokenBlobs(BlockStore):
         self.fail_puts: list[Exception] = []
         """Raised by the next puts, in order."""
         self.fail_reads: list[Exception] = []
+        self.fail_deletes: list[Exception] = []
         self.before_put: Hook | None = None
         self.before_read: Hook | None = None
         self.puts: list[str] = []
@@ -42,6 +46,12 @@ class BrokenBlobs(BlockStore):
         self.under_way_max = 0
 
     async def put(self, name: str, data: Buffer) -> None:
+        await self._put(name, self._inner.put, data)
+
+    async def put_sealed(self, name: str, sealed: Buffer) -> None:
+        await self._put(name, self._inner.put_sealed, sealed)
+
+    async def _put(self, name: str, put: Callable[[str, Buffer], Awaitable[None]], data: Buffer) -> None:
         self.puts.append(name)
         if self.fail_puts:
             error = self.fail_puts.pop(0)
@@ -52,11 +62,19 @@ class BrokenBlobs(BlockStore):
         try:
             if self.before_put is not None:
                 await self.before_put()
-            await self._inner.put(name, data)
+            await put(name, data)
         finally:
             self.under_way -= 1
 
     async def read_block(self, name: str, data_length: int, offset: int = 0, length: int | None = None) -> memoryview:
+        await self._read_begins(name, offset, length)
+        return await self._inner.read_block(name, data_length, offset, length)
+
+    async def fetch_block(self, name: str, data_length: int, then: Callable[[memoryview, Footer], T]) -> T:
+        await self._read_begins(name, 0, None)
+        return await self._inner.fetch_block(name, data_length, then)
+
+    async def _read_begins(self, name: str, offset: int, length: int | None) -> None:
         self.reads.append((name, offset, length))
         if self.fail_reads:
             error = self.fail_reads.pop(0)
@@ -64,7 +82,6 @@ class BrokenBlobs(BlockStore):
             raise error
         if self.before_read is not None:
             await self.before_read()
-        return await self._inner.read_block(name, data_length, offset, length)
 
     def corrupt(self, name: str) -> None:
         """Flip a bit of a stored object."""
@@ -78,6 +95,10 @@ class BrokenBlobs(BlockStore):
         return await self._inner.stat(name)
 
     async def delete(self, name: str) -> None:
+        if self.fail_deletes:
+            error = self.fail_deletes.pop(0)
+            await trio.lowlevel.checkpoint()
+            raise error
         await self._inner.delete(name)
 
     def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[BlobStat]:
@@ -105,6 +126,9 @@ class BrokenVolume:
 
     def new_blob(self) -> int:
         return self.inner.new_blob()
+
+    def place_of(self, ino: int) -> tuple[int, bytes] | None:
+        return self.inner.place_of(ino)
 
     async def read_body(self, ino: int) -> Body:
         self.body_reads += 1

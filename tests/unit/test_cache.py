@@ -21,6 +21,7 @@ from apollofs.fs.cache import BlockCache
 from apollofs.fs.cache_files import CacheFiles
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.errors import BodyUnavailable, CorruptBody, MissingBlob
+from apollofs.fs.room import Room
 from tests.support.bodies import BrokenBlobs
 
 BLOCK_BYTES = 1000
@@ -43,9 +44,9 @@ class Cached:
 
         async with trio.open_nursery() as nursery:
             source = BlobSource(open_store, BLOCK_BYTES)
-            cache = BlockCache(source, self.config, str(self.directory / "scratch"), nursery)
-            if bytes_max:
-                cache._bytes_max = bytes_max
+            room = Room(bytes_max or self.config.cache_bytes_max)
+            downloads = trio.CapacityLimiter(self.config.downloads_max)
+            cache = BlockCache(source, room, downloads, self.config, str(self.directory / "scratch"), nursery)
             await cache.start()
             yield cache
             await trio.testing.wait_all_tasks_blocked()

@@ -1,0 +1,413 @@
+"""The images of a mount: which are open, and how their blocks come from the store.
+
+Rules
+1. One Image for each body, counted. The last release leaves it idle, unlocked: its descriptors and what is verified are
+   good for the next open, if nobody has changed or deleted the files meanwhile. So many stay, the oldest are closed.
+2. At most `downloads_max` blocks are in memory on their way, over both caches.
+3. A disk that is full, read-only or broken costs speed, never an error: `open` returns None, or a block stays in memory
+   for a moment instead of in the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import trio
+
+from apollofs.blobstore.footer import Footer, footer_of
+from apollofs.fs.blobs import BlobSource, Block, spans
+from apollofs.fs.cache import BlockCache
+from apollofs.fs.config import BodyConfig
+from apollofs.fs.fetching import Fetch
+from apollofs.fs.images.files import FoundImage, ImageFiles, is_full
+from apollofs.fs.images.image import Image
+from apollofs.fs.images.naming import body_key, has_image
+from apollofs.fs.room import Room, remove
+from apollofs.metadata import extents
+from apollofs.metadata.records import Body
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+IDLE_MAX = 64
+THREADS = 8
+KEPT_BLOCKS_MAX = 8
+RESCAN_S = 60.0
+"""How often, while images grow, it is looked what other mounts have added and deleted."""
+WARNING_INTERVAL_S = 60.0
+MAP_BYTES = 4096
+"""What a map and the files' inodes are counted as."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Put:
+    """What became of a block that was fetched."""
+
+    data: memoryview
+    stored: bool = False
+    lacking: int = 0
+    """Bytes of room that the disk lacks for it."""
+    error: OSError | None = None
+
+
+class ImageStore:
+    """Made by `Bodies`; `nursery` must outlive every reader."""
+
+    def __init__(
+        self,
+        source: BlobSource,
+        cache: BlockCache,
+        room: Room,
+        downloads: trio.CapacityLimiter,
+        config: BodyConfig,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._source = source
+        self._cache = cache
+        self._room = room
+        self._downloads = downloads
+        self._composing = trio.CapacityLimiter(int(downloads.total_tokens))
+        self._nursery = nursery
+        self._files = ImageFiles(os.path.join(config.cache_dir, "images"), config.disk_free_bytes_min)
+        self._open: dict[str, Image] = {}
+        self._opening: dict[str, trio.Event] = {}
+        self._counts: dict[Image, int] = {}
+        self._idle: OrderedDict[str, Image] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
+        self._threads = trio.CapacityLimiter(THREADS)
+        self._scanned_s = -float("inf")
+        self._warned_s = -float("inf")
+        self._under_way = 0
+        self._token = trio.lowlevel.current_trio_token()
+        self.fetched_blocks = 0
+
+    async def start(self) -> None:
+        """Take stock of what earlier mounts left; what is beyond the bound goes. Raises nothing."""
+        await self._rescan()
+        await self._make_room(0)
+
+    @property
+    def bytes_used(self) -> int:
+        """On the disk, by all images."""
+        return sum(self._room.size_of(key) for key in self._room.keys_of(self))
+
+    # -- open and release --------------------------------------------------------------------------------------------
+
+    async def open(self, body: Body) -> Image | None:
+        """The body's image, made sparse if there is none; `release` must follow. None: the disk can't be used.
+
+        No checkpoint if it is open here. The body must have one (`has_image`).
+        """
+        assert has_image(body)
+        key = body_key(body)
+        while key in self._opening:
+            await self._opening[key].wait()
+        image = self._open.get(key) or self._take_idle(key)
+        if image is None:
+            image = await self._open_files(key, body)
+        if image is not None:
+            image.inos.add(body.inode.ino)
+            self.hold(image)
+        return image
+
+    async def _open_files(self, key: str, body: Body) -> Image | None:
+        opened = self._opening[key] = trio.Event()
+        try:
+            file = await self.in_thread(partial(self._files.open, key, body.inode.size_bytes, self._source.block_bytes))
+        except OSError as exc:
+            self.warn(f"an image can't be opened: {exc}")
+            return None
+        finally:
+            del self._opening[key]
+            opened.set()
+        image = self._open[key] = Image(self, key, file, body.inode.extents)
+        self._room.add(self, key, file.map.bytes_there + MAP_BYTES)
+        return image
+
+    def hold(self, image: Image) -> None:
+        """Once more; for who uses one that somebody has open. No checkpoint."""
+        count = self._counts.get(image, 0)
+        if not count and not image.is_detached:
+            self._room.hold(image.key)
+        self._counts[image] = count + 1
+
+    def release(self, image: Image) -> None:
+        """Nobody may use it after as many releases as there were opens. No checkpoint."""
+        self._counts[image] -= 1
+        if self._counts[image]:
+            return
+        del self._counts[image]
+        if image.is_detached:
+            image.file.close()
+            return
+        del self._open[image.key]
+        image.inos.clear()
+        self._room.let_go(image.key)
+        self._set_idle(image)
+
+    def _set_idle(self, image: Image) -> None:
+        try:
+            image.idle_since = image.file.identity()
+            image.file.unlock()
+        except OSError:
+            image.file.close()
+            return
+        self._idle[image.key] = image
+        while len(self._idle) > IDLE_MAX:
+            self._idle.popitem(last=False)[1].file.close()
+
+    def _take_idle(self, key: str) -> Image | None:
+        """An image that was released, if its files are still what they were."""
+        image = self._idle.pop(key, None)
+        if image is None:
+            return None
+        try:
+            if image.file.lock() and image.file.has_name() and image.file.identity() == image.idle_since:
+                self._open[key] = image
+                self._room.add(self, key, image.file.map.bytes_there + MAP_BYTES)
+                return image
+        except OSError as exc:
+            self.warn(f"an image can't be opened again: {exc}")
+        image.file.close()
+        return None
+
+    # -- what is in the directory ------------------------------------------------------------------------------------
+
+    def find(self, body: Body) -> bool:
+        """Whether the body's image is complete, without opening it: a look at its map. No checkpoint."""
+        if not has_image(body):
+            return False
+        key = body_key(body)
+        image = self._open.get(key)
+        if image is not None:
+            return image.is_complete
+        try:
+            header = self._files.header(key)
+        except OSError:
+            return False
+        return header is not None and header.complete
+
+    def detach(self, image: Image) -> None:
+        """Take the image out of the shared directory for good: it is then private to who holds it, who may change it in
+        place, after `ensure` of what is changed, and until the release of the last hold.
+
+        Raises BlockingIOError if something is on its way into it, or if it is open elsewhere: in another mount, or of
+        another inode, whose clone has the same image; OSError. It is shared as before then.
+        """
+        if image.is_detached:
+            return
+        if len(image.inos) > 1 or image.is_busy or not image.file.lock_alone():
+            raise BlockingIOError(errno.EAGAIN, "the image is in use elsewhere", image.path)
+        self._files.unlink(image.key)
+        image.is_detached = True
+        del self._open[image.key]
+        self._room.drop(image.key)
+
+    def adopt(self, path: str, body: Body, footers: Sequence[Footer]) -> None:
+        """A finished file of this mount, on the same disk, becomes the image of `body`, by a rename; trusted, since
+        `footers` (one a block) were computed from it. Nobody may have it open for writing any more. Raises OSError.
+        """
+        key = body_key(body)
+        assert len(footers) == -(-body.inode.size_bytes // self._source.block_bytes)
+        taken = self._files.adopt(path, key, self._source.block_bytes, footers)
+        former = self._idle.pop(key, None)
+        if former is not None:
+            former.file.close()
+        self._room.add(self, key, taken + MAP_BYTES)
+        if self._room.bytes > self._room.bytes_max:
+            self._nursery.start_soon(self._make_room, 0)
+
+    # -- as a shelf of the room --------------------------------------------------------------------------------------
+
+    def forget(self, key: str) -> None:
+        idle = self._idle.pop(key, None)
+        if idle is not None:
+            idle.file.close()
+
+    def remove(self, keys: Sequence[str]) -> Sequence[str]:
+        return self._files.remove(keys)
+
+    async def _rescan(self) -> None:
+        """See which images there are: other mounts add and delete some."""
+        self._scanned_s = trio.current_time()
+        try:
+            found = await self.in_thread(self._files.scan)
+        except OSError as exc:
+            self.warn(f"its directory can't be used: {exc}")
+            return
+        self._note_found(found)
+
+    def _note_found(self, found: Sequence[FoundImage]) -> None:
+        there = {image.key for image in found}
+        for key in self._room.keys_of(self):
+            if key not in there and key not in self._open:
+                self._room.drop(key)
+        for image in found:
+            if image.key not in self._room:
+                self._room.add(self, image.key, image.size_bytes + MAP_BYTES)
+            elif image.key not in self._open:
+                self._room.grow(image.key, image.size_bytes + MAP_BYTES - self._room.size_of(image.key))
+
+    async def _make_room(self, lacking: int) -> None:
+        """Give up what is beyond the bound, and `lacking` bytes more. Raises nothing."""
+        victims = self._room.give_up(min(self._room.bytes_max, self._room.bytes - max(0, lacking)))
+        if not victims:
+            return
+        try:
+            self._room.came_back(await self.in_thread(partial(remove, victims)))
+        except OSError as exc:
+            self.warn(f"files can't be deleted: {exc}")
+
+    # -- fetching ----------------------------------------------------------------------------------------------------
+
+    def has_idle_downloads(self) -> bool:
+        return self._under_way < self._downloads.total_tokens
+
+    def kept(self, key: str, index: int) -> memoryview | None:
+        found = self._kept.get((key, index))
+        if found is not None:
+            self._kept.move_to_end((key, index))
+        return found
+
+    def start_fetch(self, image: Image, index: int, fetch: Fetch) -> None:
+        self.hold(image)
+        self._under_way += 1
+        self._nursery.start_soon(self._run_fetch, image, index, fetch)
+
+    async def _run_fetch(self, image: Image, index: int, fetch: Fetch) -> None:
+        # An exception may not leave this task: the mount's nursery would end with it.
+        length = image.file.map.length(index)
+        stored = counted = False
+        try:
+            counted = await self._reserve(image, length)
+            stored = await self._bring(image, index, fetch, takes=counted)
+        except Exception as exc:  # handed to every waiter
+            if fetch.data is None:
+                fetch.error = exc
+            else:
+                log.exception("a fetched block could not be cached")
+        finally:
+            self._under_way -= 1
+            if counted and not stored:
+                self._room.grow(image.key, -length)
+            if not stored and fetch.data is not None:
+                self._keep(image.key, index, fetch.data)
+            image.fetched(index, stored=stored)
+            self.release(image)
+
+    def _keep(self, key: str, index: int, data: memoryview) -> None:
+        self._kept[key, index] = data
+        while len(self._kept) > KEPT_BLOCKS_MAX:
+            self._kept.popitem(last=False)
+
+    async def _reserve(self, image: Image, length: int) -> bool:
+        """See that the bound has room for a block, and count it: others are on their way too. Raises nothing."""
+        if image.is_detached:
+            return True
+        if trio.current_time() - self._scanned_s > RESCAN_S:
+            await self._rescan()
+        if self._room.bytes + length > self._room.bytes_max:
+            await self._make_room(self._room.bytes + length - self._room.bytes_max)
+        fits = self._room.bytes + length <= self._room.bytes_max
+        if fits:
+            self._room.grow(image.key, length)
+        return fits
+
+    async def _bring(self, image: Image, index: int, fetch: Fetch, *, takes: bool) -> bool:
+        """Get a block to who waits and into the file. Whether it is there. Raises BodyError."""
+        start, length = index * image.block_bytes, image.file.map.length(index)
+        block = _as_block(image.extents, start, length, image.block_bytes)
+        put = self._putting(image, index, fetch, takes=takes)
+        if block is not None and block not in self._cache:
+            async with self._downloads:
+                done = await self._source.fetch_block(block, put)
+            self.fetched_blocks += 1
+        else:
+            # not under `_downloads`: the block cache waits for those
+            async with self._composing:
+                data = memoryview(await self.read_range(image, start, length))
+                done = await self.in_thread(lambda: put(data, footer_of(data)))
+            if block is not None and done.stored:
+                await self._cache.discard(block)
+        fetch.arrived(done.data)
+        if done.error is not None:
+            self.warn(f"an image can't be written: {done.error}")
+        if done.lacking > 0:
+            await self._make_room(done.lacking)
+            self.warn("the disk has no room for a block")
+        return done.stored
+
+    def _putting(self, image: Image, index: int, fetch: Fetch, *, takes: bool) -> Callable[[memoryview, Footer], _Put]:
+        """What a thread that has the block calls: it tells who waits, then writes if the bound `takes` it."""
+        is_hole = not _has_data(image.extents, index * image.block_bytes, image.file.map.length(index))
+
+        def put(data: memoryview, footer: Footer) -> _Put:
+            # the program may have ended meanwhile
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(fetch.arrived, data)
+            if not takes:
+                return _Put(data)
+            try:
+                lacking = self._files.lacking(len(data))
+                if lacking > 0 and not is_hole:
+                    return _Put(data, lacking=lacking)
+                return _Put(data, stored=image.file.store(index, None if is_hole else data, footer))
+            except OSError as exc:
+                if is_full(exc):
+                    return _Put(data, lacking=len(data))
+                return _Put(data, error=exc)
+
+        return put
+
+    async def read_range(self, image: Image, offset: int, length: int) -> bytes:
+        """Bytes of the body from where its extents are, by way of the block cache for what is smaller than a block."""
+        parts: list[bytes | memoryview] = []
+        for piece in extents.pieces(image.extents, offset, length):
+            if piece.extent is None:
+                parts.append(bytes(piece.length))
+                continue
+            one = piece.extent
+            found = spans(one.blob, one.blob_length, one.blob_offset, one.length, self._source.block_bytes)
+            parts += [await self._cache.read(span.block, span.offset, span.length, whole=False) for span in found]
+        return b"".join(parts)
+
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(call, limiter=self._threads)
+
+    def warn(self, what: str) -> None:
+        """At most once a minute: a broken disk is met with every block."""
+        now = trio.current_time()
+        if now - self._warned_s >= WARNING_INTERVAL_S:
+            self._warned_s = now
+            log.warning("images are not cached as they should be: %s", what)
+
+    def close(self) -> None:
+        """Close all files; nobody may be reading."""
+        for image in (*self._open.values(), *self._idle.values()):
+            image.file.close()
+        self._open.clear()
+        self._idle.clear()
+
+
+def _as_block(layout: extents.Extents, start: int, length: int, block_bytes: int) -> Block | None:
+    """The stored block that a block of the body is, byte for byte; None if it is put together otherwise."""
+    pieces = extents.pieces(layout, start, length)
+    if len(pieces) != 1 or pieces[0].extent is None:
+        return None
+    one = pieces[0].extent
+    found = spans(one.blob, one.blob_length, one.blob_offset, one.length, block_bytes)
+    whole = len(found) == 1 and found[0].offset == 0 and found[0].length == found[0].block.length
+    return found[0].block if whole else None
+
+
+def _has_data(layout: extents.Extents, start: int, length: int) -> bool:
+    at = extents.next_data(layout, start)
+    return at is not None and at < start + length

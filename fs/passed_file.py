@@ -1,0 +1,351 @@
+"""PassedFile: an open file that processes of this host write by themselves, into a working copy (passthrough).
+
+The daemon sees OPEN, fsync, FLUSH, RELEASE, truncation and what comes through descriptors that must be seen (O_APPEND,
+O_SYNC, read and write); of write(2) it sees nothing. So:
+
+1. Whether something was written shows in the copy's size and ctime; what, by comparing checksums when it is committed.
+2. Whole blocks behind the writing front are stored while the file grows (`upload_ready`). A commit stores what differs
+   from what is stored, and lays down the whole list of extents, provided that nobody else has changed the body.
+3. If somebody has, the bytes that they changed are taken over into the copy, except where they were changed here too;
+   then the commit begins anew. So both keep their bytes.
+4. With the session everything uncommitted is lost: the copy is never committed again, every fsync and close of its
+   descriptors says so, and the file can't be opened here until they are closed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from apollofs.blobstore.footer import Footer
+from apollofs.fs.errors import BodyLost, BodyUnavailable, CopyCut, NoDataThere
+from apollofs.fs.file_state import is_certain
+from apollofs.fs.late_errors import ErrorCursor
+from apollofs.fs.open_file import BodyTools, OpenFile, check_range
+from apollofs.fs.reader import AccessPattern
+from apollofs.fs.stored_blocks import StoredBlocks
+from apollofs.fs.taking_over import TakingOver
+from apollofs.fs.working_copy import Moment, WorkingCopy
+from apollofs.fs.writer import CONFLICTS_MAX
+from apollofs.metadata import extents
+from apollofs.metadata.errors import BodyConflict, FileTooLarge, StaleInode, TooManyExtents
+from apollofs.metadata.records import FILE_BYTES_MAX, Body, BodyChange, Inode, SetAttr
+
+REST_FACTOR = 20
+"""A file that is written on and on is committed in the background so seldom that looking for what has changed takes
+one part in so many of the time."""
+
+
+class PassedFile(OpenFile):
+    """Made by `Bodies.pass_through`, of a file that is empty and open nowhere else on this mount; or by
+    `Bodies.make_private`, of one that is read by passthrough and now to be changed."""
+
+    def __init__(self, tools: BodyTools, body: Body, copy: WorkingCopy) -> None:
+        super().__init__(tools, body)
+        self.copy = copy
+        self._stored = StoredBlocks(tools.uploads, tools.volume.new_blob)
+        self._clean: Moment | None = copy.moment()
+        self._attempted: BodyChange | None = None
+        """Sent, and its outcome is not known."""
+        self._append_from: int | None = None
+        self._merging = trio.Lock()
+        self._block_bytes = tools.uploads.block_bytes
+        self._mtime_told_ns = 0
+        """The copy's mtime after a change that the inode knows of already: a later write would have moved it."""
+        self._dirty_seen_s: float | None = None
+        self._rest_until_s = 0.0
+        self.is_lost = False
+
+    # -- what it is now ----------------------------------------------------------------------------------------------
+
+    @property
+    def inode(self) -> Inode:
+        moment = self.copy.moment()
+        inode = self._state.inode._replace(size_bytes=moment.size_bytes)
+        if not self._is_clean(moment):
+            newest_ns = max(moment.ctime_ns, inode.ctime_ns)
+            inode = inode._replace(mtime_ns=moment.mtime_ns, ctime_ns=newest_ns)
+        return inode
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        inode = self.inode
+        return inode.size_bytes, inode.mtime_ns
+
+    @property
+    def size_bytes(self) -> int:
+        return self.copy.size_bytes
+
+    @property
+    def allocated_bytes(self) -> int:
+        moment = self.copy.moment()
+        if self._is_clean(moment):
+            return self._state.base().inode.allocated_bytes
+        return min(moment.allocated_bytes, moment.size_bytes)
+
+    def _is_clean(self, moment: Moment) -> bool:
+        return self._clean is not None and self._clean.is_same(moment)
+
+    @property
+    def is_dirty(self) -> bool:
+        if self._state.orphaned or self.is_lost or self.copy.closed:
+            return False
+        return self._attempted is not None or not self._is_clean(self.copy.moment())
+
+    @property
+    def dirty_since_s(self) -> float | None:
+        """When it was first seen to be dirty; None also while it rests after a commit in the background."""
+        now = trio.current_time()
+        if not self.is_dirty or now < self._rest_until_s:
+            self._dirty_seen_s = None
+        elif self._dirty_seen_s is None:
+            self._dirty_seen_s = now
+        return self._dirty_seen_s
+
+    @asynccontextmanager
+    async def expecting_mtime(self, mtime_ns: int) -> AsyncIterator[None]:
+        before_ns = self.copy.moment().mtime_ns
+        self.copy.set_times(mtime_ns)
+        try:
+            await self._state.wait_for_transaction()
+            yield
+        except BaseException:
+            self.copy.set_times(before_ns)
+            raise
+        self._mtime_told_ns = mtime_ns
+
+    def seek_data(self, offset: int) -> int:
+        found = self.copy.seek(offset, os.SEEK_DATA) if offset >= 0 else None
+        if found is None:
+            raise NoDataThere("no data at or after this offset")
+        return found
+
+    def seek_hole(self, offset: int) -> int:
+        found = self.copy.seek(offset, os.SEEK_HOLE) if offset >= 0 else None
+        if found is None:
+            raise NoDataThere("the offset is not within the file")
+        return found
+
+    # -- others ------------------------------------------------------------------------------------------------------
+
+    async def refresh(self, inode: Inode, body: Body | None = None) -> None:
+        """As of an OpenFile. What has been changed here and is not committed stays."""
+        while not self._state.orphaned and inode.body_version > self._state.version:
+            await self._state.wait_for_transaction()
+            await self._take_over()
+        self._state.adopt(inode)
+        self.is_unsure = False
+
+    def session_lost(self) -> None:
+        self.is_unsure = True
+        if self.is_dirty or self._committing.locked():
+            self.is_lost = True
+            self.errors.record(self._lost())
+            self._yield_to_truncation()
+
+    def check_usable(self) -> None:
+        """Whether it may be opened once more. Raises BodyLost."""
+        if self.is_lost:
+            raise self._lost()
+
+    def _lost(self) -> BodyLost:
+        return BodyLost(f"inode {self.ino:#x}: what was not committed is gone with the session")
+
+    def close(self) -> None:
+        """Give up the copy; what was lost with a session is left on the disk, where it can be recovered."""
+        super().close()
+        self.copy.close(keep=self.is_lost or self.is_dirty)
+
+    # -- reading and writing through the daemon ----------------------------------------------------------------------
+
+    async def read(self, offset: int, size: int, pattern: AccessPattern | None = None) -> bytes:
+        return await self.copy.read(offset, max(0, min(size, self.copy.size_bytes - offset)))
+
+    async def _write(self, offset: int | None, data: bytes, cursor: ErrorCursor | None) -> int:
+        self.errors.report(cursor)
+        async with self._writing:
+            size = self.copy.size_bytes
+            if offset is None:
+                offset = size
+                self._append_from = size if self._append_from is None else self._append_from
+            if offset + len(data) > FILE_BYTES_MAX:
+                raise FileTooLarge(f"a file has at most {FILE_BYTES_MAX} bytes")
+            await self.copy.write(offset, data)
+        return len(data)
+
+    async def truncate(self, change: SetAttr) -> Inode:
+        size = change.size_bytes
+        assert size is not None
+        self._yield_to_truncation()
+        async with self._committing, self._writing:
+            await self._settle_doubt()
+            before, inode, body = self._state.base(), None, None
+            if not self._state.orphaned:
+                try:
+                    inode, body = await self._resize(change)
+                except StaleInode:
+                    self._state.orphan()
+            self._stored.forget([(size, max(size, self.copy.size_bytes))])
+            self.copy.resize(size)
+            self._mtime_told_ns = self.copy.moment().mtime_ns
+            self._append_from = None
+            self._state.truncated(size, inode, None)
+            if body is not None:
+                # others have changed it too: what they did is newer than the base, which is only cut
+                self._state.replace_base(before)
+                await self._take_over()
+        return self.inode
+
+    async def punch(self, offset: int, length: int, *, keep_size: bool, cursor: ErrorCursor | None = None) -> None:
+        check_range(offset, length)
+        async with self._committing, self._writing:
+            self.copy.punch(offset, length)
+            if not keep_size and offset + length > self.copy.size_bytes:
+                self.copy.resize(offset + length)
+        await self.commit(cursor)
+
+    async def grow(self, size: int, cursor: ErrorCursor | None = None) -> None:
+        check_range(0, size)
+        async with self._committing, self._writing:
+            if size > self.copy.size_bytes:
+                self.copy.resize(size)
+        await self.commit(cursor)
+
+    def _shared(self, body: Body) -> None:
+        """The copy lags behind now, as after a commit of another mount, and takes over what was shared when it is next
+        looked at. If nobody does before it is closed, no byte is moved."""
+
+    # -- committing --------------------------------------------------------------------------------------------------
+
+    def ready_uploads(self) -> list[Callable[[], Awaitable[bool]]]:
+        """Blocks to be stored before anybody asks for it (`StoredBlocks.ready`)."""
+        if self.is_lost or self._state.orphaned or self.copy.closed:
+            return []
+        return self._stored.ready(self.copy)
+
+    def refer_to_all(self, footers: Sequence[Footer | None]) -> None:
+        """The copy holds the body as it is, with these checksums by block."""
+        for index, footer in enumerate(footers):
+            if footer is not None:
+                start = index * self._block_bytes
+                pieces = extents.pieces(self.body.inode.extents, start, footer.data_length)
+                self._stored.refer(index, footer, tuple(piece.extent for piece in pieces if piece.extent is not None))
+        self.copy.set_times(self._state.base().inode.mtime_ns)
+        self._clean = self.copy.moment()
+        self._mtime_told_ns = self._clean.mtime_ns
+
+    def footers(self) -> list[Footer] | None:
+        """The checksums of all blocks, once nobody writes any more and all is committed; None if there are holes."""
+        return self._stored.footers(self.copy.size_bytes)
+
+    async def commit(self, cursor: ErrorCursor | None = None) -> None:
+        await super().commit(cursor)
+        self.check_usable()
+
+    async def _commit_flight(self) -> None:
+        began_s = trio.current_time()
+        session = self._tools.volume.session
+        for _ in range(CONFLICTS_MAX):
+            self.check_usable()
+            moment = self.copy.moment()
+            try:
+                change = await self._prepare(moment)
+                if change is None:
+                    break
+                self._attempted = change
+                with self._state.transacting(change):
+                    inode = await self._tools.volume.commit_body(self.ino, change, session)
+            except CopyCut:
+                continue
+            except BodyConflict:
+                self._attempted = None
+                await self._take_over()
+            except TooManyExtents:
+                self._attempted = None
+                self._stored.clear()
+            except BaseException as exc:
+                if is_certain(exc):
+                    self._attempted = None
+                raise
+            else:
+                self._attempted = None
+                self._committed(Body(inode, change.inline or b""))
+                break
+        else:
+            raise BodyUnavailable(f"inode {self.ino:#x} was changed by others at each of {CONFLICTS_MAX} attempts")
+        self._clean = moment
+        now = trio.current_time()
+        self._rest_until_s = now + REST_FACTOR * (now - began_s)
+
+    async def _prepare(self, moment: Moment) -> BodyChange | None:
+        """Store what differs; the change that says so, or None if nothing has changed at all."""
+        base, size = self._state.base(), moment.size_bytes
+        told = size == base.inode.size_bytes and self._is_told(moment)
+        if size <= self._tools.volume.superblock.inline_bytes_max:
+            data = await self.copy.read(0, size)
+            if len(data) < size:
+                raise CopyCut("the file became shorter while it was read")
+            self._stored.clear()
+            if told and data == base.inline:
+                return None
+            return BodyChange(base.inode.body_version, size, inline=data, mtime_ns=self._mtime_ns())
+        changed = await self._stored.bring_up(self.copy, size)
+        if told and not changed:
+            return None
+        self._stored.finish_blobs()
+        return BodyChange(
+            base.inode.body_version,
+            size,
+            extents=self._stored.layout(size),
+            rewrites_all=True,
+            lifts_inline=base.inode.is_inline,
+            mtime_ns=self._mtime_ns(),
+        )
+
+    def _is_told(self, moment: Moment) -> bool:
+        """Whether the inode knows of the copy's times, so that nothing need be committed if the bytes are the same."""
+        last = self._clean
+        unmoved = last is not None and (last.size_bytes, last.ctime_ns) == (moment.size_bytes, moment.ctime_ns)
+        return unmoved or moment.mtime_ns == self._mtime_told_ns
+
+    def _mtime_ns(self) -> int:
+        return self.copy.moment().mtime_ns or 1
+
+    def _committed(self, body: Body) -> None:
+        self._append_from = None
+        self._state.replace_base(body)
+
+    async def _settle_doubt(self) -> None:
+        """What has become of a change whose outcome was unknown."""
+        change = self._attempted
+        if change is None:
+            return
+        newest = await self._tools.volume.read_body(self.ino)
+        self._attempted = None
+        if newest.inode.body_version == self._state.version:
+            return
+        shows_inline = change.inline is not None and newest.inline == change.inline
+        if shows_inline or (change.extents and newest.inode.extents == change.extents):
+            self._committed(newest)
+        else:
+            await self._take_over()
+
+    # -- what others have written ------------------------------------------------------------------------------------
+
+    async def _take_over(self) -> None:
+        """Bring the newest body into the copy. Not while a transaction is under way. Raises what reading does."""
+        async with self._merging:
+            base, newest = self._state.base(), await self._tools.volume.read_body(self.ino)
+            if newest.inode.body_version <= base.inode.body_version or self._state.is_transacting:
+                return
+            told = self._is_told(self.copy.moment())
+            taking = TakingOver(self.copy, self._stored, self._tools.reader, self._block_bytes, base, newest)
+            self._append_from = await taking.run(self._append_from)
+            self._state.replace_base(newest)
+            self._clean = None
+            if told:
+                self.copy.set_times(newest.inode.mtime_ns)
+                self._mtime_told_ns = newest.inode.mtime_ns

@@ -1,0 +1,262 @@
+"""Storing a working copy block by block: each block is hashed, and put where its bytes are not in the store already.
+
+Blocks that are new follow each other in one blob, in the order in which they are handed in, so that a file that was
+written from front to end is one extent; blocks that were stored before and have been rewritten since go to a blob of
+their own. A blob is added to only until a commit refers to it: from then on its length is known to others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from apollofs.blobstore.footer import Footer, footer_of, pack_footer, sealed_length
+from apollofs.fs.blobs import BlobSource, Block, block_count
+from apollofs.fs.errors import CopyCut
+from apollofs.fs.workers import share_out
+from apollofs.fs.working_copy import WorkingCopy, staging_error
+from apollofs.metadata import extents
+from apollofs.metadata.records import Extent
+
+LOOK_AHEAD = 64
+"""Blocks that are looked at in one poll."""
+
+
+class BlockUploads:
+    """Those of one mount: at most `uploads_max` blocks are in memory at once."""
+
+    def __init__(self, source: BlobSource, uploads_max: int) -> None:
+        self.block_bytes = source.block_bytes
+        self.workers = uploads_max
+        self._source = source
+        self._places = trio.Semaphore(uploads_max)
+        self._threads = trio.CapacityLimiter(uploads_max)
+        self._rooms: list[bytearray] = []
+
+    async def store(
+        self, fd: int, offset: int, length: int, known: Footer | None, place: Callable[[], Block]
+    ) -> tuple[Footer, Block | None]:
+        """Put bytes `[offset, offset + length)` of a file as the block that `place` names, unless their checksums are
+        `known`; those, and the block if it was put. Raises CopyCut, StagingFailed, and what `put_block` does."""
+        async with self._places:
+            room = self._rooms.pop() if self._rooms else bytearray(sealed_length(self.block_bytes))
+            try:
+                view = memoryview(room)
+                footer = await self._in_thread(partial(_load, fd, offset, view[:length]))
+                if footer == known:
+                    return footer, None
+                block = place()
+                sealed = view[: sealed_length(length)]
+                sealed[length:] = pack_footer(block.name, footer)
+                await self._source.put_sealed(block, sealed)
+                return footer, block
+            finally:
+                self._rooms.append(room)
+
+    async def _in_thread(self, call: Callable[[], Footer]) -> Footer:
+        return await trio.to_thread.run_sync(call, limiter=self._threads)
+
+
+def _load(fd: int, offset: int, room: memoryview) -> Footer:
+    """Fill `room` and hash it. Blocks; releases the GIL for nearly all of it."""
+    done = 0
+    try:
+        while done < len(room):
+            count = os.preadv(fd, [room[done:]], offset + done)
+            if not count:
+                raise CopyCut("the file became shorter while it was read")
+            done += count
+    except OSError as exc:
+        raise staging_error(exc) from exc
+    return footer_of(room)
+
+
+@dataclass(slots=True)
+class _Blob:
+    """A blob that is being filled: all its blocks are whole, but for the last one of a finished blob."""
+
+    number: int
+    count: int = 0
+    length: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a block is put: index `index` of a blob."""
+
+    blob: _Blob
+    index: int
+    length: int
+    step: int
+    """Bytes of a whole block."""
+
+    @property
+    def block(self) -> Block:
+        return Block(self.blob.number, self.index, self.length)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A block of the copy as it was when its bytes were last put, or as others have put it."""
+
+    footer: Footer
+    place: _Place | None
+    others: extents.Extents = ()
+    """Where it is if there is no place; nothing: a hole."""
+
+    def where(self, offset: int) -> extents.Extents:
+        """Of the block at `offset` of the file; `blob_length` is final only when the blob is finished."""
+        if self.place is None:
+            return self.others
+        blob, length = self.place.blob, self.footer.data_length
+        return (Extent(offset, length, blob.number, self.place.index * self.place.step, blob.length),)
+
+
+class StoredBlocks:
+    """What is in the store of one working copy, by block; and what a commit is to refer to."""
+
+    def __init__(self, uploads: BlockUploads, new_blob: Callable[[], int]) -> None:
+        self._uploads = uploads
+        self._new_blob = new_blob
+        self._block_bytes = uploads.block_bytes
+        self._table: dict[int, _Stored] = {}
+        self._busy: dict[int, trio.Event] = {}
+        self._blob: _Blob | None = None
+        self._rewritten: _Blob | None = None
+        self._full_before: set[int] = set()
+
+    # -- storing -----------------------------------------------------------------------------------------------------
+
+    async def bring_up(self, copy: WorkingCopy, size: int) -> bool:
+        """Store whatever differs of the copy's first `size` bytes; whether anything did.
+
+        Raises BodyUnavailable, BlobStoreFull, StagingFailed, CopyCut; what was stored then is not stored again.
+        """
+        count = block_count(size, self._block_bytes)
+        beyond = [index for index in self._table if index >= count]
+        self._drop(beyond)
+        found = [bool(beyond)]
+
+        async def one(job: tuple[int, int, _Place | None]) -> None:
+            found.append(await self._store(copy, *job))
+
+        await share_out(one, self._jobs(copy, size, found), min(count, self._uploads.workers))
+        return any(found)
+
+    def _jobs(self, copy: WorkingCopy, size: int, found: list[bool]) -> Iterator[tuple[int, int, _Place | None]]:
+        for index in range(block_count(size, self._block_bytes)):
+            start = index * self._block_bytes
+            length = min(self._block_bytes, size - start)
+            if copy.has_data(start, start + length):
+                yield index, length, self._reserve(index, length)
+            elif index in self._table:
+                self._drop([index])
+                found.append(True)
+
+    def ready(self, copy: WorkingCopy) -> list[Callable[[], Awaitable[bool]]]:
+        """Uploads of blocks that look finished: whole, without holes, and so since the last call. To be started at
+        once, in this order; they raise as `bring_up` does, and then the commit stores the block."""
+        full = set(self._full_blocks(copy, copy.size_bytes // self._block_bytes))
+        first = sorted(full & self._full_before)[: self._uploads.workers]
+        self._full_before = full
+        return [
+            partial(self._store, copy, index, self._block_bytes, self._reserve(index, self._block_bytes))
+            for index in first
+        ]
+
+    def _full_blocks(self, copy: WorkingCopy, count: int) -> Iterator[int]:
+        """The first of those that are whole and not stored yet."""
+        at = next((index for index in range(count) if index not in self._table and index not in self._busy), count)
+        for index in range(at, min(count, at + LOOK_AHEAD)):
+            start = index * self._block_bytes
+            if index not in self._table and index not in self._busy and copy.is_full(start, start + self._block_bytes):
+                yield index
+
+    async def _store(self, copy: WorkingCopy, index: int, length: int, reserved: _Place | None) -> bool:
+        """Store one block if it differs from what is stored; whether it did."""
+        while index in self._busy:
+            await self._busy[index].wait()
+        done = self._busy[index] = trio.Event()
+        try:
+            stored = self._table.get(index)
+            place = reserved if stored is None else None
+
+            def where() -> Block:
+                nonlocal place
+                if place is None:
+                    place, self._rewritten = self._next(self._rewritten, length)
+                return place.block
+
+            known = stored.footer if stored is not None else None
+            footer, put = await self._uploads.store(copy.fd, index * self._block_bytes, length, known, where)
+            if put is None or place is None:
+                return False
+            self._table[index] = _Stored(footer, place)
+            return True
+        finally:
+            del self._busy[index]
+            done.set()
+
+    # -- where blocks go ---------------------------------------------------------------------------------------------
+
+    def _reserve(self, index: int, length: int) -> _Place | None:
+        """The next place of the blob for a block that is not stored yet; asked for in the order of the file."""
+        stored = self._table.get(index)
+        if stored is not None and stored.footer.data_length != length:
+            self._drop([index])
+        elif stored is not None or index in self._busy:
+            return None
+        place, self._blob = self._next(self._blob, length)
+        return place
+
+    def _next(self, blob: _Blob | None, length: int) -> tuple[_Place, _Blob | None]:
+        """A place in a blob, and the blob that is to be filled further: none after a short block."""
+        blob = blob or _Blob(self._new_blob())
+        place = _Place(blob, blob.count, length, self._block_bytes)
+        blob.count += 1
+        blob.length += length
+        return place, blob if length == self._block_bytes else None
+
+    # -- what a commit refers to -------------------------------------------------------------------------------------
+
+    def finish_blobs(self) -> None:
+        """From now on nothing is added to the blobs that were used so far: a commit is about to refer to them."""
+        self._blob = self._rewritten = None
+
+    def layout(self, size: int) -> extents.Extents:
+        """Where the copy's first `size` bytes are, just after `bring_up`; holes where it has none."""
+        count = block_count(size, self._block_bytes)
+        return extents.merge(
+            extent
+            for index, stored in sorted(self._table.items())
+            if index < count
+            for extent in stored.where(index * self._block_bytes)
+        )
+
+    def footers(self, size: int) -> list[Footer] | None:
+        """The checksums of all blocks of `size` bytes; None if some are holes."""
+        count = block_count(size, self._block_bytes)
+        found = [self._table[index].footer for index in range(count) if index in self._table]
+        return found if len(found) == count else None
+
+    def forget(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Ranges (offset, end) of the copy were changed by the daemon: their blocks are stored anew."""
+        for start, end in ranges:
+            self._drop(range(start // self._block_bytes, -(-end // self._block_bytes)))
+
+    def refer(self, index: int, footer: Footer, others: extents.Extents) -> None:
+        """A block of the copy holds what others have stored, at `others`."""
+        self._table[index] = _Stored(footer, None, others)
+
+    def clear(self) -> None:
+        """Store everything anew, in one blob."""
+        self._table.clear()
+        self.finish_blobs()
+
+    def _drop(self, indices: Iterable[int]) -> None:
+        for index in indices:
+            self._table.pop(index, None)
