@@ -52,6 +52,37 @@ def test_neither_changes_the_other(here: Path, there: Path) -> None:
     assert (here / "copy").read_bytes() == in_copy
 
 
+def test_a_copy_that_is_written_further_by_the_same_process(here: Path, there: Path) -> None:
+    """The kernel may write it by passthrough: before, amid and behind what was shared."""
+    (here / "source").write_bytes(LARGE)
+    source = os.open(here / "source", os.O_RDONLY)
+    target = os.open(here / "copy", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    os.pwrite(target, b"head", 0)
+    assert os.copy_file_range(source, target, 1 << 30, 0, 1000) == len(LARGE)
+    os.pwrite(target, b"amid", MIB + 5)
+    os.pwrite(target, b"tail", 1000 + len(LARGE) + 9000)
+    os.close(target)
+    os.close(source)
+    wanted = bytearray(b"head" + bytes(996) + LARGE + bytes(9000) + b"tail")
+    wanted[MIB + 5 : MIB + 9] = b"amid"
+    for place in (there, here):
+        assert (place / "copy").read_bytes() == wanted
+        assert (place / "source").read_bytes() == LARGE
+
+
+def test_a_copy_is_seen_by_who_has_it_open(here: Path, there: Path) -> None:
+    (here / "source").write_bytes(LARGE)
+    source = os.open(here / "source", os.O_RDONLY)
+    target = os.open(here / "copy", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    with (here / "copy").open("rb") as reader, (there / "copy").open("rb") as far:
+        assert os.copy_file_range(source, target, len(LARGE), 0, 0) == len(LARGE)
+        assert os.fstat(target).st_size == len(LARGE)
+        assert reader.read() == LARGE
+        assert far.read() == LARGE
+    os.close(target)
+    os.close(source)
+
+
 def made_tree(top: Path) -> None:
     """Some of everything that a tree can hold."""
     (top / "deep" / "er").mkdir(parents=True)

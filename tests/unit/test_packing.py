@@ -185,6 +185,22 @@ async def test_a_member_overwritten_and_unlinked_leaves_the_others(world: World,
     assert await mount.content(files[4].ino) == bytes([4]) * 300
 
 
+async def test_a_pack_is_in_use_until_its_last_member_is_committed(world: World, mount: Mount) -> None:
+    files = await written(mount, 4)
+    gate, commits = Gate(world), trio.Event()
+    packer = mount.bodies.writer.packer
+    async with trio.open_nursery() as nursery:
+        for file in files:
+            nursery.start_soon(file.commit)
+            await trio.testing.wait_all_tasks_blocked()
+        mount.volume.before_commit = commits.wait
+        gate.open()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(packer.blobs_in_use) == 3
+        commits.set()
+    assert packer.blobs_in_use == set()
+
+
 async def test_bodies_in_memory_are_bounded(world: World, mount: Mount) -> None:
     files = await written(mount, packing.MEMBERS_MAX + 10, size=100)
     gate = Gate(world)
