@@ -63,11 +63,11 @@ class Bodies:
         self.cache = cache
         self.images = images
         self.reader = Reader(cache, images, config, source.block_bytes)
-        writer = Writer(volume, source, cache, self.reader, config)
         self.orders = orders
         self._neighbours = Neighbours(volume, self.reader, nursery)
+        self.writer = Writer(volume, source, cache, self.reader, config, nursery)
         uploads = BlockUploads(source, config.uploads_max)
-        self._tools = BodyTools(volume, self.reader, writer, staging, uploads, config)
+        self._tools = BodyTools(volume, self.reader, self.writer, staging, uploads, config)
         self._nursery = nursery
         self._volume = volume
         self._interval_s = config.commit_interval_s
@@ -282,6 +282,8 @@ class Bodies:
             "cache_fetched": self.cache.fetched,
             "image_blocks_fetched": self.images.fetched_blocks,
             "files_fetched_ahead": self._neighbours.fetched,
+            "packs": self.writer.packer.packs,
+            "packed_files": self.writer.packer.packed,
         }
 
     def close(self) -> None:

@@ -214,6 +214,10 @@ class PassedFile(OpenFile):
                 self.copy.resize(size)
         await self.commit(cursor)
 
+    def _shared(self, body: Body) -> None:
+        """The copy lags behind now, as after a commit of another mount, and takes over what was shared when it is next
+        looked at. If nobody does before it is closed, no byte is moved."""
+
     # -- committing --------------------------------------------------------------------------------------------------
 
     def ready_uploads(self) -> list[Callable[[], Awaitable[bool]]]:

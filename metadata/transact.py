@@ -58,6 +58,8 @@ class Decision(Generic[T]):
     """By how much the operation changes what the volume holds."""
     born: int = 0
     """The directory that it makes."""
+    rests_elsewhere: bool = False
+    """It rests on groups that it doesn't write: so it is never queued, as what is queued compares only those."""
 
 
 class Operation(Protocol[T]):
@@ -148,7 +150,7 @@ class Transactor:
             return None
         if not decision.writes:
             return 0, decision.reply(0, ())
-        if decision.reads or not ahead.covers(decision.writes, decision.born):
+        if decision.reads or decision.rests_elsewhere or not ahead.covers(decision.writes, decision.born):
             return None
         reply = decision.reply(ahead.revision, ())
         companions = self._delegations.write_ahead(session, decision.writes, decision.born)

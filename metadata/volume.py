@@ -311,12 +311,13 @@ class Volume(NamespaceReader):
         return await self._transactor.run(self.session, operation, time_ns=scope.now_ns, at_once=at_once)
 
     async def commit_body(self, ino: int, change: BodyChange, session: Session | None = None) -> Inode:
-        """One request. Raises BodyConflict, TooManyExtents; SessionLost if `session`, in which the change was
-        prepared, is no longer the mount's."""
+        """One request. Raises BodyConflict, CloneSourceChanged, TooManyExtents; SessionLost if `session`, in which the
+        change was prepared, is no longer the mount's."""
         if session is not None and session is not self.session:
             raise SessionLost("the change was prepared in a session that has been lost")
         scope = self._scope()
-        operation = CommitBody(scope, ino, self._locations.get(ino), change)
+        source = self._locations.get(change.cloned_from) if change.cloned_from else None
+        operation = CommitBody(scope, ino, self._locations.get(ino), change, source)
         inode = await self._transactor.run(self.session, operation, time_ns=scope.now_ns)
         self._body_memory.put(Body(inode, change.inline or b""))
         return inode

@@ -14,6 +14,7 @@ from apollofs.fs.cli.errors import USAGE, describe, status_of
 COMMANDS = {
     "format": ("volume", "format_"),
     "check": ("volume", "check"),
+    "clone": ("cloning", "clone"),
     "destroy": ("volume", "destroy"),
     "gc": ("collecting", "gc"),
     "trash": ("trash", "trash"),
