@@ -121,8 +121,19 @@ class BlockCache:
             await fetch.ended.wait()
 
     async def insert(self, block: Block, data: bytes | bytearray) -> None:
-        """Put a block that was just stored; `data` must not change until the call has returned. Raises nothing."""
-        await self._store(block, data)
+        """Put a block that was just stored; `data` must not change until the call has returned. Raises nothing.
+
+        Who reads it meanwhile has it from memory.
+        """
+        if block in self._fetches:
+            return
+        fetch = self._fetches[block] = Fetch()
+        fetch.arrived(memoryview(data))
+        try:
+            await self._store(block, data)
+        finally:
+            del self._fetches[block]
+            fetch.end()
 
     async def make_room(self, size: int) -> None:
         """Somebody needs the disk: give up so many bytes, if there are so many. Raises nothing."""
@@ -207,6 +218,9 @@ class BlockCache:
                 lacking, stayed = await self._in_thread(partial(self._write, block, data, victims))
                 self._room.came_back(stayed)
                 stored = lacking <= 0
+                if stored and block not in self._index:
+                    # it was given up while it was written, and its file perhaps deleted before it was there
+                    await self._in_thread(partial(self._files.remove, [block]))
                 if stored:
                     return
                 victims = self._room.give_up(self._room.bytes - lacking)
@@ -215,7 +229,7 @@ class BlockCache:
         except OSError as exc:
             self._warn(f"a file can't be written: {exc}")
         finally:
-            if stored:
+            if stored and block in self._index:
                 self._index.add(block)
             else:
                 self._index.drop(block)
