@@ -33,6 +33,8 @@ MISSES_REMEMBERED = 4096
 PARTIAL_READS_MAX = 2
 """So many scattered reads of a block are served by range; with the next one it is worth having whole."""
 WARNING_INTERVAL_S = 60.0
+FETCHES_MAX = 2
+"""A block that was given up while it was written is fetched once more for who wants it here."""
 EVICTIONS_MAX = 8
 """Rounds of making room on a full disk before a block is not cached."""
 
@@ -115,10 +117,14 @@ class BlockCache:
         """Have a block here, or if not `whole`, once it was wanted several times. Raises as `read`."""
         if block in self._index and block not in self._fetches:
             return
-        if block in self._fetches or whole or self._is_popular(block):
+        if block not in self._fetches and not whole and not self._is_popular(block):
+            return
+        for _ in range(FETCHES_MAX):
             fetch = self._fetches.get(block) or self._fetch(block)
             await fetch.result()
             await fetch.ended.wait()
+            if block in self._index:
+                return
 
     async def insert(self, block: Block, data: bytes | bytearray) -> None:
         """Put a block that was just stored; `data` must not change until the call has returned. Raises nothing.
