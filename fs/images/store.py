@@ -216,7 +216,11 @@ class ImageStore:
             return
         if len(image.inos) > 1 or image.is_busy or not image.file.lock_alone():
             raise BlockingIOError(errno.EAGAIN, "the image is in use elsewhere", image.path)
-        self._files.unlink(image.key)
+        try:
+            self._files.unlink(image.key)
+        except OSError:
+            image.file.lock()
+            raise
         image.is_detached = True
         del self._open[image.key]
         self._room.drop(image.key)
@@ -241,6 +245,9 @@ class ImageStore:
         idle = self._idle.pop(key, None)
         if idle is not None:
             idle.file.close()
+
+    def came_back(self, key: str, size_bytes: int) -> None:
+        self._room.add(self, key, size_bytes)
 
     def remove(self, keys: Sequence[str]) -> Sequence[str]:
         return self._files.remove(keys)

@@ -338,6 +338,10 @@ async def test_trust_ends_with_a_change_and_with_the_boot(world: World, monkeypa
         assert await image.verify()
 
 
+def fails(key: str) -> None:
+    raise PermissionError(errno.EACCES, "refused", key)
+
+
 async def test_detached_it_is_private_and_the_next_open_has_another(world: World) -> None:
     async with world.mount() as mount, world.mount() as other:
         body = await stored(mount, content(18))
@@ -347,6 +351,12 @@ async def test_detached_it_is_private_and_the_next_open_has_another(world: World
         with pytest.raises(BlockingIOError):
             mount.bodies.images.detach(image)
         other.bodies.images.release(elsewhere)
+        unlink = mount.bodies.images._files.unlink
+        mount.bodies.images._files.unlink = fails  # type: ignore[method-assign]
+        with pytest.raises(PermissionError):
+            mount.bodies.images.detach(image)
+        mount.bodies.images._files.unlink = unlink  # type: ignore[method-assign]
+        assert not await other.bodies.images.drop(body_key(body))  # still shared, still in use
         mount.bodies.images.detach(image)
         assert not mount.bodies.images.find(body)
         os.pwrite(image.fd, b"changed", 0)
