@@ -47,6 +47,8 @@ class PassedFile(OpenFile):
         super().__init__(tools, body)
         self.copy = copy
         self._stored = StoredBlocks(tools.uploads, tools.volume.new_blob)
+        self.has_readers = False
+        """Whether descriptors, of before it became a working copy, read it by passthrough."""
         self._clean: Moment | None = copy.moment()
         self._attempted: BodyChange | None = None
         """Sent, and its outcome is not known."""
