@@ -22,7 +22,7 @@ from apollofs.fs.cache import BlockCache
 from apollofs.fs.cache_orders import CacheOrders
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.errors import BodyError
-from apollofs.fs.images import Image, ImageStore, is_large
+from apollofs.fs.images import Image, ImageStore, Scrub, is_large
 from apollofs.fs.neighbours import Neighbours, NeighbourVolume
 from apollofs.fs.open_file import BodyTools, OpenFile
 from apollofs.fs.passed_file import PassedFile
@@ -364,6 +364,7 @@ async def open_bodies(volume: MountVolume, config: BodyConfig, open_store: OpenS
         # Only when the nursery's tasks have ended is nobody reading what is staged.
         last.callback(bodies.close)
         nursery.start_soon(bodies.write_back)
+        nursery.start_soon(Scrub(images).serve)
         try:
             yield bodies
         finally:
