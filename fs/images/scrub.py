@@ -1,6 +1,6 @@
 """Scrub: images on the disk are hashed again from time to time, for what has decayed beneath the filesystem.
 
-A block that is not what was verified when it came is forgotten, and fetched again by who reads it. Only images that this
+A block that is not what was verified when it came is forgotten, and fetched again by who reads it. Only those that this
 mount does not have open: those are verified as they are read. It reads slowly, so that nobody notices.
 """
 
