@@ -141,6 +141,11 @@ class BlockCache:
             del self._fetches[block]
             fetch.end()
 
+    async def settle(self) -> None:
+        """Wait until what is on its way now has come to rest."""
+        for fetch in list(self._fetches.values()):
+            await fetch.ended.wait()
+
     async def make_room(self, size: int) -> None:
         """Somebody needs the disk: give up so many bytes, if there are so many. Raises nothing."""
         victims = self._room.give_up(self._room.bytes - size)

@@ -43,6 +43,7 @@ async def stored(mount: Mount, data: bytes, name: bytes = b"f") -> Body:
     await file.write(0, data)
     await file.commit()
     mount.bodies.release(file)
+    await mount.bodies.cache.settle()
     await mount.bodies.cache.make_room(1 << 40)
     return await mount.volume.read_body(file.ino)
 
@@ -251,14 +252,17 @@ async def test_what_anybody_has_open_stays(world: World) -> None:
         for wanted in (body, other):
             await whole(one, wanted)
         held = await opened(two, body)
+        await one.bodies.cache.settle()
         await one.bodies.cache.make_room(1 << 40)
         assert two.bodies.images.find(body)
         assert not two.bodies.images.find(other)
         two.bodies.images.release(held)
         held = await opened(one, body)
+        await one.bodies.cache.settle()
         await one.bodies.cache.make_room(1 << 40)
         assert one.bodies.images.find(body)
         one.bodies.images.release(held)
+        await one.bodies.cache.settle()
         await one.bodies.cache.make_room(1 << 40)
         assert not one.bodies.images.find(body)
         assert one.bodies.images.bytes_used == 0
