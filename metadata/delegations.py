@@ -49,6 +49,7 @@ from apollofs.metadata.store import (
     Target,
     prefix_end,
 )
+from apollofs.metadata.turns import Turns
 
 log = logging.getLogger(__name__)
 TOUCHED_MAX = 8192
@@ -73,6 +74,16 @@ class Delegations:
         self._claimed: Counter[int] = Counter()
         """Groups on which operations of this mount wait for others."""
         self._tickets = 0
+        self.turns = Turns(
+            keys,
+            self.cache,
+            self.ahead,
+            self._recalls,
+            self._returns,
+            acquiring=self._acquiring,
+            claimed=self._claimed,
+            give_back=self._return,
+        )
         self.inbox = Inbox(store, keys)
         self.inbox.add(self)
         self.counts: Counter[str] = Counter()
@@ -94,6 +105,7 @@ class Delegations:
         self._session = self._recalls.session = None
         self.inbox.hearing = False
         self.ahead.end()
+        self.turns.end()
         self.cache.clear()
         self._poison_all()
         self._returns.clear()
@@ -103,9 +115,10 @@ class Delegations:
         """After `end`, before the next session begins: what the cache above has goes too."""
         await self._returns.above.drop_all()
 
-    def validity_s(self) -> float:
-        """For how many seconds from now the lease, and with it what is held, is proven."""
-        return self._session.proven_s if self._session is not None else 0.0
+    def validity_s(self, group: int) -> float:
+        """For how many seconds from now the lease, and with it a group that is held, is proven; 0 where it is held only
+        for a turn."""
+        return self._session.proven_s if self._session is not None and not self.turns.is_passing(group) else 0.0
 
     def _is_proven(self) -> bool:
         return self._session is not None and self._session.proven
@@ -117,6 +130,8 @@ class Delegations:
             nursery.start_soon(self._returns.serve, session)
             nursery.start_soon(self.ahead.serve, session)
             nursery.start_soon(self.exclusives.share_idle)
+            if self.exclusives.enabled:
+                nursery.start_soon(self.turns.serve, session)
 
     def recalled(self, wanted: tuple[int, ...], what: bytes) -> None:
         """See `inbox.Listener`."""
@@ -135,6 +150,7 @@ class Delegations:
         return {
             "held": len(self.cache.groups),
             "shared": self.exclusives.shared,
+            "turns": self.turns.taken,
             "cached_keys": self.cache.keys,
             "taken": self.counts["taken"],
             "returned": self._returns.returned,
@@ -184,7 +200,7 @@ class Delegations:
         """Whether the group may be taken now: not if it is held, given back, or hot elsewhere."""
         if not self._may_take():
             return False
-        if group in self.cache.groups or group in self._acquiring or group in self._returns:
+        if group in self.cache.groups or group in self._acquiring or group in self._returns or self.turns.is_taking(group):
             return False
         return self._pauses.is_over(group)
 
@@ -371,6 +387,14 @@ class Delegations:
         self._tickets += 1
         return Claim(self._tickets)
 
+    async def have_turn(self, group: int, *, joins: bool = False) -> bool:
+        """See `Turns.have`."""
+        return self._may_take() and await self.turns.have(group, self.new_claim, joins=joins)
+
+    async def leave_line(self, session: Session, claim: Claim) -> None:
+        """See `Recalls.leave_line`."""
+        await self._recalls.leave_line(session, claim)
+
     def release(self, claim: Claim) -> None:
         """The operation has ended: the kernel's locks of what it changes are let go."""
         self._claimed -= Counter(claim.groups.keys())
@@ -386,11 +410,16 @@ class Delegations:
                 claim.groups[group] = None
                 self._claimed[group] += 1
             self._returns.above.hurry(group)
+        for group, _ in self._recalls.others(session, found):
+            self.turns.rivals.recalled(group)
         await self._recalls.recall(session, found, claim)
 
     def _recall(self, group: int) -> None:
         """Somebody wants to write: drop the cache now, the key after it."""
         self.counts["recalls_heard"] += 1
+        if self.turns.recalled(group):
+            return
+        self.turns.rivals.recalled(group)
         self._pauses.begin(group)
         if group in self._acquiring:
             self._acquiring[group].poisoned = True
@@ -400,6 +429,7 @@ class Delegations:
         """Somebody wants to read what this mount holds exclusively."""
         if group in self._acquiring:
             self._acquiring[group].shared = True
+        self.turns.rivals.read_elsewhere(group)
         self.exclusives.share(group)
 
     def _return(self, group: int) -> None:

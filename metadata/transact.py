@@ -37,7 +37,6 @@ from apollofs.metadata.view import HeldView, NotHeld, Recollection, Unread, View
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-STOP_WAITING_S = 5.0
 CONFLICTS_BEFORE_BACKOFF = 3
 NO_USAGE = Usage(0, 0)
 
@@ -121,6 +120,8 @@ class Transactor:
         while self._ahead.is_full:
             await self._ahead.settled()
         queued = self._queue(session, operation, time_ns)
+        if queued is None and await self._turn(self._held.unheld, changes=at_once):
+            queued = self._queue(session, operation, time_ns)
         if queued is not None:
             place, reply = queued
             if not at_once:
@@ -134,7 +135,15 @@ class Transactor:
         finally:
             self._delegations.release(claim)
             if claim.waits:
-                await self._stop_waiting(session, list(claim.waits.values()))
+                await self._delegations.leave_line(session, claim)
+
+    async def _turn(self, group: int | None, *, changes: bool) -> bool:
+        """If this mount competes with others for a group that it needs, wait for its turn: whether it has come."""
+        if group is None:
+            return False
+        if changes:
+            self._delegations.turns.rivals.changes(group)
+        return await self._delegations.have_turn(group)
 
     def _queue(self, session: Session, operation: Operation[T], time_ns: int) -> tuple[int, T] | None:
         """Decide on what is held exclusively, and have it committed: its place in the queue (0: there is nothing to
@@ -142,6 +151,7 @@ class Transactor:
         ahead = self._ahead
         if not ahead.accepts(session):
             return None
+        self._held.unheld = None
         try:
             decision = operation.decide(self._held)
         except (NotHeld, CorruptRecord):
@@ -231,14 +241,6 @@ class Transactor:
             view.unlearn()
         return None
 
-    async def _stop_waiting(self, session: Session, waits: list[Delete]) -> None:
-        """The operation ended without its transaction: it wants nobody's delegation any more."""
-        with trio.move_on_after(STOP_WAITING_S, shield=True):
-            try:
-                await session.commit((), waits, (Change(Kind.NOTHING),), time_ns=0)
-            except MetadataError as exc:
-                log.info("a waiting writer's key stays until the session ends: %s", exc)
-
     async def _finish(self, decision: Decision[T], done: Committed) -> T:
         self._landed(decision, done.revision)
         ranges: Sequence[RangeResult | None] = ()
@@ -278,12 +280,15 @@ class Transactor:
             await self._ahead.before_reading(asked)
         deadline = trio.current_time() + self._deadline_s
         exclusives = self._delegations.exclusives
+        for group in exclusives.unheld(asked):
+            await self._delegations.have_turn(group)
         while True:
             unheld = exclusives.unheld(asked)
             revision, answers = await self._read_once([*asked, *map(exclusives.holder_of, unheld)])
             others = exclusives.others(answers[len(asked) :])
             if others:
-                await exclusives.ask_to_share(others)
+                if not any([await self._delegations.have_turn(group, joins=True) for group, _ in others]):
+                    await exclusives.ask_to_share(others)
             elif set(exclusives.unheld(asked)) <= set(unheld):
                 break  # what needed no question was held all the time
             if trio.current_time() > deadline:
