@@ -62,28 +62,19 @@ class Delegations:
     def __init__(self, store: Store, keys: Keys, *, enabled: bool, write_back: bool, wait_s: float) -> None:
         self._keys = keys
         self._enabled = enabled
-        self._recalls = Recalls(store, keys, wait_s)
+        self.recalls = Recalls(store, keys, wait_s)
         self._session: Session | None = None
         self.cache = GroupCache(keys, self._is_proven)
         self._acquiring: dict[int, Acquisition] = {}
         self.ahead = Ahead(keys, self.cache, enabled=enabled and write_back, wait_s=wait_s)
         self._returns = Returns(keys, self.ahead)
-        self.exclusives = Exclusives(keys, self.cache, self._returns, self._recalls, enabled=enabled and write_back)
+        self.exclusives = Exclusives(keys, self.cache, self._returns, self.recalls, enabled=enabled and write_back)
         self._pauses = Pauses()
         self._touched: dict[int, None] = {}
         self._claimed: Counter[int] = Counter()
         """Groups on which operations of this mount wait for others."""
         self._tickets = 0
-        self.turns = Turns(
-            keys,
-            self.cache,
-            self.ahead,
-            self._recalls,
-            self._returns,
-            acquiring=self._acquiring,
-            claimed=self._claimed,
-            give_back=self._return,
-        )
+        self.turns = Turns(keys, self, self.recalls, self._returns, acquiring=self._acquiring, claimed=self._claimed)
         self.inbox = Inbox(store, keys)
         self.inbox.add(self)
         self.counts: Counter[str] = Counter()
@@ -96,13 +87,13 @@ class Delegations:
 
     def begin(self, session: Session) -> None:
         self.end()
-        self._recalls.session = session
+        self.recalls.session = session
         self._session = session if self._enabled else None
         self.ahead.begin(session)
 
     def end(self) -> None:
         """The session is gone, and with it everything that was cached under it."""
-        self._session = self._recalls.session = None
+        self._session = self.recalls.session = None
         self.inbox.hearing = False
         self.ahead.end()
         self.turns.end()
@@ -157,8 +148,8 @@ class Delegations:
             "returning": len(self._returns),
             "return_s": round(self._returns.spent_s, 3),
             "recalls_heard": self.counts["recalls_heard"],
-            "recalls_sent": self._recalls.sent,
-            "recall_wait_s": round(self._recalls.waited_s, 3),
+            "recalls_sent": self.recalls.sent,
+            "recall_wait_s": round(self.recalls.waited_s, 3),
         }
 
     # -- keeping -----------------------------------------------------------------------------------------------------
@@ -176,12 +167,12 @@ class Delegations:
     def trim(self) -> None:
         """Give back what is too much. Not between `write_ahead` and the queueing of what it applied."""
         while self.cache.is_full:
-            self._return(self.cache.least_used())
+            self.give_back(self.cache.least_used())
 
     def make_room(self) -> None:
         """The cache above is full: give back what was taken first, unless something is being given back already."""
         if self.cache.groups and not len(self._returns):
-            self._return(self.cache.least_used())
+            self.give_back(self.cache.least_used())
 
     # -- taking ------------------------------------------------------------------------------------------------------
 
@@ -198,13 +189,19 @@ class Delegations:
 
     def can_take(self, group: int) -> bool:
         """Whether the group may be taken now: not if it is held, given back, or hot elsewhere."""
-        if not self._may_take():
+        if not self.may_take():
             return False
-        if group in self.cache.groups or group in self._acquiring or group in self._returns or self.turns.is_taking(group):
+        if (
+            group in self.cache.groups
+            or group in self._acquiring
+            or group in self._returns
+            or self.turns.is_taking(group)
+        ):
             return False
         return self._pauses.is_over(group)
 
-    def _may_take(self) -> bool:
+    def may_take(self) -> bool:
+        """Whether anything may be taken now."""
         if self._session is None or not self.inbox.hearing or not self._session.proven:
             return False
         return not self._session.in_doubt
@@ -240,7 +237,7 @@ class Delegations:
             for group, acquisition in acquisitions.items():
                 del self._acquiring[group]
                 if self._session is session and (acquisition.poisoned or not taken):
-                    self._return(group)  # whether or not the key is there
+                    self.give_back(group)  # whether or not the key is there
         if outcome.ranges is None:
             found = None
         else:
@@ -294,7 +291,7 @@ class Delegations:
         if self._session is not session:
             return []
         found: list[Put | Delete] = []
-        if born and self._may_take():
+        if born and self.may_take():
             self._acquiring[born] = Acquisition()
             found += self._born(session, born)
         found += self._gone(session, self._removed(writes))
@@ -330,7 +327,7 @@ class Delegations:
         if birth is not None and not birth.poisoned and revision and self._session is not None:
             self._hold_born(born, writes, revision, exclusive=not birth.shared)
         elif birth is not None and revision and self._session is not None:
-            self._return(born)
+            self.give_back(born)
         self.trim()
 
     def _hold_born(
@@ -378,22 +375,10 @@ class Delegations:
 
     # -- recalls -----------------------------------------------------------------------------------------------------
 
-    def held_by_others(self, session: Session, found: Sequence[RangeResult]) -> bool:
-        """Whether the answers to `guards`' questions name another holder."""
-        return bool(self._recalls.others(session, found))
-
     def new_claim(self) -> Claim:
         """For an operation that may have to wait; end it with `release`."""
         self._tickets += 1
         return Claim(self._tickets)
-
-    async def have_turn(self, group: int, *, joins: bool = False) -> bool:
-        """See `Turns.have`."""
-        return self._may_take() and await self.turns.have(group, self.new_claim, joins=joins)
-
-    async def leave_line(self, session: Session, claim: Claim) -> None:
-        """See `Recalls.leave_line`."""
-        await self._recalls.leave_line(session, claim)
 
     def release(self, claim: Claim) -> None:
         """The operation has ended: the kernel's locks of what it changes are let go."""
@@ -410,9 +395,9 @@ class Delegations:
                 claim.groups[group] = None
                 self._claimed[group] += 1
             self._returns.above.hurry(group)
-        for group, _ in self._recalls.others(session, found):
+        for group, _ in self.recalls.others(session, found):
             self.turns.rivals.recalled(group)
-        await self._recalls.recall(session, found, claim)
+        await self.recalls.recall(session, found, claim)
 
     def _recall(self, group: int) -> None:
         """Somebody wants to write: drop the cache now, the key after it."""
@@ -423,7 +408,7 @@ class Delegations:
         self._pauses.begin(group)
         if group in self._acquiring:
             self._acquiring[group].poisoned = True
-        self._return(group)
+        self.give_back(group)
 
     def _share(self, group: int) -> None:
         """Somebody wants to read what this mount holds exclusively."""
@@ -432,7 +417,8 @@ class Delegations:
         self.turns.rivals.read_elsewhere(group)
         self.exclusives.share(group)
 
-    def _return(self, group: int) -> None:
+    def give_back(self, group: int) -> None:
+        """Drop what is cached of a group, and end its delegation, whether or not its key is there. No checkpoint."""
         self.cache.drop(group)
         self._returns.ask(group)
         if group in self._claimed:
@@ -441,7 +427,7 @@ class Delegations:
     def _drop_all(self) -> None:
         self._poison_all()
         for group in list(self.cache.groups):
-            self._return(group)
+            self.give_back(group)
 
     def _poison_all(self) -> None:
         for acquisition in self._acquiring.values():

@@ -22,13 +22,12 @@ from apollofs.metadata.errors import (
     BodyConflict,
     CorruptRecord,
     DeadlineExceeded,
-    MetadataError,
     NamespaceError,
     TooManyExtents,
 )
 from apollofs.metadata.group_commit import GroupCommit, Request
 from apollofs.metadata.groups import Claim
-from apollofs.metadata.journal import Change, Kind
+from apollofs.metadata.journal import Change
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import Usage
 from apollofs.metadata.session import Committed, Session, retry
@@ -135,7 +134,7 @@ class Transactor:
         finally:
             self._delegations.release(claim)
             if claim.waits:
-                await self._delegations.leave_line(session, claim)
+                await self._delegations.recalls.leave_line(session, claim)
 
     async def _turn(self, group: int | None, *, changes: bool) -> bool:
         """If this mount competes with others for a group that it needs, wait for its turn: whether it has come."""
@@ -143,7 +142,7 @@ class Transactor:
             return False
         if changes:
             self._delegations.turns.rivals.changes(group)
-        return await self._delegations.have_turn(group)
+        return await self._delegations.turns.have(group)
 
     def _queue(self, session: Session, operation: Operation[T], time_ns: int) -> tuple[int, T] | None:
         """Decide on what is held exclusively, and have it committed: its place in the queue (0: there is nothing to
@@ -236,7 +235,7 @@ class Transactor:
         known = len(questions) - len(holders)
         view.learn(questions[:known], outcome.ranges[:known], outcome.revision)
         held = [found for found in outcome.ranges[known:] if found is not None]
-        if delegations.held_by_others(session, held):
+        if delegations.recalls.others(session, held):
             await delegations.recall_others(session, held, decision.writes, attempt.claim)
             view.unlearn()
         return None
@@ -281,13 +280,13 @@ class Transactor:
         deadline = trio.current_time() + self._deadline_s
         exclusives = self._delegations.exclusives
         for group in exclusives.unheld(asked):
-            await self._delegations.have_turn(group)
+            await self._delegations.turns.have(group)
         while True:
             unheld = exclusives.unheld(asked)
             revision, answers = await self._read_once([*asked, *map(exclusives.holder_of, unheld)])
             others = exclusives.others(answers[len(asked) :])
             if others:
-                if not any([await self._delegations.have_turn(group, joins=True) for group, _ in others]):
+                if not any([await self._delegations.turns.have(group, joins=True) for group, _ in others]):
                     await exclusives.ask_to_share(others)
             elif set(exclusives.unheld(asked)) <= set(unheld):
                 break  # what needed no question was held all the time

@@ -22,8 +22,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import trio
 
@@ -36,16 +37,16 @@ from apollofs.metadata.recalls import Recalls
 from apollofs.metadata.returns import NOTED, Returns
 from apollofs.metadata.rivals import Rivals
 from apollofs.metadata.session import Committed, Session
-from apollofs.metadata.store import Compare, Delete, Op, Put, Range, RangeResult, Relation, Target, prefix_end
+from apollofs.metadata.store import Compare, Op, Put, Range, RangeResult, Relation, Target, prefix_end
 
 log = logging.getLogger(__name__)
-SLICE_S = 0.04
+SLICE_S = 0.05
 """How long a turn lasts at least if somebody else waits, unless nothing is done."""
-LISTINGS_IN_SLICE = 4
+LISTINGS_IN_SLICE = 5
 """A turn lasts at least so many times as long as it took to take it,"""
 SLICE_S_MAX = 0.2
 """but not longer than this."""
-QUIET_S = 0.004
+QUIET_S = 0.01
 """A turn that somebody waits for ends when nothing was changed for so long."""
 ENTRIES_MAX = 4096
 """Directories with more have no turns: they would take too long to list."""
@@ -62,29 +63,47 @@ class _Taking:
     recalled: bool = False
 
 
+class Holder(Protocol):
+    """What a mount holds; `delegations.Delegations`."""
+
+    cache: GroupCache
+    ahead: Ahead
+
+    def may_take(self) -> bool:
+        """Whether anything may be taken now."""
+
+    def new_claim(self) -> Claim:
+        """For an operation that may have to wait."""
+
+    def give_back(self, group: int) -> None:
+        """Drop what is cached of a group, and end its delegation, whether or not its key is there. No checkpoint."""
+
+    def trim(self) -> None:
+        """Give back what is too much."""
+
+
 class Turns:
     """One mount's."""
 
     def __init__(
         self,
         keys: Keys,
-        cache: GroupCache,
-        ahead: Ahead,
+        holder: Holder,
         recalls: Recalls,
         returns: Returns,
         *,
         acquiring: dict[int, Acquisition],
         claimed: Counter[int],
-        give_back: Callable[[int], None],
     ) -> None:
+        """`acquiring`: what the holder is taking; `claimed`: where its operations wait for others."""
         self._keys = keys
-        self._cache = cache
-        self._ahead = ahead
+        self._holder = holder
+        self._cache = holder.cache
+        self._ahead = holder.ahead
         self._recalls = recalls
         self._returns = returns
         self._acquiring = acquiring
         self._claimed = claimed
-        self._give_back = give_back
         self._taking: dict[int, _Taking] = {}
         self._ending: set[int] = set()
         self._session: Session | None = None
@@ -114,7 +133,7 @@ class Turns:
 
     # -- taking ------------------------------------------------------------------------------------------------------
 
-    async def have(self, group: int, ticket: Callable[[], Claim], *, joins: bool) -> bool:
+    async def have(self, group: int, *, joins: bool = False) -> bool:
         """If this mount competes for a group (`joins`: that another holds exclusively), wait for its turn: whether it
         has come. No checkpoint otherwise."""
         nursery, session = self._nursery, self._session
@@ -122,10 +141,12 @@ class Turns:
         if taking is None:
             if not self.rivals.competes(group, joins=joins) or self._cache.is_exclusive(group):
                 return False
-            if nursery is None or session is None or not self._ahead.accepts(session) or group in self._acquiring:
+            if nursery is None or session is None or group in self._acquiring:
+                return False
+            if not self._holder.may_take() or not self._ahead.accepts(session):
                 return False
             taking = self._taking[group] = _Taking()
-            nursery.start_soon(self._wait_and_take, session, group, taking, ticket())
+            nursery.start_soon(self._wait_and_take, session, group, taking, self._holder.new_claim())
         await taking.done.wait()
         return self._cache.is_exclusive(group)
 
@@ -155,7 +176,7 @@ class Turns:
         if self._cache.is_exclusive(group):
             return True
         if group in self._cache.groups:
-            self._give_back(group)
+            self._holder.give_back(group)
         await self._returns.through(group)  # from here to the request: no checkpoint, or a deletion could come after it
         began = trio.current_time()
         asked = self._questions(group)
@@ -175,7 +196,7 @@ class Turns:
             self._ahead.observe(outcome.revision)
         except BaseException:
             if self._session is session:
-                self._give_back(group)  # whether or not the key is there
+                self._holder.give_back(group)  # whether or not the key is there
             raise
         finally:
             del self._acquiring[group]
@@ -183,9 +204,9 @@ class Turns:
             return False
         claim.waits.clear()
         if self._session is session:
-            found = outcome.ranges[len(writes) :] if outcome.ranges is not None else ()
+            found = [each for each in (outcome.ranges or ())[len(writes) :] if each is not None]
             self._begin(group, taking, asked, found, outcome.revision)
-            self._lasts(group, began)
+            self._lasts(group, taking, trio.current_time() - began)
         return True
 
     def _questions(self, group: int) -> list[Range]:
@@ -213,39 +234,33 @@ class Turns:
         ]
 
     def _begin(
-        self,
-        group: int,
-        taking: _Taking,
-        asked: Sequence[Range],
-        found: Sequence[RangeResult | None],
-        revision: int,
+        self, group: int, taking: _Taking, asked: Sequence[Range], found: Sequence[RangeResult], revision: int
     ) -> None:
         """The group is held exclusively as of `revision`, and this was read with it. No checkpoint."""
-        answers = [answer for answer in found if answer is not None]
         acquisition = taking.acquisition
-        if not answers or answers[0].more or acquisition.poisoned or acquisition.shared:
-            if answers and answers[0].more:
-                self.rivals.too_large(group)
-            self._give_back(group)
+        too_large = bool(found) and found[0].more
+        if too_large:
+            self.rivals.too_large(group)
+        if too_large or not found or acquisition.poisoned or acquisition.shared:
+            self._holder.give_back(group)
             return
         held = self._cache.hold(group, revision)
-        self._cache.learn(group, asked[1:], answers[1 : len(asked)], revision)
-        self._cache.learn_all(group, answers[0].kvs, revision)
+        self._cache.learn(group, asked[1:], found[1 : len(asked)], revision)
+        self._cache.learn_all(group, found[0].kvs, revision)
         for write, written in acquisition.writes:
             self._cache.apply(group, write, written)
         held.exclusive = held.in_turns = True
         self.taken += 1
-        taking.recalled = taking.recalled or bool(answers[-1].kvs)
+        taking.recalled = taking.recalled or bool(found[-1].kvs)
 
-    def _lasts(self, group: int, began: float) -> None:
-        held, taking = self._cache.groups.get(group), self._taking.get(group)
-        if held is None or taking is None:
-            return
-        now = trio.current_time()
-        held.changed_at = now
-        held.turn_until = now + min(max(SLICE_S, LISTINGS_IN_SLICE * (now - began)), SLICE_S_MAX)
-        if taking.recalled:
-            self.recalled(group)
+    def _lasts(self, group: int, taking: _Taking, took_s: float) -> None:
+        held = self._cache.groups.get(group)
+        if held is not None:
+            held.changed_at = trio.current_time()
+            held.turn_until = held.changed_at + min(max(SLICE_S, LISTINGS_IN_SLICE * took_s), SLICE_S_MAX)
+            if taking.recalled:
+                self.recalled(group)
+            self._holder.trim()
 
     # -- ending ------------------------------------------------------------------------------------------------------
 
@@ -273,7 +288,7 @@ class Turns:
         self._ending.discard(group)
         if self._cache.groups.get(group) is held:
             self.rivals.keeps(group)
-            self._give_back(group)
+            self._holder.give_back(group)
 
     def is_passing(self, group: int) -> bool:
         """Whether a held group will be handed on in a moment, so that nobody above should remember anything of it."""
