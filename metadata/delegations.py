@@ -142,6 +142,7 @@ class Delegations:
             "held": len(self.cache.groups),
             "shared": self.exclusives.shared,
             "turns": self.turns.taken,
+            "turns_missed": self.turns.missed,
             "cached_keys": self.cache.keys,
             "taken": self.counts["taken"],
             "returned": self._returns.returned,

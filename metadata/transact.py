@@ -177,13 +177,13 @@ class Transactor:
                 if not decision.writes and view.guessed:
                     raise Unread
             except Unread:
-                await self._refresh(view)
+                await self._refresh(attempt)
                 continue
             except (NamespaceError, BodyConflict, TooManyExtents, CorruptRecord):
                 # records that were remembered at different times may contradict each other: only a fresh read decides
                 if not view.guessed:
                     raise
-                await self._refresh(view)
+                await self._refresh(attempt)
                 continue
             if not decision.writes:
                 return decision.reply(0, ())
@@ -265,28 +265,30 @@ class Transactor:
         elif not write.range_end:
             self.recollection.note(write.key, None, revision)
 
-    async def _refresh(self, view: View) -> None:
-        questions = view.questions()
-        revision, answers = await self.read(questions)
-        view.learn(questions, answers, revision)
+    async def _refresh(self, attempt: _Attempt) -> None:
+        questions = attempt.view.questions()
+        # a turn would come after this operation if it waits in line already
+        revision, answers = await self.read(questions, turns=not attempt.claim.waits)
+        attempt.view.learn(questions, answers, revision)
 
-    async def read(self, asked: Sequence[Range]) -> tuple[int, list[RangeResult]]:
+    async def read(self, asked: Sequence[Range], *, turns: bool = True) -> tuple[int, list[RangeResult]]:
         """Read all of `asked` as of one revision, in one request; repeated while the store is unreachable.
 
-        What another mount has answered ahead of the store, and what this one has, is in the store before.
+        What another mount has answered ahead of the store, and what this one has, is in the store before. Where this
+        mount competes for a group it has its turn first, unless `turns` is false.
         """
         if self._ahead.touches((), (), asked):
             await self._ahead.before_reading(asked)
         deadline = trio.current_time() + self._deadline_s
         exclusives = self._delegations.exclusives
-        for group in exclusives.unheld(asked):
+        for group in exclusives.unheld(asked) if turns else ():
             await self._delegations.turns.have(group)
         while True:
             unheld = exclusives.unheld(asked)
             revision, answers = await self._read_once([*asked, *map(exclusives.holder_of, unheld)])
             others = exclusives.others(answers[len(asked) :])
             if others:
-                if not any([await self._delegations.turns.have(group, joins=True) for group, _ in others]):
+                if not turns or not await self._join(others):
                     await exclusives.ask_to_share(others)
             elif set(exclusives.unheld(asked)) <= set(unheld):
                 break  # what needed no question was held all the time
@@ -297,6 +299,10 @@ class Transactor:
         for question, answer in zip(asked, answers, strict=True):
             self.recollection.note_range(question, answer)
         return revision, answers
+
+    async def _join(self, holders: Sequence[tuple[int, int]]) -> bool:
+        """Wait for this mount's turn on groups that others hold exclusively: whether any has come."""
+        return any([await self._delegations.turns.have(group, joins=True) for group, _ in holders])
 
     async def _read_once(self, asked: Sequence[Range]) -> tuple[int, list[RangeResult]]:
         if len(asked) == 1:

@@ -29,7 +29,7 @@ from typing import Protocol
 import trio
 
 from apollofs.metadata.ahead import Ahead
-from apollofs.metadata.errors import MetadataError
+from apollofs.metadata.errors import MetadataError, StaleInode
 from apollofs.metadata.group_cache import GroupCache
 from apollofs.metadata.groups import Acquisition, Claim, Group
 from apollofs.metadata.keys import Keys
@@ -105,11 +105,13 @@ class Turns:
         self._acquiring = acquiring
         self._claimed = claimed
         self._taking: dict[int, _Taking] = {}
-        self._ending: set[int] = set()
+        self._ending: dict[int, Group] = {}
         self._session: Session | None = None
         self._nursery: trio.Nursery | None = None
         self.rivals = Rivals()
         self.taken = 0
+        self.missed = 0
+        """How often operations went on without a turn, because it did not come in time."""
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -158,9 +160,12 @@ class Turns:
         self._claimed[group] += 1
         self._returns.above.hurry(group)
         try:
-            with trio.move_on_after(WAIT_S):
+            with trio.move_on_after(WAIT_S) as waiting:
                 while not await self._take(session, group, taking, claim):
                     await self._recalls.stand_in_line(session, group, claim)
+            if waiting.cancelled_caught:
+                self.missed += 1
+                log.info("no turn on directory %#x within %.0f s", group, WAIT_S)
         except MetadataError as exc:
             log.info("no turn on directory %#x: %s", group, exc)
         finally:
@@ -172,7 +177,7 @@ class Turns:
                 await self._recalls.leave_line(session, claim)
 
     async def _take(self, session: Session, group: int, taking: _Taking, claim: Claim) -> bool:
-        """One transaction, a write: whether there is no need to wait for others."""
+        """One transaction, a write: whether there is no need to wait for others. StaleInode if the group is gone."""
         if self._cache.is_exclusive(group):
             return True
         if group in self._cache.groups:
@@ -191,7 +196,7 @@ class Turns:
                 (*writes, *asked, others),
                 NOTED,
                 time_ns=time.time_ns(),
-                orelse=(others,),
+                orelse=(Range(self._keys.inode(group), keys_only=True),),
             )
             self._ahead.observe(outcome.revision)
         except BaseException:
@@ -201,6 +206,8 @@ class Turns:
         finally:
             del self._acquiring[group]
         if not isinstance(outcome, Committed):
+            if outcome.ranges[0] is not None and not outcome.ranges[0].kvs:
+                raise StaleInode("it is gone")
             return False
         claim.waits.clear()
         if self._session is session:
@@ -274,8 +281,8 @@ class Turns:
         if held is None or not held.in_turns or not held.exclusive or self._nursery is None:
             return False
         self.rivals.recalled(group)
-        if group not in self._ending:
-            self._ending.add(group)
+        if self._ending.get(group) is not held:
+            self._ending[group] = held
             self._nursery.start_soon(self._end, group, held)
         return True
 
@@ -285,7 +292,8 @@ class Turns:
             if left_s <= 0:
                 break
             await trio.sleep(left_s)
-        self._ending.discard(group)
+        if self._ending.get(group) is held:
+            del self._ending[group]
         if self._cache.groups.get(group) is held:
             self.rivals.keeps(group)
             self._holder.give_back(group)

@@ -94,5 +94,6 @@ def test_two_mounts_that_change_one_directory_never_wait_for_each_other(
         assert count["delegations"]["recalls_heard"] >= ROUNDS / 2, "else nothing was cached that could be waited for"
         if kind is RivalNamespace:
             assert count["delegations"]["turns"] >= ROUNDS / 2
+            assert not count["delegations"]["turns_missed"], "else they waited for each other until they gave up"
         else:
             assert (count["kernel_cache"]["epochs"] > 0) == (kind is EagerNamespace)

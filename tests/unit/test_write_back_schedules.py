@@ -147,6 +147,7 @@ async def run(seed: int, rounds: int, *, mounts: int, outages: bool) -> float:
         ahead = sum(volume.statistics()["write_back"]["operations"] for volume in volumes)
         asked = sum(volume.statistics()["delegations"]["shared"] for volume in volumes)
         turns = sum(volume.statistics()["delegations"]["turns"] for volume in volumes)
+        assert outages or not any(volume.delegations.turns.missed for volume in volumes)
         assert [volume.losses for volume in volumes] == [0] * mounts
     await assert_sound(base)
     assert ahead, "nothing was answered ahead of the store"

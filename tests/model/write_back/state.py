@@ -166,10 +166,10 @@ class Scenario:
     """A small world. `keys`: the directory of each. Programs: for each mount, for each of its processes, what it does.
 
     `reads`: for each mount the sets of keys that it asks for at once, `reads_max` times; `takes` them: the group of the
-    first key with it; the mounts `turns` take it
-    exclusively, and the keys are all of that group. `rereads`: it asks even for what it has cached. Misfortunes, each for the mounts that are named:
-    `lapses` (their lease may end), `crashes`, `loses` (replies to the committer), `gives_up` (its transactions at a
-    deadline). `held`: (directory, mount) at first, complete, and of those `exclusive`.
+    first key with it; the mounts `turns` take it exclusively, and the keys are all of that group. `rereads`: it asks
+    even for what it has cached. Misfortunes, each for the mounts that are named: `lapses` (their lease may end),
+    `crashes`, `loses` (replies to the committer), `gives_up` (its transactions at a deadline). `held`: (directory,
+    mount) at first, complete, and of those `exclusive`.
     """
 
     name: str
