@@ -114,6 +114,8 @@ class NamespaceReader:
     async def _dentry(self, parent: int, key: bytes) -> tuple[Dentry | None, Inode | None]:
         """What a name means, and the inode that it refers to if that came along."""
         known = self._groups.peek(parent, key)
+        if known is None and await self.delegations.turns.have(parent):
+            known = self._groups.peek(parent, key)
         if known is not None:
             kv = known[0]
             return (codec.decode_dentry(kv.value, kv.mod_revision) if kv is not None else None), None
@@ -203,6 +205,8 @@ class NamespaceReader:
     async def getattr(self, ino: int) -> Inode:
         """No request for what is delegated; otherwise one, unless another mount has moved the file."""
         cached = self.cached_getattr(ino)
+        if cached is None and await self.delegations.turns.have(self._locations.get(ino, (ino, b""))[0]):
+            cached = self.cached_getattr(ino)
         if cached is not None:
             return cached.inode
         inode, _ = await self._by_number(ino, ())
