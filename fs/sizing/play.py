@@ -23,6 +23,7 @@ from apollofs.fs.user_error import UserError
 
 DAYS_MAX = 3650.0
 EVENTS_MAX = 2_000_000
+FOR_EVER_S = 1e15
 Watch = Callable[[float, SiteRun], None]
 
 
@@ -104,7 +105,7 @@ class _Play:
         luck = Random(f"{self._seed}/failures/{site.name}")
         self._at(self._given.workload.save_interval_s, lambda now: self._save(site, now, site.life))
         if site.shape.failures_a_day:
-            self._at(luck.expovariate(1 / site.shape.failure_interval_s), lambda now: self._fail(site, luck, now))
+            self._at(_gap_s(luck, site.shape.failure_interval_s), lambda now: self._fail(site, luck, now))
 
     def _save(self, site: SiteRun, now_s: float, life: int) -> None:
         if life != site.life:
@@ -126,7 +127,7 @@ class _Play:
         life = site.fails(now_s)
         work = self._given.workload
         self._at(now_s + work.restart_s + work.restore_s, lambda now: self._restored(site, now, life))
-        self._at(now_s + luck.expovariate(1 / site.shape.failure_interval_s), lambda now: self._fail(site, luck, now))
+        self._at(now_s + _gap_s(luck, site.shape.failure_interval_s), lambda now: self._fail(site, luck, now))
         self._seen(now_s, site)
 
     def _restored(self, site: SiteRun, now_s: float, life: int) -> None:
@@ -207,7 +208,7 @@ class _Play:
 
         def back(now_s: float) -> None:
             switch(now_s, up=True)
-            self._at(now_s + luck.expovariate(1 / gap_s), down)
+            self._at(now_s + _gap_s(luck, gap_s), down)
 
         def switch(now_s: float, *, up: bool) -> None:
             for channel in both:
@@ -215,7 +216,12 @@ class _Play:
                 channel.switch(up=up)
                 self._expect(channel)
 
-        self._at(luck.expovariate(1 / gap_s), down)
+        self._at(_gap_s(luck, gap_s), down)
+
+
+def _gap_s(luck: Random, mean_s: float) -> float:
+    """Time to the next of what happens at random; for ever where the mean is."""
+    return luck.expovariate(1.0) * min(mean_s, FOR_EVER_S)
 
 
 def _channels(plan: Plan) -> list[Channel]:

@@ -27,7 +27,7 @@ class Lag:
 
 @dataclass(frozen=True, slots=True)
 class PlayedSite:
-    """One site. `samples`: (time, bytes by kind) just before each clean-up, and at the end."""
+    """One site. `samples`: (time, bytes by kind) at the beginning, just before each clean-up, and at the end."""
 
     name: str
     samples: tuple[tuple[float, dict[str, int]], ...]
@@ -80,12 +80,13 @@ def rates(activities: Sequence[Activity], end_s: float, bins: int) -> tuple[list
 
 def _spread(begin_s: float, end_s: float, rate: float, width: float, means: list[float], peaks: list[float]) -> None:
     """Count a stretch of one rate in the bins that it touches."""
-    while begin_s < end_s:
-        place = min(len(means) - 1, int(begin_s / width))
-        until_s = min(end_s, (place + 1) * width) if place < len(means) - 1 else end_s
-        if until_s <= begin_s:
-            # the rounding of a bin's edge
+    for place in range(min(len(means) - 1, int(begin_s / width)), len(means)):
+        # the last bin has no end, so that the rounding of its edge loses nothing
+        until_s = (place + 1) * width if place < len(means) - 1 else end_s
+        inside_s = min(end_s, until_s) - begin_s
+        if inside_s > 0:
+            means[place] += rate * inside_s / width
+            peaks[place] = max(peaks[place], rate)
+            begin_s += inside_s
+        if begin_s >= end_s:
             break
-        means[place] += rate * (until_s - begin_s) / width
-        peaks[place] = max(peaks[place], rate)
-        begin_s = until_s

@@ -38,8 +38,8 @@ def draw(played: Played, directory: Path) -> list[Path]:
             painter(axis, site, played.plan.site(site.name), played.days)
             axis.set_title(f"{site.name}: {name}", loc="left")
             axis.set_xlim(0, played.days)
-            axis.set_ylim(bottom=0)
-            axis.legend(loc="upper left", fontsize="small")
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small", frameon=False)
         axes[-1].set_xlabel("days")
         written.append(directory / f"{name}.png")
         figure.savefig(written[-1], format="png", dpi=110)
@@ -70,6 +70,7 @@ def _space(axis: Any, site: PlayedSite, plan: SitePlan, days: float) -> None:
     axis.axhline(plan.space.paper / PB, color="black", linestyle=":", label="on paper")
     axis.axhline(plan.space.usable / PB, color="black", linestyle="--", label="in practice")
     axis.set_ylabel("PB")
+    axis.set_ylim(bottom=0)
 
 
 def _throughput(axis: Any, site: PlayedSite, plan: SitePlan, days: float) -> None:
@@ -80,14 +81,14 @@ def _throughput(axis: Any, site: PlayedSite, plan: SitePlan, days: float) -> Non
     axis.plot(times, [rate / TB for rate in means], label="mean")
     axis.axhline(plan.throughput.available / TB, color="black", linestyle="--", label="bought")
     axis.set_ylabel("TB/s")
+    axis.set_ylim(bottom=0)
 
 
 def _lag(axis: Any, site: PlayedSite, plan: SitePlan, days: float) -> None:
-    """How long after it was asked for something was here."""
+    """How long after it was asked for something was here: seconds or, behind an outage, hours."""
     for name, lags in (("published weights", site.publish_lags), ("copies of checkpoints", site.copy_lags)):
         if lags:
             times = [(lag.asked_s + lag.lag_s) / DAY_S for lag in lags]
             axis.plot(times, [lag.lag_s for lag in lags], ".", markersize=3, label=name)
-    # an empty picture still says that it is one of lag
-    axis.plot([], [], label="until it is here")
     axis.set_ylabel("seconds")
+    axis.set_yscale("log")

@@ -42,6 +42,7 @@ class SiteRun:
         """Datasets and scratch are there from the start."""
         self.ledger.write("datasets", round(self.plan.space.datasets))
         self.ledger.write("scratch", round(self.plan.space.scratch))
+        self._samples.append((0.0, dict(self.ledger.present)))
         self._activities.append(Activity(0.0, math.inf, self.plan.throughput.dataset))
 
     # -- training
