@@ -31,6 +31,7 @@ COMMANDS = {
     "up": ("embedded", "up"),
     "down": ("embedded", "down"),
     "staging": ("staging", "staging"),
+    "plan": ("plan", "plan"),
     "install-mount-helper": ("helper", "install_mount_helper"),
     "mount-helper": ("helper", "mount_helper"),
     "umount-helper": ("helper", "umount_helper"),
