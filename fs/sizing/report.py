@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from textwrap import wrap
 from typing import TypeVar
@@ -21,8 +22,8 @@ SITE_ROWS: tuple[tuple[str, Callable[[SitePlan], str]], ...] = (
     ("parameters", lambda site: show_count(site.shape.params)),
     ("a checkpoint", lambda site: show(site.shape.state_bytes, Unit.BYTES)),
     ("failures of training a day", lambda site: f"{site.shape.failures_a_day:.2f}"),
-    ("best checkpoint interval", lambda site: show(site.rhythm.best_interval_s, Unit.SECONDS)),
-    ("time that training uses well", lambda site: show(site.rhythm.goodput, Unit.SHARE)),
+    ("best checkpoint interval", lambda site: _best(site.rhythm.best_interval_s)),
+    ("time that training uses well", lambda site: _goodput(site.rhythm.goodput)),
     ("", lambda _: ""),
     ("throughput to buy", lambda site: show(site.throughput.available, Unit.BYTES_S)),
     ("  a rack of GPUs", lambda site: show(site.per_rack, Unit.BYTES_S)),
@@ -50,7 +51,7 @@ SITE_ROWS: tuple[tuple[str, Callable[[SitePlan], str]], ...] = (
 PLAYED_ROWS: tuple[tuple[str, Callable[[PlayedSite], str]], ...] = (
     ("checkpoints, cut short", lambda site: f"{site.saves:,}, {site.cut_short:,}"),
     ("failures", lambda site: f"{site.failures:,}"),
-    ("time that training used well", lambda site: show(site.goodput, Unit.SHARE)),
+    ("time that training used well", lambda site: _goodput(site.goodput)),
     ("written", lambda site: show(site.written, Unit.BYTES)),
     ("removed", lambda site: show(site.removed, Unit.BYTES)),
     ("there at the end", lambda site: show(site.present, Unit.BYTES)),
@@ -99,7 +100,8 @@ def assumptions_text(given: Assumptions) -> str:
 
 def _totals(plan: Plan) -> Iterator[str]:
     places = "1 site" if len(plan.sites) == 1 else f"{len(plan.sites)} sites"
-    yield f"{plan.gpus:,} GPUs at {places}: {plan.gpu_racks:,} racks of GPUs, {show(plan.available, Unit.BYTES_S)}"
+    gpus = "1 GPU" if plan.gpus == 1 else f"{plan.gpus:,} GPUs"
+    yield f"{gpus} at {places}: {plan.gpu_racks:,} racks of GPUs, {show(plan.available, Unit.BYTES_S)}"
     yield (
         f"space: {show(plan.paper, Unit.BYTES)} on paper, {show(plan.usable, Unit.BYTES)} in practice, "
         f"{show(plan.raw, Unit.BYTES)} of drives"
@@ -155,11 +157,21 @@ def _settings(plan: Plan) -> Iterator[str]:
     )
     yield f"  apollofs gc: every {show(retention.gc_interval_s, Unit.SECONDS)}, --grace {retention.gc_grace_s:.0f}s"
     yield f"  apollofs format: --block-size {services.block_bytes / 2**20:g}M"
+    disk_bytes = max(site.node.disk_bytes for site in plan.sites)
+    yield f"  apollofs mount: -o cache_size={math.ceil(disk_bytes / 2**30)}G"
     yield f"  etcd: --quota-backend-bytes={services.etcd_quota_bytes:.0f}"
 
 
 def _two(first: float, second: float, unit: Unit) -> str:
     return f"{show(first, unit)}, {show(second, unit)}"
+
+
+def _best(interval_s: float) -> str:
+    return show(interval_s, Unit.SECONDS) if math.isfinite(interval_s) else "-"
+
+
+def _goodput(share: float) -> str:
+    return show(share, Unit.SHARE) if share else "-"
 
 
 def _late(site: PlayedSite, share: float) -> str:
