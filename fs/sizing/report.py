@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from textwrap import wrap
 from typing import TypeVar
 
-from apollofs.fs.sizing.assumptions import Assumptions
+from apollofs.fs.sizing.assumptions import DAY_S, Assumptions
 from apollofs.fs.sizing.played import Played, PlayedSite, percentile
 from apollofs.fs.sizing.results import LinkPlan, Plan, SitePlan
 from apollofs.fs.sizing.units import Unit, show, show_bits, show_count
 
 T = TypeVar("T")
 WIDTH = 110
+STEPS = 6
+"""How many steps of time a text shows."""
 
 SITE_ROWS: tuple[tuple[str, Callable[[SitePlan], str]], ...] = (
     ("GPUs", lambda site: show_count(site.shape.site.gpus)),
@@ -79,7 +81,8 @@ def played_text(played: Played) -> str:
     """What happened in the days that were played."""
     head = f"played {played.days:g} days with seed {played.seed}: {played.publishes:,} publishes"
     names = [site.name for site in played.sites]
-    return "\n".join(line.rstrip() for line in [head, "", *_columns(names, PLAYED_ROWS, played.sites)])
+    lines = [head, "", *_columns(names, PLAYED_ROWS, played.sites), "", *_over_time(played)]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def assumptions_text(given: Assumptions) -> str:
@@ -117,6 +120,16 @@ def _columns(names: Sequence[str], rows: Sequence[tuple[str, Callable[[T], str]]
         yield f"{label:<{label_width}}  " + "  ".join(
             f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)
         )
+
+
+def _over_time(played: Played) -> Iterator[str]:
+    """What lies at each site, at even steps of the time."""
+    moments_s = [played.days * DAY_S * step / STEPS for step in range(STEPS + 1)]
+    rows = [[site.present_at(moment_s) for site in played.sites] for moment_s in moments_s]
+    labels = [f"  on day {moment_s / DAY_S:.3g}" for moment_s in moments_s]
+    yield "space over time"
+    for label, row in zip(labels, rows, strict=True):
+        yield f"{label:<14}" + "".join(f"  {show(size, Unit.BYTES):>8}" for size in row)
 
 
 def _etcd(plan: Plan) -> Iterator[str]:
