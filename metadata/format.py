@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from apollofs.metadata import codec
+from apollofs.metadata import codec, journal
 from apollofs.metadata.errors import (
     AlreadyFormatted,
     InvalidArgument,
@@ -17,6 +17,7 @@ from apollofs.metadata.errors import (
     SiteInUse,
     UnknownSite,
 )
+from apollofs.metadata.journal import Change, Kind, SlotRecord
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import ROOT_INO, Inode, MountRecord, SiteRecord, Superblock
 from apollofs.metadata.store import Compare, Delete, KeyValue, Put, Range, Relation, Store, Target, prefix_end
@@ -58,6 +59,7 @@ async def format_volume(
         Put(keys.site(site_name), codec.encode_site(SiteRecord(1, site_name, site_store))),
         Put(keys.inode(ROOT_INO), codec.encode_inode(root)),
         Put(keys.times(ROOT_INO), codec.encode_times(codec.Times(now_ns, now_ns))),
+        Put(keys.log_beginning, journal.encode(_beginning(root, now_ns))),
     )
     compare = Compare(keys.superblock, Target.VERSION, Relation.EQUAL, 0)
     try:
@@ -69,6 +71,12 @@ async def format_volume(
     if not made:
         raise AlreadyFormatted(f"volume {volume!r} exists already; `apollofs destroy` removes it")
     return superblock
+
+
+def _beginning(root: Inode, now_ns: int) -> SlotRecord:
+    """The first record of the change log: the root directory."""
+    change = Change(Kind.MKDIR, root.ino, root.parent, b"", now_ns, root.mode, uid=root.uid, gid=root.gid)
+    return SlotRecord(0, 0, now_ns, (change,))
 
 
 def _check_sizes(block_bytes: int, inline_bytes_max: int) -> None:
