@@ -59,9 +59,10 @@ class ArchiveState:
 
     def advanced(self, through: int, open_from: int) -> ArchiveState:
         """Archived further, now."""
-        now_ns, points = time.time_ns(), self.points
-        if not points or now_ns - points[-1][1] >= POINT_EVERY_NS:
-            points = (*points, (through, now_ns))
+        points = self.points
+        if len(points) > 1 and points[-1][1] - points[-2][1] < POINT_EVERY_NS:
+            points = points[:-1]  # the newest one moves along until it is far enough from the one before
+        points = (*points, (through, time.time_ns()))
         if len(points) > POINTS_MAX:
             points = points[1::2]
         return ArchiveState(through, open_from, points, self.revision)
