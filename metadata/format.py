@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from apollofs.metadata import codec, journal
+from apollofs.metadata.changes.archive_index import has_segments_at
 from apollofs.metadata.errors import (
     AlreadyFormatted,
     InvalidArgument,
@@ -148,6 +149,8 @@ async def remove_site(store: Store, volume: str, name: str) -> None:
     for mount in await list_mounts(store, volume):
         if mount.site == name:
             raise SiteInUse(f"site {name!r} is mounted on {mount.host} at {mount.mountpoint}: unmount it first")
+    if await has_segments_at(store, keys, site.id):
+        raise SiteInUse(f"site {name!r} holds segments of the change log")
     holder = await _first_body_at(store, keys, site.id)
     if holder is not None:
         raise SiteInUse(f"site {name!r} holds bodies of {holder}")

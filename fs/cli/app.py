@@ -16,6 +16,7 @@ COMMANDS = {
     "check": ("volume", "check"),
     "destroy": ("volume", "destroy"),
     "gc": ("collecting", "gc"),
+    "changes": ("changes", "changes"),
     "trash": ("trash", "trash"),
     "site": ("site", "site"),
     "mount": ("mounting", "mount"),

@@ -127,6 +127,18 @@ class ArchiveIndex:
         return ArchiveState(state.through, state.open_from, state.points, revision)
 
 
+async def has_segments_at(store: Store, keys: Keys, site: int) -> bool:
+    """Whether a site's store holds part of the archive. Reads the whole index. Raises DeadlineExceeded, StoreError."""
+    index, revision, more = ArchiveIndex(store, keys), 0, True
+    while more:
+        page = await index.page(revision)
+        if any(entry.site == site for entry in page.entries):
+            return True
+        more = page.more
+        revision = page.entries[-1].last_revision + 1 if page.entries else revision
+    return False
+
+
 def _state_of(found: RangeResult) -> ArchiveState:
     if not found.kvs:
         return ArchiveState()

@@ -161,3 +161,9 @@ async def held_role(store: Store, key: bytes, what: str, ttl_s: int, *, wait: bo
         await role.release()
     if role.is_lost:
         raise RoleLost(f"the lease of who {what} has ended")
+
+
+async def holder_of(store: Store, key: bytes) -> str:
+    """Who has a role, in words; "" if nobody. Raises DeadlineExceeded, StoreError."""
+    found = await retry(lambda: store.range(Range(key)), COMMIT_S)
+    return str(codec.decode_fields(found.kvs[0].value)[0]) if found.kvs else ""
