@@ -31,6 +31,9 @@ from apollofs.metadata.store import Store
     "--unarchived", multiple=True, metavar="VOLUME", help="A volume in this etcd whose log may be lost by --compact."
 )
 @click.option("--shared-etcd", is_flag=True, help="Compact although others than apollofs keep keys in this etcd.")
+@click.option(
+    "--lease-ttl", default=15, show_default=True, type=click.IntRange(2, 3600), metavar="S", help="See docs/CHANGES.md."
+)
 @password_file_option
 @json_option
 def archive(meta_url: str, once: bool, site: str, every: str, password_file: str, as_json: bool, **given: Any) -> None:
@@ -46,7 +49,9 @@ def archive(meta_url: str, once: bool, site: str, every: str, password_file: str
     access = access_of(meta_url, password_file)
     keep_bytes = parse_size(given["keep_size"]) if given["keep_size"] else 0
     keep_s = parse_age(given["keep"]) if given["keep"] else 0.0
-    options = ArchiveOptions(flush_s=parse_age(every), keep_s=keep_s, keep_bytes=keep_bytes)
+    options = ArchiveOptions(
+        flush_s=parse_age(every), keep_s=keep_s, keep_bytes=keep_bytes, lease_ttl_s=given["lease_ttl"]
+    )
     run = ArchiveRun(site, once, options, _compaction(given), places.blob_ca_file())
     start_logging(None)
     done = with_store(access, lambda store: archive_changes(store, access.url.volume, run))
