@@ -27,9 +27,9 @@ from tests.mounted.harness import END_DEADLINE_S, ROOT, LocalBodies, Mount, Name
 from tests.support.rebuilt import Rebuilt, differences, volume_facts
 
 pytestmark = [pytest.mark.faults, pytest.mark.mounted, pytest.mark.slow]
-OPERATIONS = int(os.environ.get("APOLLOFS_CHANGES_OPERATIONS", "4000"))
+OPERATIONS = int(os.environ.get("APOLLOFS_CHANGES_OPERATIONS", "3000"))
 SEED = int(os.environ.get("APOLLOFS_CHANGES_SEED", "1"))
-ROUND = 60
+ROUND = 400
 """Operations of each mount between two misfortunes."""
 MOUNTS = 3
 LEASE_S = 4
