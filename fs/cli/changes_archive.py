@@ -13,6 +13,7 @@ from apollofs.fs.cli.access import access_of, meta_url_argument, password_file_o
 from apollofs.fs.cli.collecting import parse_age
 from apollofs.fs.cli.output import json_option, print_json, print_pairs, print_table, size_text, time_text
 from apollofs.fs.mount_options import parse_size
+from apollofs.fs.user_error import UserError
 from apollofs.metadata.store import Store
 
 
@@ -69,11 +70,16 @@ def archive(meta_url: str, once: bool, site: str, every: str, password_file: str
 
 
 def _compaction(given: Mapping[str, Any]) -> Any:
-    from apollofs.metadata.changes.compaction import CompactionOptions
+    from apollofs.metadata.changes.compaction import KEEP_S_MIN, CompactionOptions
 
     if not given["compact"]:
         return None
-    return CompactionOptions(parse_age(given["compact_keep"]), frozenset(given["unarchived"]), given["shared_etcd"])
+    keep_s = parse_age(given["compact_keep"])
+    if keep_s < KEEP_S_MIN:
+        raise UserError(
+            f"--compact-keep must be at least {KEEP_S_MIN / 60:g}m: mounts rely on so much of etcd's history"
+        )
+    return CompactionOptions(keep_s, frozenset(given["unarchived"]), given["shared_etcd"])
 
 
 @click.command()

@@ -3,8 +3,8 @@
 Rules
 1. Only what every volume in this etcd has archived, as its own record says. A volume that is not archived would lose
    its log: it holds compaction back, unless it is named as one whose log is not wanted.
-2. Only what was archived some time ago. Mounts watch from where they last heard something, which etcd tells an idle
-   watch every ten minutes; checkers and listings read snapshots.
+2. Only what was archived some time ago (KEEP_S_MIN for anybody but tests). Mounts watch from where they last heard
+   something, which etcd tells an idle watch every ten minutes; checkers and listings read snapshots.
 3. Keys that are not apollofs's belong to somebody who may rely on history; they hold compaction back, unless told
    otherwise.
 A record of how far a volume is archived only grows, so an archiver that was frozen before it compacts does no harm.
@@ -24,6 +24,8 @@ from apollofs.metadata.session import retry
 from apollofs.metadata.store import Range, Store, prefix_end
 
 READ_S = 30.0
+KEEP_S_MIN = 1200.0
+"""Twice what an idle watch may be behind; a mount that is behind the compaction drops all that it has cached."""
 FIRST_KEY, LAST_END = b"\0", b"\0"
 """etcd's: from the first key; to the last one."""
 

@@ -108,27 +108,12 @@ class ChangeLog:
         Raises ChangesLost where something is missing; what came before it has been handed out.
         """
         until = REVISION_MAX if follow else 0
-        position, misses = start, 0
+        position = start
         while True:
-            page = await self._index.page(position.revision)
-            for entry in page.entries:
-                self._check_reaches(position, entry.first_revision)
-                data = await self._segments.get(entry)
-                if data is None:
-                    misses += 1
-                    if misses > REREAD_MAX:
-                        raise ArchiveUnavailable(f"segment {entry.name} of the change log is missing")
-                    break
-                segment, misses = _unpacked(entry, data), 0
-                self._directories.begin(segment.directories)
-                found = self._records(segment.entries, position, entry.last_revision, selects)
-                async with aclosing(found) as batches:
-                    async for batch in batches:
-                        yield batch
-                position = max(position, Position(entry.last_revision + 1))
-            if misses or page.more:
-                continue
-            position = self._past_archive(position, page.state)
+            async with aclosing(self._archived(position, selects)) as batches:
+                async for batch in batches:
+                    yield batch
+                    position = batch.after
             until = until or await self.mark()
             if position.revision > until:
                 return
@@ -140,6 +125,30 @@ class ChangeLog:
                 return
             except Compacted as exc:
                 await self._check_archived(position, exc.first_revision)
+
+    async def _archived(self, start: Position, selects: Selects | None) -> AsyncGenerator[Batch, None]:
+        """What the archive has from `start` on; the last batch is where the live log goes on."""
+        position, misses, more = start, 0, True
+        while more:
+            page = await self._index.page(position.revision)
+            more = page.more
+            for entry in page.entries:
+                self._check_reaches(position, entry.first_revision)
+                data = await self._segments.get(entry)
+                if data is None:
+                    # retention may have been quicker: then the index says so
+                    misses, more = misses + 1, True
+                    if misses > REREAD_MAX:
+                        raise ArchiveUnavailable(f"segment {entry.name} of the change log is missing")
+                    break
+                segment, misses = _unpacked(entry, data), 0
+                self._directories.begin(segment.directories)
+                records = self._records(segment.entries, position, entry.last_revision, selects)
+                async with aclosing(records) as batches:
+                    async for batch in batches:
+                        yield batch
+                position = max(position, Position(entry.last_revision + 1))
+        yield Batch((), self._past_archive(position, page.state))
 
     def _check_reaches(self, position: Position, first: int) -> None:
         if first > position.revision:

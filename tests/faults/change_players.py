@@ -75,15 +75,14 @@ def change(root: Path, rng: random.Random) -> None:
     if path.is_symlink():
         os.utime(path, ns=(5, rng.randrange(1 << 60)), follow_symlinks=False)
         return
-    rng.choice(
-        [
-            lambda: os.chmod(path, rng.choice([0o600, 0o755, 0o4711])),
-            lambda: os.chown(path, rng.randrange(3), -1),
-            lambda: os.utime(path, ns=(rng.randrange(1 << 60), rng.randrange(1 << 60))),
-            lambda: os.utime(path),
-            lambda: os.truncate(path, rng.choice([0, 7, 100_000])),
-        ]
-    )()
+    calls: list[Callable[[], None]] = [
+        lambda: os.chmod(path, rng.choice([0o600, 0o755, 0o4711])),
+        lambda: os.chown(path, rng.randrange(3), -1),
+        lambda: os.utime(path, ns=(rng.randrange(1 << 60), rng.randrange(1 << 60))),
+        lambda: os.utime(path),
+        lambda: os.truncate(path, rng.choice([0, 7, 100_000])),
+    ]
+    rng.choice(calls)()
 
 
 def xattr(root: Path, rng: random.Random) -> None:

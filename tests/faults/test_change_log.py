@@ -19,6 +19,7 @@ import trio
 
 from apollofs.blobstore import BlobStoreOptions
 from apollofs.fs.changes import open_changes, records
+from apollofs.metadata.changes.compaction import CompactionOptions, compact_behind_archive
 from apollofs.metadata.changes.position import Position, parse_position
 from apollofs.metadata.etcd import EtcdConfig, EtcdStore
 from tests.faults.change_players import play
@@ -27,7 +28,7 @@ from tests.mounted.harness import END_DEADLINE_S, ROOT, LocalBodies, Mount, Name
 from tests.support.rebuilt import Rebuilt, differences, volume_facts
 
 pytestmark = [pytest.mark.faults, pytest.mark.mounted, pytest.mark.slow]
-OPERATIONS = int(os.environ.get("APOLLOFS_CHANGES_OPERATIONS", "3000"))
+OPERATIONS = int(os.environ.get("APOLLOFS_CHANGES_OPERATIONS", "2000"))
 SEED = int(os.environ.get("APOLLOFS_CHANGES_SEED", "1"))
 ROUND = 400
 """Operations of each mount between two misfortunes."""
@@ -127,14 +128,27 @@ class Course:
 
     def kill_the_archiver_and_compact(self) -> None:
         self.archiver.kill()
-        words = ("--once", "--compact", "--compact-keep", "5s")
-        self.namespace.command(*ARCHIVE[:2], self.namespace.url, *ARCHIVE[2:], *words)
+        archive_and_compact(self.namespace, keep_s=5)
         self.archiver.start()
 
     def kill_a_consumer(self) -> None:
         consumer = self.rng.choice(self.consumers)
         consumer.kill()
         consumer.start()
+
+
+def archive_and_compact(namespace: Namespace, keep_s: float) -> None:
+    """Archive everything; of what was archived, etcd keeps only the last seconds: less than the command would allow."""
+    namespace.command(*ARCHIVE[:2], namespace.url, *ARCHIVE[2:], "--once", "--compact")
+
+    async def compact() -> None:
+        store = EtcdStore(EtcdConfig(namespace.cluster.endpoints))
+        try:
+            await compact_behind_archive(store, CompactionOptions(keep_s))
+        finally:
+            await store.aclose()
+
+    trio.run(compact)
 
 
 def positions(output: Path) -> list[Position]:
@@ -150,7 +164,7 @@ def test_the_log_rebuilds_the_volume_and_consumers_miss_nothing(namespace: Names
             course.round()
         for mount in course.mounts:
             mount.unmount()
-    namespace.command(*ARCHIVE[:2], namespace.url, *ARCHIVE[2:], "--once", "--compact", "--compact-keep", "0s")
+    archive_and_compact(namespace, keep_s=0)
     last = Command(namespace, "last", ("changes", "read", namespace.url, "--group", "readers", "--json"))
     assert last._process is not None
     assert last._process.wait(READ_DEADLINE_S) == 0
