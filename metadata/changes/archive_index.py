@@ -31,7 +31,7 @@ POINT_EVERY_NS = 60 * 10**9
 
 
 class SegmentEntry(NamedTuple):
-    """One segment. Times are those of its first and last change; a clock of a mount may have gone wrong."""
+    """One segment. Times are the earliest and the latest of its changes, by the clocks of the mounts."""
 
     first_revision: int
     last_revision: int

@@ -42,8 +42,9 @@ class Draft:
         self.changes += len(changes)
         self.size_bytes += size_bytes + ENTRY_BYTES
         self.through = entry.revision
-        self.first_time_ns = min(self.first_time_ns or entry.time_ns, entry.time_ns)
-        self.last_time_ns = max(self.last_time_ns, entry.time_ns)
+        times = [change.time_ns for change in changes]
+        self.first_time_ns = min(self.first_time_ns or times[0], *times)
+        self.last_time_ns = max(self.last_time_ns, *times)
 
     def segment(self) -> Segment:
         """All of it."""

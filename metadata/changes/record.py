@@ -33,10 +33,6 @@ class SlotEntry(NamedTuple):
     session: int
     fields: list[Any]
 
-    @property
-    def time_ns(self) -> int:
-        return int(self.fields[2])
-
 
 def entries_of(keys: Keys, events: Iterable[Event]) -> Iterator[SlotEntry]:
     """The transactions in a watch's events that have changed the namespace. Raises CorruptRecord, UnsupportedFormat."""

@@ -17,12 +17,21 @@ from apollofs.metadata.changes.compaction import CompactionOptions, compact_behi
 from apollofs.metadata.changes.position import Position, parse_position
 from apollofs.metadata.changes.role import held_role
 from apollofs.metadata.changes.segment import pack, unpack
-from apollofs.metadata.errors import ArchiveUnavailable, ChangesLost, Compacted, CorruptRecord, RoleLost, RoleTaken
+from apollofs.metadata.errors import (
+    ArchiveUnavailable,
+    ChangesLost,
+    Compacted,
+    CorruptRecord,
+    RoleLost,
+    RoleTaken,
+    SiteInUse,
+)
+from apollofs.metadata.format import add_site, remove_site
 from apollofs.metadata.records import ROOT_INO
 from apollofs.metadata.store import Put, Range
 from apollofs.metadata.volume import Volume
 from tests.support.change_logs import KEYS, World, made_world
-from tests.support.volumes import ME, mounted
+from tests.support.volumes import ME, SITE, VOLUME, mounted
 
 SMALL = ArchiveOptions(changes_max=5)
 
@@ -120,6 +129,14 @@ async def test_retention_by_size_and_by_age(world: World) -> None:
         with pytest.raises(ChangesLost) as caught:
             await world.read(whole[-1].position)
         assert len(await world.read(parse_position(caught.value.first))) == 1
+
+
+async def test_a_site_with_segments_stays(world: World) -> None:
+    await add_site(world.store, VOLUME, "other", (("kind", "memory"),))
+    await world.archive()
+    with pytest.raises(SiteInUse, match="change log"):
+        await remove_site(world.store, VOLUME, SITE)
+    await remove_site(world.store, VOLUME, "other")
 
 
 @pytest.mark.expects_log("were compacted before they were archived")
