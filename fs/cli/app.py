@@ -17,6 +17,7 @@ COMMANDS = {
     "clone": ("cloning", "clone"),
     "destroy": ("volume", "destroy"),
     "gc": ("collecting", "gc"),
+    "changes": ("changes", "changes"),
     "trash": ("trash", "trash"),
     "site": ("site", "site"),
     "mount": ("mounting", "mount"),
