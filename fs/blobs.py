@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,6 +12,7 @@ import trio
 from xxhash import xxh3_64_intdigest
 
 from apollofs.blobstore import (
+    BlobStat,
     BlobStoreError,
     BlobStoreFull,
     BlockStore,
@@ -20,10 +22,12 @@ from apollofs.blobstore import (
     RangeUnavailable,
 )
 from apollofs.blobstore.footer import Footer
+from apollofs.blobstore.listing import closing
 from apollofs.fs.errors import BodyError, BodyUnavailable, CorruptBody, MissingBlob
 
 T = TypeVar("T")
 SITE_SHIFT = 56
+_BLOCK_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{16}/[0-9a-f]{8}")
 
 OpenStore = Callable[[int], Awaitable[BlockStore]]
 """Opens the store of the site with this id; raises BlobStoreError or MetadataError if there is none."""
@@ -59,6 +63,15 @@ def site_of(blob: int) -> int:
 
 def block_count(blob_length: int, block_bytes: int) -> int:
     return -(-blob_length // block_bytes)
+
+
+def block_named(name: str, length: int) -> Block | None:
+    """The block, of `length` bytes, that an object of this name holds; None if that is no block's name."""
+    parts = name.split("/")
+    if not _BLOCK_NAME.fullmatch(name):
+        return None
+    block = Block(int(parts[1], 16), int(parts[2], 16), length)
+    return block if block.name == name else None
 
 
 def block_of(blob: int, blob_length: int, index: int, block_bytes: int) -> Block:
@@ -125,6 +138,25 @@ class BlobSource:
         with _translated(block):
             store = await self._store(site_of(block.blob))
             await store.put_sealed(block.name, sealed)
+
+    async def delete_block(self, block: Block) -> None:
+        """Remove a block's object. One that is not there is no error."""
+        with _translated(block):
+            store = await self._store(site_of(block.blob))
+            await store.delete(block.name)
+
+    async def objects(self, site: int) -> AsyncIterator[BlobStat]:
+        """Every object in a site's store, in name order, foreign ones too; the blocks of a blob stand together.
+
+        Raises BodyUnavailable, and what `open_store` raises.
+        """
+        try:
+            store = await self._store(site)
+            async with closing(store.list()) as found:
+                async for entry in found:
+                    yield entry
+        except BlobStoreError as exc:
+            raise BodyUnavailable(f"the objects of site {site} can't be listed: {exc}") from exc
 
     async def aclose(self) -> None:
         """Close what was opened. Nobody may be reading or writing any more."""

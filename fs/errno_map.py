@@ -36,6 +36,11 @@ ERRNO: Final[Mapping[type[BaseException], int]] = MappingProxyType(
         meta.UnsupportedFormat: errno.EIO,
         meta.UnknownSite: errno.EIO,
         meta.SiteInUse: errno.EBUSY,
+        meta.CollectorBusy: errno.EBUSY,
+        meta.ChangesLost: errno.EIO,
+        meta.RoleLost: errno.EIO,
+        meta.RoleTaken: errno.EBUSY,
+        meta.ArchiveUnavailable: errno.EIO,
         meta.CorruptRecord: errno.EIO,
         # the namespace, as POSIX says
         meta.NoSuchEntry: errno.ENOENT,
@@ -60,6 +65,7 @@ ERRNO: Final[Mapping[type[BaseException], int]] = MappingProxyType(
         meta.TooManyLocks: errno.ENOLCK,
         # bodies
         meta.BodyConflict: errno.EIO,
+        meta.CloneSourceChanged: errno.EIO,
         meta.TooManyExtents: errno.EFBIG,
         body.BodyUnavailable: errno.EIO,
         body.CorruptBody: errno.EIO,

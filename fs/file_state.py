@@ -62,6 +62,8 @@ class FileState:
         self._grown_to = 0
         self._append_from: int | None = None
         self._flight: Dirty | None = None
+        self._flight_from = 0
+        """body_version of the base when the flight took off; its plan may read from that."""
         self._doubt: _Doubt | None = None
         self._transaction: trio.Event | None = None
         self._layout: tuple[int, extents.Extents] | None = None
@@ -73,6 +75,11 @@ class FileState:
     def version(self) -> int:
         """body_version of the base."""
         return self._base.inode.body_version
+
+    @property
+    def version_in_use(self) -> int:
+        """The oldest body_version that is still read from."""
+        return self.version if self._flight is None else min(self.version, self._flight_from)
 
     @property
     def size_bytes(self) -> int:
@@ -299,6 +306,7 @@ class FileState:
         size = max(self.staged.map.end, self._grown_to)
         self._flight = Dirty(self.staged.map.segments(), self._holes, size, self._append_from, self.mtime_ns)
         self._append_from = None
+        self._flight_from = self.version
         self.staged.pin()
 
     def land(self, committed: Committed) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Protocol
 
 import trio
 
@@ -23,8 +24,9 @@ from apollofs.blobstore import (
     prepare_blob_store,
 )
 from apollofs.fs.user_error import UserError
-from apollofs.metadata.records import SiteRecord
-from apollofs.metadata.volume import Volume
+from apollofs.metadata.format import list_sites
+from apollofs.metadata.records import SiteRecord, Superblock
+from apollofs.metadata.store import Store
 
 DELETES_AT_ONCE = 16
 
@@ -38,10 +40,29 @@ def location_of(site: SiteRecord, volume_uuid: str) -> Location:
     return replace(location, prefix=f"{location.prefix}/{part}" if location.prefix else part)
 
 
+class HasSites(Protocol):
+    """A volume, as far as its stores are concerned: `metadata.volume.Volume`, or `UnmountedVolume`."""
+
+    superblock: Superblock
+
+    async def sites(self) -> tuple[SiteRecord, ...]: ...
+
+
+class UnmountedVolume(HasSites):
+    """A volume for commands that work on its bodies without mounting it."""
+
+    def __init__(self, store: Store, superblock: Superblock) -> None:
+        self._store = store
+        self.superblock = superblock
+
+    async def sites(self) -> tuple[SiteRecord, ...]:
+        return tuple(await list_sites(self._store, self.superblock.name))
+
+
 class SiteStores:
     """Opens stores by the site's number, for `blobs.BlobSource`; counts what all of them do."""
 
-    def __init__(self, volume: Volume, options: BlobStoreOptions) -> None:
+    def __init__(self, volume: HasSites, options: BlobStoreOptions) -> None:
         self._volume = volume
         self._options = options
         self.metrics: dict[int, BlobMetrics] = {}

@@ -60,6 +60,8 @@ class Tombstone:
     inode: Inode | None
     blobs: tuple[tuple[int, int], ...]
     """(blob, its length in bytes); for a dead inode its extents name them, and this is empty."""
+    condemned: bool = False
+    """The collector has begun to remove what it owns: it can't be restored any more."""
 
 
 def _decoder(function: Callable[P, T]) -> Callable[P, T]:
@@ -224,14 +226,16 @@ def decode_location(data: bytes) -> tuple[int, bytes]:
 def encode_tombstone(tombstone: Tombstone) -> bytes:
     inode = _inode_fields(tombstone.inode) if tombstone.inode is not None else None
     flat = [number for pair in tombstone.blobs for number in pair]
-    return _pack([SCHEMA, tombstone.ino, tombstone.session, tombstone.parent, tombstone.name, inode, flat])
+    condemned = [True] if tombstone.condemned else []
+    return _pack([SCHEMA, tombstone.ino, tombstone.session, tombstone.parent, tombstone.name, inode, flat, *condemned])
 
 
 @_decoder
 def decode_tombstone(data: bytes, revision: int) -> Tombstone:
-    _, ino, session, parent, name, inode, flat = _unpack(data)
+    _, ino, session, parent, name, inode, flat, *condemned = _unpack(data)
     blobs = tuple((flat[at], flat[at + 1]) for at in range(0, len(flat), 2))
-    return Tombstone(ino, session, parent, name, _inode_of(inode, revision) if inode is not None else None, blobs)
+    dead = _inode_of(inode, revision) if inode is not None else None
+    return Tombstone(ino, session, parent, name, dead, blobs, bool(condemned))
 
 
 # -- volume -----------------------------------------------------------------------------------------------------------

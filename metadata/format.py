@@ -5,9 +5,10 @@ from __future__ import annotations
 import stat
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 
-from apollofs.metadata import codec
+from apollofs.metadata import codec, journal
+from apollofs.metadata.changes.archive_index import has_segments_at
 from apollofs.metadata.errors import (
     AlreadyFormatted,
     InvalidArgument,
@@ -17,6 +18,7 @@ from apollofs.metadata.errors import (
     SiteInUse,
     UnknownSite,
 )
+from apollofs.metadata.journal import Change, Kind, SlotRecord
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import ROOT_INO, Inode, MountRecord, SiteRecord, Superblock
 from apollofs.metadata.store import Compare, Delete, KeyValue, Put, Range, Relation, Store, Target, prefix_end
@@ -58,6 +60,7 @@ async def format_volume(
         Put(keys.site(site_name), codec.encode_site(SiteRecord(1, site_name, site_store))),
         Put(keys.inode(ROOT_INO), codec.encode_inode(root)),
         Put(keys.times(ROOT_INO), codec.encode_times(codec.Times(now_ns, now_ns))),
+        Put(keys.log_beginning, journal.encode(_beginning(root, now_ns))),
     )
     compare = Compare(keys.superblock, Target.VERSION, Relation.EQUAL, 0)
     try:
@@ -69,6 +72,12 @@ async def format_volume(
     if not made:
         raise AlreadyFormatted(f"volume {volume!r} exists already; `apollofs destroy` removes it")
     return superblock
+
+
+def _beginning(root: Inode, now_ns: int) -> SlotRecord:
+    """The first record of the change log: the root directory."""
+    change = Change(Kind.MKDIR, root.ino, root.parent, b"", now_ns, root.mode, uid=root.uid, gid=root.gid)
+    return SlotRecord(0, 0, now_ns, (change,))
 
 
 def _check_sizes(block_bytes: int, inline_bytes_max: int) -> None:
@@ -140,6 +149,8 @@ async def remove_site(store: Store, volume: str, name: str) -> None:
     for mount in await list_mounts(store, volume):
         if mount.site == name:
             raise SiteInUse(f"site {name!r} is mounted on {mount.host} at {mount.mountpoint}: unmount it first")
+    if await has_segments_at(store, keys, site.id):
+        raise SiteInUse(f"site {name!r} holds segments of the change log")
     holder = await _first_body_at(store, keys, site.id)
     if holder is not None:
         raise SiteInUse(f"site {name!r} holds bodies of {holder}")
@@ -148,15 +159,10 @@ async def remove_site(store: Store, volume: str, name: str) -> None:
 
 async def _first_body_at(store: Store, keys: Keys, site_id: int) -> str | None:
     """Which table names a blob in this site's store, or None. Reads the whole namespace, in pages."""
-    for prefix, blobs_of in (
-        (keys.dentries, _dentry_blobs),
-        (keys.inodes, _inode_blobs),
-        (keys.table(b"e"), _page_blobs),
-        (keys.tombstones, _tombstone_blobs),
-    ):
-        async for kv in pages(store, prefix):
+    for letter, blobs_of in BLOBS_IN.items():
+        async for kv in pages(store, keys.table(letter)):
             if any(blob >> 56 == site_id for blob in blobs_of(kv.value)):
-                return "removed files" if prefix == keys.tombstones else "files"
+                return "removed files" if letter == b"g" else "files"
     return None
 
 
@@ -178,6 +184,15 @@ def _tombstone_blobs(value: bytes) -> list[int]:
     return [blob for blob, _ in stone.blobs] + [extent.blob for extent in (stone.inode.extents if stone.inode else ())]
 
 
+BLOBS_IN: Mapping[bytes, Callable[[bytes], list[int]]] = {
+    b"d": _dentry_blobs,
+    b"i": _inode_blobs,
+    b"e": _page_blobs,
+    b"g": _tombstone_blobs,
+}
+"""Table -> the blobs that a value of it refers to: all places where a blob is named."""
+
+
 async def pages(store: Store, prefix: bytes, *, revision: int = 0, keys_only: bool = False) -> AsyncIterator[KeyValue]:
     """Every key with the prefix, in order, read in pages."""
     start, end = prefix, prefix_end(prefix)
@@ -194,7 +209,7 @@ async def pages(store: Store, prefix: bytes, *, revision: int = 0, keys_only: bo
 
 
 async def list_mounts(store: Store, volume: str) -> list[MountRecord]:
-    """Every mount whose lease lives."""
+    """Every session whose lease lives: mounts, and commands that work on the volume (`serves_files`)."""
     await read_superblock(store, volume)
     keys = Keys(volume)
     found = await store.range(Range(keys.mounts, prefix_end(keys.mounts)))
@@ -212,8 +227,8 @@ async def destroy_volume(store: Store, volume: str) -> int:
     if not (await store.range(Range(keys.prefix, keys.end, limit=1, keys_only=True))).kvs:
         raise NotFormatted(f"there is no volume {volume!r}")
     if not (await store.txn((no_mount,), (Delete(keys.superblock),))).succeeded:
-        mounts = ", ".join(f"{mount.host}:{mount.mountpoint}" for mount in await list_mounts(store, volume))
-        raise SiteInUse(f"volume {volume!r} is mounted: {mounts}")
+        users = [f"{each.host}:{each.mountpoint or each.pid}" for each in await list_mounts(store, volume)]
+        raise SiteInUse(f"volume {volume!r} is mounted, or a command works on it: {', '.join(users)}")
     removed = 0
     while True:
         found = await store.range(Range(keys.prefix, keys.end, limit=DELETE_KEYS, keys_only=True))

@@ -49,11 +49,20 @@ class Keys:
         self._inline = self.prefix + b"v/"
         self._xattr = self.prefix + b"x/"
         self._extents = self.prefix + b"e/"
+        self._references = self.prefix + b"r/"
         self._locks = self.prefix + b"k/"
         self._delegations = self.prefix + b"G/"
         self._waiting = self.prefix + b"R/"
         self._inboxes = self.prefix + b"I/"
         self._exclusives = self.prefix + b"E/"
+        self.collector = self.prefix + b"C"
+        self.answers = self.prefix + b"A/"
+        self._questions = self.prefix + b"Q/"
+        self.archive_state = self.prefix + b"H"
+        self.archiver = self.prefix + b"L"
+        self.segments = self.prefix + b"a/"
+        self.groups = self.prefix + b"f/"
+        self._group_readers = self.prefix + b"F/"
         self._table_at = len(self.prefix)
 
     # -- volume-wide -------------------------------------------------------------------------------------------------
@@ -125,6 +134,15 @@ class Keys:
     def extents_of(self, ino: int) -> bytes:
         return b"%s%s/" % (self._extents, _U64.pack(ino))
 
+    # -- shared blobs ------------------------------------------------------------------------------------------------
+
+    def references_of(self, blob: int) -> bytes:
+        return b"%s%s/" % (self._references, _U64.pack(blob))
+
+    def reference(self, blob: int, ino: int) -> bytes:
+        """`ino` refers to a blob that others may refer to as well; a blob without any such key is private."""
+        return b"%s%s/%s" % (self._references, _U64.pack(blob), _U64.pack(ino))
+
     # -- locks -------------------------------------------------------------------------------------------------------
 
     def locks_of(self, ino: int, kind: int) -> bytes:
@@ -180,9 +198,50 @@ class Keys:
         return None
 
     def belongs_to_a_file(self, key: bytes) -> bool:
-        """Whether only who may change a file's inode writes this key: where it is, its body, its tombstones."""
+        """Whether only who may change a file's inode writes this key: where it is, its body, its references to shared
+        blobs, its tombstones."""
         at = self._table_at
-        return key[at : at + 2] in (b"w/", b"v/", b"e/", b"g/")
+        return key[at : at + 2] in (b"w/", b"v/", b"e/", b"r/", b"g/")
+
+    # -- collection --------------------------------------------------------------------------------------------------
+
+    def question(self, collector: int, batch: int) -> bytes:
+        """What the collector (its session) asks all mounts: who of them still uses these inodes."""
+        return b"%s%s/%s" % (self._questions, _U64.pack(collector), _U64.pack(batch))
+
+    def answers_to(self, collector: int, batch: int) -> bytes:
+        return b"%s%s/%s/" % (self.answers, _U64.pack(collector), _U64.pack(batch))
+
+    def answer(self, collector: int, batch: int, session: int) -> bytes:
+        return self.answers_to(collector, batch) + _U64.pack(session)
+
+    def collection_notice(self, session: int, collector: int, batch: int) -> bytes:
+        """A notice to `session` that the collector has asked something; three numbers tell it from recalls."""
+        return b"%s%s/%s/%s/%s" % (self._inboxes, *map(_U64.pack, (session, collector, batch, 0)))
+
+    # -- change log --------------------------------------------------------------------------------------------------
+
+    @property
+    def log_beginning(self) -> bytes:
+        """The record of the root's making; session 0 is nobody's."""
+        return self.slot(0, 0)
+
+    @property
+    def log_mark(self) -> bytes:
+        """Put by who wants to know where the log ends now."""
+        return self.slot(0, 1)
+
+    def segment(self, last_revision: int) -> bytes:
+        """A segment of the archive; the first one not before a position's key holds that position."""
+        return self.segments + _U64.pack(last_revision)
+
+    def group(self, name: str) -> bytes:
+        """How far a group of consumers has read."""
+        return self.groups + name.encode()
+
+    def group_reader(self, name: str) -> bytes:
+        """Who reads for the group."""
+        return self._group_readers + name.encode()
 
     # -- parsing -----------------------------------------------------------------------------------------------------
 
@@ -201,6 +260,11 @@ class Keys:
         at = len(self._xattr)
         return _U64.unpack_from(key, at)[0], key[at + 9 :]
 
+    def parse_tombstone(self, key: bytes) -> tuple[int, int, int]:
+        """(time in ns, ino, body_version) of a tombstone's key."""
+        time_ns, ino, body_version = self.parse_numbers(key)
+        return time_ns, ino, body_version
+
     def parse_session(self, key: bytes) -> int:
         """The session of a mount's key."""
         session: int = _U64.unpack_from(key, len(self.mounts))[0]
@@ -210,3 +274,8 @@ class Keys:
 def volumes_prefix() -> bytes:
     """Prefix of all volumes in a store."""
     return _ROOT
+
+
+def volume_of(key: bytes) -> str:
+    """The volume that a key below `volumes_prefix` belongs to."""
+    return key[len(_ROOT) : key.index(b"/", len(_ROOT))].decode()

@@ -160,6 +160,10 @@ class BodyChange:
     move by as much."""
     mtime_ns: int = 0
     """0: now."""
+    is_packed: bool = False
+    """The extents' blob holds bytes of other files too, so the inode's reference to it is put."""
+    cloned_from: int = 0
+    """The extents are in blobs of this inode, which must still refer to them: else CloneSourceChanged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +249,11 @@ class MountRecord:
     site: str
     version: str
     started_ns: int
+
+    @property
+    def serves_files(self) -> bool:
+        """Whether it is a mount, and not a command that works on the volume for a moment."""
+        return bool(self.mountpoint)
 
 
 @dataclass(frozen=True, slots=True)

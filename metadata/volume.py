@@ -24,6 +24,7 @@ from apollofs.metadata.errors import (
     SessionLost,
     UnknownSite,
 )
+from apollofs.metadata.inbox import Inbox
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.locks import LockManager
 from apollofs.metadata.namespace_reader import NamespaceReader
@@ -32,6 +33,7 @@ from apollofs.metadata.ops.common import Location, Scope, check_name
 from apollofs.metadata.ops.create import Create
 from apollofs.metadata.ops.link import Link
 from apollofs.metadata.ops.rename import Rename
+from apollofs.metadata.ops.restore import Restore
 from apollofs.metadata.ops.rmdir import Rmdir
 from apollofs.metadata.ops.setattr import SetAttributes
 from apollofs.metadata.ops.unlink import Unlink
@@ -54,6 +56,7 @@ from apollofs.metadata.session import Session, SessionOptions, open_session, ret
 from apollofs.metadata.store import Range, Store, prefix_end
 from apollofs.metadata.transact import Transactor
 from apollofs.metadata.usage import UsageKeeper, read_usage
+from apollofs.metadata.use_answers import UseAnswers
 from apollofs.metadata.view import Recollection
 
 log = logging.getLogger(__name__)
@@ -92,6 +95,9 @@ class Volume(NamespaceReader):
         self._session: Session | None = None
         self._usage = UsageKeeper(self._transactor, keys)
         self.locks = LockManager(store, keys, options, delegations.inbox)
+        self._own_inbox = None if options.delegations else Inbox(store, keys)
+        self.uses = UseAnswers(store, keys, self._own_inbox or delegations.inbox)
+        """Tells the collector what is open here."""
         self._lease_hooks: list[Callable[[float], None]] = []
         self.session_lost_hooks: list[Callable[[], None]] = []
         """Called, without await, after a session has been lost and before the next one begins."""
@@ -141,6 +147,9 @@ class Volume(NamespaceReader):
                     if self._options.delegations:
                         nursery.start_soon(self.delegations.serve, session)
                         nursery.start_soon(self.delegations.inbox.serve, session)
+                    if self._own_inbox is not None:
+                        nursery.start_soon(self._own_inbox.serve, session)
+                    nursery.start_soon(self.uses.serve, session)
                     nursery.start_soon(self._mend_locks)
                     await session.keep_alive()
                     nursery.cancel_scope.cancel()
@@ -257,6 +266,14 @@ class Volume(NamespaceReader):
         operation = Unlink(scope, parent, name)
         return await self._transactor.run(self.session, operation, time_ns=scope.now_ns, at_once=True)
 
+    async def restore(self, tombstone: bytes, parent: int, name: bytes) -> Inode:
+        """Give what was unlinked (the key of its tombstone) a name again. One request. NoSuchEntry, EntryExists."""
+        check_name(name)
+        scope = self._scope()
+        inode = await self._transactor.run(self.session, Restore(scope, tombstone, parent, name), time_ns=scope.now_ns)
+        self._locations[inode.ino] = (parent, name)
+        return inode
+
     async def rmdir(self, parent: int, name: bytes) -> Inode:
         """One request."""
         check_name(name)
@@ -294,12 +311,13 @@ class Volume(NamespaceReader):
         return await self._transactor.run(self.session, operation, time_ns=scope.now_ns, at_once=at_once)
 
     async def commit_body(self, ino: int, change: BodyChange, session: Session | None = None) -> Inode:
-        """One request. Raises BodyConflict, TooManyExtents; SessionLost if `session`, in which the change was
-        prepared, is no longer the mount's."""
+        """One request. Raises BodyConflict, CloneSourceChanged, TooManyExtents; SessionLost if `session`, in which the
+        change was prepared, is no longer the mount's."""
         if session is not None and session is not self.session:
             raise SessionLost("the change was prepared in a session that has been lost")
         scope = self._scope()
-        operation = CommitBody(scope, ino, self._locations.get(ino), change)
+        source = self._locations.get(change.cloned_from) if change.cloned_from else None
+        operation = CommitBody(scope, ino, self._locations.get(ino), change, source)
         inode = await self._transactor.run(self.session, operation, time_ns=scope.now_ns)
         self._body_memory.put(Body(inode, change.inline or b""))
         return inode

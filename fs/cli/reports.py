@@ -53,6 +53,7 @@ def mounts(meta_url: str, password_file: str, as_json: bool) -> None:
             "alive": True,
         }
         for record in records
+        if record.serves_files
     ]
     if as_json:
         print_json(found)

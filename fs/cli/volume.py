@@ -7,6 +7,7 @@ import os
 import click
 
 from apollofs.fs.cli.access import access_of, meta_url_argument, password_file_option, with_store
+from apollofs.fs.cli.checking import verify_data
 from apollofs.fs.cli.errors import FAILED
 from apollofs.fs.cli.output import json_option, print_json, print_pairs, size_text
 from apollofs.fs.cli.places import blob_ca_file
@@ -96,14 +97,20 @@ def prepare_blobs(blobs: str, *, create: bool) -> tuple[tuple[str, str], ...]:
 
 @click.command()
 @meta_url_argument
+@click.argument("path", required=False)
+@click.option("--data", is_flag=True, help="Read all file bodies at PATH (of the volume) and verify their checksums.")
 @password_file_option
 @json_option
-def check(meta_url: str, password_file: str, as_json: bool) -> int:
-    """Walk the whole namespace and name every violated invariant.
+def check(meta_url: str, path: str | None, data: bool, password_file: str, as_json: bool) -> int:
+    """Walk the whole namespace and name every violated invariant; with --data read every block instead.
 
     The exit status is 1 if there is any. It changes nothing, and may run beside mounts.
     """
     access = access_of(meta_url, password_file)
+    if data:
+        return verify_data(access, path or "/", as_json=as_json)
+    if path is not None:
+        raise click.UsageError("PATH is for --data; without it the whole namespace is checked")
     from apollofs.metadata.check import CheckTotals, check_volume
 
     totals = CheckTotals()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from apollofs.metadata import codec
 from apollofs.metadata.errors import CorruptRecord, TooManyExtents
-from apollofs.metadata.ops.common import Scope
+from apollofs.metadata.ops.common import Location, Scope
 from apollofs.metadata.records import Extent, Inode, InodeFlag
 from apollofs.metadata.store import Delete, Put
 from apollofs.metadata.view import View
@@ -23,6 +23,8 @@ class BodyKeys:
     """Reads and writes what an inode says of its body. Inodes with paged extents are handled with all of them."""
 
     scope: Scope
+    location: Location | None = None
+    """Where the inode is embedded; a tombstone of dropped blobs names it."""
 
     def load(self, view: View, inode: Inode) -> Inode:
         """The inode with all its extents."""
@@ -43,7 +45,7 @@ class BodyKeys:
         Raises TooManyExtents.
         """
         keys = self.scope.keys
-        writes: Writes = [*self.scope.discard(before, after)]
+        writes: Writes = [*self.scope.discard(before, after, self.location)]
         if before.is_inline:
             writes.append(Delete(keys.inline(before.ino)))
         if len(after.extents) > EXTENTS_MAX:
@@ -68,7 +70,7 @@ class BodyKeys:
         """Make `data` the whole body; bytes between it and `after.size_bytes` are a hole."""
         keys = self.scope.keys
         bare = after._replace(extents=(), extent_pages=0, extents_bytes=0, inline_bytes=len(data))
-        writes: Writes = [*self.scope.discard(before, bare)]
+        writes: Writes = [*self.scope.discard(before, bare, self.location)]
         writes += [Delete(keys.extents(after.ino, number)) for number in range(before.extent_pages)]
         if data:
             writes.append(Put(keys.inline(after.ino), data))

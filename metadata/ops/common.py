@@ -20,6 +20,7 @@ from apollofs.metadata.errors import (
     OperationNotPermitted,
     StaleInode,
 )
+from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import NAME_BYTES_MAX, Inode, InodeFlag
 from apollofs.metadata.store import Delete, Put
@@ -101,6 +102,33 @@ class Scope:
             location = target
         raise StaleInode(f"inode {ino:#x} has no name any more")
 
+    # -- recording ---------------------------------------------------------------------------------------------------
+
+    def place(self, home: Home) -> Location:
+        """Where the inode is, as far as its record tells; (0, b"") for a file that has or had several names."""
+        inode = home.inode
+        return home.location or ((inode.parent, inode.name) if inode.is_dir else (0, b""))
+
+    def change(
+        self, kind: Kind, home: Home, *, mtime_offset_ns: int | None = None, atime_offset_ns: int | None = None
+    ) -> Change:
+        """The record of an operation after which the inode is as in `home`: all its attributes."""
+        inode = home.inode
+        return Change(
+            kind,
+            inode.ino,
+            *self.place(home),
+            self.now_ns,
+            inode.mode,
+            inode.size_bytes,
+            uid=inode.uid,
+            gid=inode.gid,
+            body_version=inode.body_version,
+            mtime_offset_ns=mtime_offset_ns,
+            atime_offset_ns=atime_offset_ns,
+            flags=int(inode.flags & (InodeFlag.IMMUTABLE | InodeFlag.APPEND_ONLY)),
+        )
+
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def store(self, home: Home, inode: Inode) -> Put:
@@ -118,13 +146,14 @@ class Scope:
         stone = Tombstone(inode.ino, self.moment.session, parent, name, inode, ())
         return Put(self.keys.tombstone(self.now_ns, inode.ino, inode.body_version + 1), codec.encode_tombstone(stone))
 
-    def discard(self, before: Inode, after: Inode) -> list[Put]:
+    def discard(self, before: Inode, after: Inode, location: Location | None) -> list[Put]:
         """Blobs that `before` refers to and `after` does not; `after` has the next body_version."""
         kept = {extent.blob for extent in after.extents}
         gone = {extent.blob: extent.blob_length for extent in before.extents if extent.blob not in kept}
         if not gone:
             return []
-        stone = Tombstone(before.ino, self.moment.session, 0, b"", None, tuple(sorted(gone.items())))
+        parent, name = location or (0, b"")
+        stone = Tombstone(before.ino, self.moment.session, parent, name, None, tuple(sorted(gone.items())))
         key = self.keys.tombstone(self.now_ns, before.ino, after.body_version)
         return [Put(key, codec.encode_tombstone(stone))]
 

@@ -36,9 +36,9 @@ class SetAttributes:
         inode = self._apply(before)
         writes: list[Put | Delete] = []
         if self.attr.size_bytes is not None:
-            inode, writes = self._resize(view, inode, self.attr.size_bytes)
+            inode, writes = self._resize(view, Home(inode, home.location), self.attr.size_bytes)
         writes.append(self.scope.store(Home(inode, home.location), inode))
-        change = Change(Kind.SETATTR, inode.ino, size_bytes=inode.size_bytes, mode=inode.mode, nlink=inode.nlink)
+        change = self._change(Home(inode, home.location))
         usage = Usage(inode.allocated_bytes - before.allocated_bytes if inode.is_file else 0, 0)
         if not inode.is_dir:
             return Decision(lambda revision, _: inode._replace(revision=revision), writes, change, usage=usage)
@@ -50,6 +50,16 @@ class SetAttributes:
             writes,
             change,
             directory_questions(self.scope.keys, inode.ino),
+        )
+
+    def _change(self, home: Home) -> Change:
+        attr, now_ns = self.attr, self.scope.now_ns
+        resized = attr.size_bytes is not None
+        return self.scope.change(
+            Kind.SETATTR,
+            home,
+            mtime_offset_ns=home.inode.mtime_ns - now_ns if resized or attr.mtime_ns is not None else None,
+            atime_offset_ns=home.inode.atime_ns - now_ns if attr.atime_ns is not None else None,
         )
 
     # -- checks ------------------------------------------------------------------------------------------------------
@@ -101,8 +111,9 @@ class SetAttributes:
             flags=flags,
         )
 
-    def _resize(self, view: View, inode: Inode, size_bytes: int) -> tuple[Inode, list[Put | Delete]]:
-        body = BodyKeys(self.scope)
+    def _resize(self, view: View, home: Home, size_bytes: int) -> tuple[Inode, list[Put | Delete]]:
+        inode = home.inode
+        body = BodyKeys(self.scope, home.location)
         before = body.load(view, inode)
         mtime_ns = inode.mtime_ns if self.attr.mtime_ns is not None else self.scope.now_ns
         after = inode._replace(size_bytes=size_bytes, mtime_ns=mtime_ns, body_version=inode.body_version + 1)

@@ -36,6 +36,7 @@ class Pair:
     volume: Volume
     """That of `here`."""
     store: MemoryStore
+    blobs: BrokenBlobs
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
             volume = await stack.enter_async_context(mounted(store))
             config = BodyConfig(tmp_path / name, disk_free_bytes_min=0, commit_interval_s=3600)
             found.append((await stack.enter_async_context(open_filesystem(volume, open_store, config)), volume))
-        yield Pair(found[0][0], found[1][0], found[0][1], store)
+        yield Pair(found[0][0], found[1][0], found[0][1], store, blobs)
     await assert_sound(store)
 
 
@@ -79,6 +80,6 @@ async def close(fs: Filesystem, fh: int) -> None:
 async def content(fs: Filesystem, name: bytes = b"f") -> bytes:
     found = await fs.lookup(ROOT_INO, name)
     fh = (await fs.open(found.ino, os.O_RDONLY, USER)).fh
-    data = await fs.read(fh, 0, 1 << 20)
+    data = bytes(await fs.read(fh, 0, 1 << 20))
     await close(fs, fh)
     return data

@@ -119,7 +119,30 @@ async def test_a_body_that_was_replaced_is_read_anew(world: World, mount: Mount)
         await theirs.write(0, b"new" * 100)
         await theirs.commit()
         world.blobs.fail_reads = [NoSuchBlob("collected")]
+        await mount.bodies.cache.settle()
         await mount.bodies.cache.make_room(1 << 40)
+        assert await file.read(0, 1000) == b"new" * 100
+
+
+async def test_a_read_under_way_goes_on_in_the_body_that_became_known_meanwhile(world: World, mount: Mount) -> None:
+    """Who has the file open and knows the newer body does not keep the collector from the older one's blobs."""
+    async with world.mount("b") as other:
+        file = await mount.bodies.open(await mount.create())
+        await file.write(0, b"old" * 100)
+        await file.commit()
+        await other.volume.inner.lookup(1, b"f")
+        theirs = await other.bodies.open(file.ino)
+        await theirs.write(0, b"new" * 100)
+        await theirs.commit()
+        await mount.bodies.cache.settle()
+        await mount.bodies.cache.make_room(1 << 40)
+
+        async def refreshed_and_collected() -> None:
+            world.blobs.before_read = None
+            await file.refresh(await mount.volume.inner.getattr(file.ino))
+            raise NoSuchBlob("collected")
+
+        world.blobs.before_read = refreshed_and_collected
         assert await file.read(0, 1000) == b"new" * 100
 
 
@@ -127,6 +150,7 @@ async def test_a_blob_that_is_missing_for_good_is_an_error(world: World, mount: 
     file = await mount.bodies.open(await mount.create())
     await file.write(0, b"x" * 100)
     await file.commit()
+    await mount.bodies.cache.settle()
     await mount.bodies.cache.make_room(1 << 40)
     world.blobs.fail_reads = [NoSuchBlob("gone"), NoSuchBlob("gone")]
     with pytest.raises(MissingBlob):

@@ -1,0 +1,5 @@
+"""Fixtures of the fault tests."""
+
+from tests.support.filesystems import pair
+
+__all__ = ["pair"]
