@@ -253,7 +253,7 @@ class Turns:
             return
         held = self._cache.hold(group, revision)
         self._cache.learn(group, asked[1:], found[1 : len(asked)], revision)
-        self._cache.learn_all(group, found[0].kvs, revision)
+        self._cache.learn_page(group, self._keys.dentries_of(group), found[0], revision)
         for write, written in acquisition.writes:
             self._cache.apply(group, write, written)
         held.exclusive = held.in_turns = True
