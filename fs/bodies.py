@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Protocol
 
 import trio
@@ -75,6 +76,8 @@ class Bodies:
         self._opens: dict[int, int] = {}
         self._opening: dict[int, int] = {}
         """Inodes whose body is being read for an open file that is not there yet."""
+        self._held: Counter[int] = Counter()
+        """Inodes whose open file is used by what has no handle of it."""
         self._failing: set[int] = set()
         self._retiring: set[int] = set()
         self.renew: Callable[[OpenFile], OpenFile] = lambda file: file
@@ -85,6 +88,24 @@ class Bodies:
     def find(self, ino: int) -> OpenFile | None:
         """The open file of an inode, if it is open here (or still has uncommitted bytes)."""
         return self._files.get(ino)
+
+    @contextlib.contextmanager
+    def held(self, ino: int) -> Iterator[OpenFile | None]:
+        """As `find`, for who has no handle and waits for something: the file is not forgotten before the block ends,
+        even if its last handle is closed. It may become another object."""
+        file = self._files.get(ino)
+        if file is None:
+            yield None
+            return
+        self._held[ino] += 1
+        try:
+            yield file
+        finally:
+            self._held[ino] -= 1
+            if not self._held[ino]:
+                del self._held[ino]
+            if ino in self._files:
+                self._forget_if_unused(self._files[ino])
 
     async def open(self, ino: int) -> OpenFile:
         """The inode's open file, as of now; `release` must follow. One request.
@@ -154,7 +175,9 @@ class Bodies:
         file.close()
 
     def _is_unused(self, file: OpenFile) -> bool:
-        return not self._opens.get(file.ino, 0) and not file.is_dirty and self._files.get(file.ino) is file
+        if self._opens.get(file.ino, 0) or file.ino in self._held:
+            return False
+        return not file.is_dirty and self._files.get(file.ino) is file
 
     # -- files that the kernel writes --------------------------------------------------------------------------------
 
