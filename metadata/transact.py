@@ -58,6 +58,8 @@ class Decision(Generic[T]):
     """By how much the operation changes what the volume holds."""
     born: int = 0
     """The directory that it makes."""
+    further: tuple[Change, ...] = ()
+    """What it does after `change`, if it does several things at once."""
 
 
 class Operation(Protocol[T]):
@@ -148,7 +150,7 @@ class Transactor:
             return None
         if not decision.writes:
             return 0, decision.reply(0, ())
-        if decision.reads or not ahead.covers(decision.writes, decision.born):
+        if decision.reads or decision.further or not ahead.covers(decision.writes, decision.born):
             return None
         reply = decision.reply(ahead.revision, ())
         companions = self._delegations.write_ahead(session, decision.writes, decision.born)
@@ -206,6 +208,7 @@ class Transactor:
             decision.change,
             attempt.time_ns,
             questions,
+            further=decision.further,
         )
         pending = delegations.start_write(decision.writes)
         revision, applied = 0, None

@@ -1,0 +1,218 @@
+"""Put: values under names, each replaced as a whole, and several at once or none.
+
+What a process sees that has the file open: a small body (in etcd before and after) changes in place, as if another
+mount had written and committed the file, so it keeps its inode, its locks and its other names. A large one is a new
+file that takes the name, as rename does: who reads or maps the old one goes on with it, undivided, to its end.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from apollofs.metadata import codec
+from apollofs.metadata.errors import InvalidArgument, IsADirectory, OperationNotPermitted, RevisionConflict
+from apollofs.metadata.journal import Change, Kind
+from apollofs.metadata.ops.body import BodyKeys
+from apollofs.metadata.ops.common import Home, Location, Scope, check_may_add, check_may_remove, inherited_gid
+from apollofs.metadata.records import Extent, Inode, InodeFlag, Owner, Usage, without_suid
+from apollofs.metadata.store import Delete, Put, RangeResult
+from apollofs.metadata.transact import Decision
+from apollofs.metadata.view import View
+
+ABSENT = 0
+"""In `ValueWrite.expected`: there must be none."""
+VALUES_MAX = 20
+"""Values of one transaction: with everything that belongs to them it stays below etcd's 128 operations."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewBody:
+    """A value as it is to be: `inline` (whole, for etcd), or extents over what was uploaded."""
+
+    ino: int
+    """A number that was never used, for the file if it has to be a new one."""
+    size_bytes: int
+    inline: bytes | None
+    extents: tuple[Extent, ...]
+    mode: int
+    """Permission bits of a file that did not exist; one that is replaced hands on its own, and its owner."""
+    owner: Owner
+
+
+@dataclass(frozen=True, slots=True)
+class ValueWrite:
+    """One value of a put: its new body, or its removal, or neither: then it is only compared.
+
+    `expected`: the revision that it must have, ABSENT, or None for any.
+    """
+
+    location: Location
+    expected: int | None = None
+    body: NewBody | None = None
+    remove: bool = False
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What the values that were decided so far amount to."""
+
+    writes: list[Put | Delete] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    bytes: int = 0
+    inodes: int = 0
+    after: list[Inode | None] = field(default_factory=list)
+    guarded: set[int] = field(default_factory=set)
+    """Directories of which something is written, so that the transaction proves that nobody else holds them."""
+    named: dict[int, None] = field(default_factory=dict)
+    """Directories whose names change."""
+    relied: dict[int, None] = field(default_factory=dict)
+    """Directories of which something is only compared."""
+    seen: set[int] = field(default_factory=set)
+
+    def take(self, inode: Inode) -> None:
+        """Each file once: what becomes of it is decided on how it was before. Raises InvalidArgument."""
+        if inode.ino in self.seen:
+            raise InvalidArgument("two of the keys are names of one file, or the same key twice")
+        self.seen.add(inode.ino)
+
+
+@dataclass(frozen=True, slots=True)
+class PutValues:
+    """Replies the inodes as they are after, None for what is not there, and the revision.
+
+    Raises RevisionConflict, NoSuchEntry (the directory has been removed), IsADirectory, InvalidArgument (the name means
+    something else than a regular file), OperationNotPermitted (immutable or append-only).
+    """
+
+    scope: Scope
+    values: Sequence[ValueWrite]
+
+    def decide(self, view: View) -> Decision[tuple[int, list[Inode | None]]]:
+        draft = _Draft()
+        for value in self.values:
+            self._decide(view, value, draft)
+        if draft.writes:
+            # what another mount has answered ahead of the store counts too: a write has it committed before
+            draft.named.update((parent, None) for parent in draft.relied if parent not in draft.guarded)
+            draft.writes += [self.scope.touch(parent) for parent in draft.named]
+        first, *further = draft.changes or [Change(Kind.NOTHING)]
+
+        def reply(revision: int, _: Sequence[RangeResult]) -> tuple[int, list[Inode | None]]:
+            return revision, [each._replace(revision=revision) if each is not None else None for each in draft.after]
+
+        return Decision(reply, draft.writes, first, usage=Usage(draft.bytes, draft.inodes), further=tuple(further))
+
+    def _decide(self, view: View, value: ValueWrite, draft: _Draft) -> None:
+        location = value.location
+        likely_absent = value.expected == ABSENT or (value.expected is None and not value.remove)
+        dentry = self.scope.dentry(view, *location, likely_absent=likely_absent)
+        home = self.scope.home_of(view, location, dentry) if dentry is not None else None
+        found = home.inode.revision if home is not None else ABSENT
+        if value.expected is not None and found != value.expected:
+            raise RevisionConflict(location[1], found)
+        if home is not None and not home.inode.is_file:
+            if home.inode.is_dir:
+                raise IsADirectory("a directory is no value")
+            raise InvalidArgument("what is no regular file is no value")
+        if home is not None:
+            draft.take(home.inode)
+        if value.body is not None and home is not None and self._stays(home.inode, value.body):
+            self._change(home, value, value.body, draft)
+        elif value.body is not None:
+            self._replace(view, home, value, value.body, draft)
+        elif value.remove and home is not None:
+            self._remove(view, home, value, draft)
+        else:
+            draft.relied[location[0]] = None
+            draft.after.append(home.inode if home is not None else None)
+
+    def _stays(self, inode: Inode, body: NewBody) -> bool:
+        return body.inline is not None and not inode.extents and not inode.extent_pages
+
+    def _change(self, home: Home, value: ValueWrite, body: NewBody, draft: _Draft) -> None:
+        """Another small body for the same file."""
+        before, now_ns = home.inode, self.scope.now_ns
+        assert body.inline is not None
+        if before.flags & (InodeFlag.IMMUTABLE | InodeFlag.APPEND_ONLY):
+            raise OperationNotPermitted("the inode is immutable or append-only")
+        after = before._replace(
+            size_bytes=body.size_bytes,
+            mode=without_suid(before.mode),
+            mtime_ns=now_ns,
+            ctime_ns=now_ns,
+            body_version=before.body_version + 1,
+        )
+        stored, writes = BodyKeys(self.scope, home.location).store_inline(before, after, body.inline)
+        draft.writes += [*writes, self.scope.store(home, stored)]
+        draft.changes.append(_committed(stored))
+        draft.bytes += stored.allocated_bytes - before.allocated_bytes
+        draft.after.append(stored)
+        if home.location is not None:
+            draft.guarded.add(value.location[0])
+        else:
+            draft.relied[value.location[0]] = None  # that this name means it is a fact of the directory
+
+    def _replace(self, view: View, home: Home | None, value: ValueWrite, body: NewBody, draft: _Draft) -> None:
+        """A new file under a name that was free, or meant another one."""
+        parent, name = value.location
+        directory = self.scope.directory(view, parent)
+        if home is None:
+            check_may_add(directory)
+        else:
+            check_may_remove(directory, home.inode)
+            self._drop(home, value.location, draft)
+        inode = self._inode(directory, home, body)
+        writes: list[Put | Delete] = []
+        if body.inline is not None:
+            inode, writes = BodyKeys(self.scope, value.location).store_inline(inode, inode, body.inline)
+        else:
+            inode = inode._replace(extents=body.extents)
+        draft.writes += [*writes, Put(self.scope.keys.dentry(parent, name), codec.encode_embedded(inode))]
+        draft.changes += [Change(Kind.CREATE, inode.ino, parent, name, mode=inode.mode), _committed(inode)]
+        draft.bytes += inode.allocated_bytes
+        draft.inodes += 1
+        draft.after.append(inode)
+        draft.guarded.add(parent)
+        draft.named[parent] = None
+
+    def _inode(self, directory: Inode, home: Home | None, body: NewBody) -> Inode:
+        now_ns = self.scope.now_ns
+        replaced = home.inode if home is not None else None
+        return Inode(
+            ino=body.ino,
+            mode=without_suid(replaced.mode) if replaced else stat.S_IFREG | stat.S_IMODE(body.mode),
+            nlink=1,
+            uid=replaced.uid if replaced else body.owner.uid,
+            gid=replaced.gid if replaced else inherited_gid(directory, body.owner.gid),
+            size_bytes=body.size_bytes,
+            atime_ns=now_ns,
+            mtime_ns=now_ns,
+            ctime_ns=now_ns,
+            btime_ns=now_ns,
+            body_version=1,
+        )
+
+    def _remove(self, view: View, home: Home, value: ValueWrite, draft: _Draft) -> None:
+        check_may_remove(self.scope.directory(view, value.location[0]), home.inode)
+        self._drop(home, value.location, draft)
+        draft.writes.append(Delete(self.scope.keys.dentry(*value.location)))
+        draft.after.append(None)
+        draft.guarded.add(value.location[0])
+        draft.named[value.location[0]] = None
+
+    def _drop(self, home: Home, location: Location, draft: _Draft) -> None:
+        """The name is taken away from the file that it meant; what becomes of the dentry is the caller's."""
+        inode, writes = self.scope.drop_name(home, location)
+        draft.writes += writes
+        draft.changes.append(
+            Change(Kind.UNLINK, inode.ino, *location, mode=inode.mode, size_bytes=inode.size_bytes, nlink=inode.nlink)
+        )
+        if inode.nlink == 0:
+            draft.bytes -= inode.allocated_bytes
+            draft.inodes -= 1
+
+
+def _committed(inode: Inode) -> Change:
+    return Change(Kind.COMMIT, inode.ino, size_bytes=inode.size_bytes, mode=inode.mode, nlink=inode.nlink)
