@@ -114,15 +114,24 @@ class Transactor:
         self._last_ns = max(self._last_ns + 1, time.time_ns())
         return Moment(self._last_ns, session.number)
 
-    async def run(self, session: Session, operation: Operation[T], *, time_ns: int, at_once: bool = False) -> T:
+    async def run(
+        self,
+        session: Session,
+        operation: Operation[T],
+        *,
+        time_ns: int,
+        at_once: bool = False,
+        exact_revision: bool = False,
+    ) -> T:
         """Decide and commit, again after conflicts, until done or refused. With `at_once` what this mount holds
-        exclusively is answered before it is in the store.
+        exclusively is answered before it is in the store. With `exact_revision` the reply has the store's revision,
+        which of what is queued with others only its transaction will tell.
 
         Raises what `decide` raises (decided on fresh knowledge), SessionLost, DeadlineExceeded, StoreError.
         """
         while self._ahead.is_full:
             await self._ahead.settled()
-        queued = self._queue(session, operation, time_ns)
+        queued = None if exact_revision else self._queue(session, operation, time_ns)
         if queued is not None:
             place, reply = queued
             if not at_once:

@@ -340,7 +340,8 @@ class Volume(ValueReader):
         for value in values:
             check_name(value.location[1])
         scope = self._scope()
-        done = await self._transactor.run(self.session, PutValues(scope, values), time_ns=scope.now_ns)
+        operation = PutValues(scope, values)
+        done = await self._transactor.run(self.session, operation, time_ns=scope.now_ns, exact_revision=True)
         for value, inode in zip(values, done[1], strict=True):
             if inode is not None and value.body is not None:
                 self._body_memory.put(Body(inode, value.body.inline or b""))
