@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -35,7 +35,7 @@ from apollofs.metadata.errors import (
     SessionLost,
 )
 from apollofs.metadata.format import list_sites
-from apollofs.metadata.records import Owner
+from apollofs.metadata.records import Owner, SiteRecord
 from apollofs.metadata.session import SessionOptions
 from apollofs.metadata.store import Store
 
@@ -115,7 +115,7 @@ async def open_volume(
 async def client_of(store: Store, access: MetaAccess, site: str, options: ClientOptions) -> AsyncIterator[Client]:
     """As `open_volume`, on a store that is connected."""
     name = site or await _only_site(store, access.url.volume)
-    record = command_record(_version())
+    record = replace(command_record(_version()), site=name)
     async with metadata.open_volume(store, access.url.volume, name, options.session(), record) as volume:
         stores = SiteStores(volume, BlobStoreOptions(ca_file=options.blob_ca_file))
         block = volume.superblock
@@ -125,8 +125,8 @@ async def client_of(store: Store, access: MetaAccess, site: str, options: Client
 
 
 async def _only_site(store: Store, volume: str) -> str:
-    sites = await list_sites(store, volume)
-    if len(sites) != 1:
+    sites = await list_sites(store, volume) or [SiteRecord(0, "", ())]  # of a volume that does not exist
+    if len(sites) > 1:
         raise UserError(f"volume {volume!r} has {len(sites)} sites: say at which one this program is")
     return sites[0].name
 

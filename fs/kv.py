@@ -159,7 +159,7 @@ class Client:
     async def transaction(self, changes: Sequence[Change]) -> int:
         """All of the changes or none, in one transaction; its revision, or 0 if there was nothing to change.
 
-        Up to 20 keys, in whatever directories of the volume, each once, with up to 1 MiB of small values together.
+        Up to 16 keys, in whatever directories of the volume, each once, with up to 1 MiB of small values together.
         Raises RevisionConflict (of the first that does not hold), NoSuchEntry (a directory has been removed),
         RequestTooLarge, FileTooLarge, InvalidArgument, IsADirectory, OperationNotPermitted; SessionLost and
         DeadlineExceeded with `in_doubt`, or a message, that say whether they may have been made.

@@ -159,8 +159,9 @@ class Transactor:
             return None
         if not decision.writes:
             return 0, decision.reply(0, ())
-        if decision.reads or decision.further or not ahead.covers(decision.writes, decision.born):
+        if decision.reads or not ahead.covers(decision.writes, decision.born):
             return None
+        assert not decision.further, "what does several things needs a record of its own"
         reply = decision.reply(ahead.revision, ())
         companions = self._delegations.write_ahead(session, decision.writes, decision.born)
         writes = (*decision.writes, *companions)

@@ -89,11 +89,11 @@ class ValueHistory:
             if own is None:
                 raise NoSuchEntry("no such inode at that revision")
             inode = codec.decode_inode(own.value, own.mod_revision)
-        if inode.is_inline:
+        if inode.is_inline and not inode.copy:
             inline = await self._one(self._keys.inline(inode.ino), revision)
             return Body(inode, inline.value if inline is not None else b"")
         if not inode.extent_pages:
-            return Body(inode)
+            return Body(inode, inode.copy)
         pages = await self._range(body_questions(self._keys, inode.ino)[1]._replace(revision=revision))
         return Body(inode._replace(extents=tuple(e for kv in pages for e in codec.decode_extents(kv.value))))
 

@@ -32,8 +32,8 @@ class ValueReader(NamespaceReader):
     async def read_value(self, parent: int, name: bytes) -> Body:
         """The inode that a name means, with its inline bytes or all its extents, both as of one revision.
 
-        No request for what is delegated; otherwise one, or two where the name meant another file when it was last seen,
-        or none. Raises NoSuchEntry.
+        No request for what is delegated; otherwise one, or two if the name means another file, with a body that its
+        record does not hold, than when it was last seen. Raises NoSuchEntry.
         """
         check_name(name)
         cached = self.cached_value(parent, name)
@@ -49,6 +49,9 @@ class ValueReader(NamespaceReader):
             if dentry is None:
                 raise NoSuchEntry("no such name")
             answers = dict(zip(asked, found[1:], strict=True))
+            body = self._body_memory.of(dentry.inode) if dentry.inode is not None else None
+            if body is not None:
+                return body
             if all(question in answers for question in self._value_questions(dentry)):
                 return self._value(dentry, answers)
             expected = dentry
@@ -69,10 +72,10 @@ class ValueReader(NamespaceReader):
             return ()
         if dentry.inode is None:
             return (Range(self._keys.inode(dentry.ino)), *inspect.body_questions(self._keys, dentry.ino))
-        if self._body_memory.of(dentry.inode) is not None:
-            return ()
         inline, pages = inspect.body_questions(self._keys, dentry.ino)
-        return (inline,) if dentry.inode.is_inline else (pages,)
+        if dentry.inode.extent_pages:
+            return (pages,)
+        return (inline,) if dentry.inode.is_inline and not dentry.inode.copy else ()
 
     def _value(self, dentry: Dentry, answers: Mapping[Range, RangeResult]) -> Body:
         inode = dentry.inode

@@ -17,6 +17,7 @@ COMMANDS = {
     "destroy": ("volume", "destroy"),
     "gc": ("collecting", "gc"),
     "trash": ("trash", "trash"),
+    "kv": ("kv", "kv"),
     "site": ("site", "site"),
     "mount": ("mounting", "mount"),
     "umount": ("mounting", "umount"),

@@ -1,8 +1,10 @@
 """Put: values under names, each replaced as a whole, and several at once or none.
 
-What a process sees that has the file open: a small body (in etcd before and after) changes in place, as if another
-mount had written and committed the file, so it keeps its inode, its locks and its other names. A large one is a new
-file that takes the name, as rename does: who reads or maps the old one goes on with it, undivided, to its end.
+A value that is replaced is a new file that takes the name, as with rename: who has the old one open or mapped reads it
+undivided to its end, however many calls that takes, and what is still written to it is not mixed into the new value.
+(In place, a loop of read calls would get the head of one value and the tail of another.) A value that only etcd holds
+goes when it is replaced, and is not kept in the trash: keys that change many times a second would fill it. A very small
+value is also kept in the inode, so that whoever reads the name has it in the same request.
 """
 
 from __future__ import annotations
@@ -12,18 +14,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from apollofs.metadata import codec
-from apollofs.metadata.errors import InvalidArgument, IsADirectory, OperationNotPermitted, RevisionConflict
+from apollofs.metadata.errors import InvalidArgument, IsADirectory, RevisionConflict
 from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.ops.body import BodyKeys
 from apollofs.metadata.ops.common import Home, Location, Scope, check_may_add, check_may_remove, inherited_gid
-from apollofs.metadata.records import Extent, Inode, InodeFlag, Owner, Usage, without_suid
-from apollofs.metadata.store import Delete, Put, RangeResult
+from apollofs.metadata.records import Extent, Inode, Owner, Usage, without_suid
+from apollofs.metadata.store import Delete, Put, RangeResult, prefix_end
 from apollofs.metadata.transact import Decision
 from apollofs.metadata.view import View
 
 ABSENT = 0
 """In `ValueWrite.expected`: there must be none."""
-VALUES_MAX = 20
+COPY_BYTES_MAX = 256
+"""Values up to this size are kept in the inode too, where listings drag them along."""
+VALUES_MAX = 16
 """Values of one transaction: with everything that belongs to them it stays below etcd's 128 operations."""
 
 
@@ -32,12 +36,12 @@ class NewBody:
     """A value as it is to be: `inline` (whole, for etcd), or extents over what was uploaded."""
 
     ino: int
-    """A number that was never used, for the file if it has to be a new one."""
+    """A number that was never used, of the new file."""
     size_bytes: int
     inline: bytes | None
     extents: tuple[Extent, ...]
     mode: int
-    """Permission bits of a file that did not exist; one that is replaced hands on its own, and its owner."""
+    """Permission bits, if there was no file; one that is replaced hands on its own, and its owner."""
     owner: Owner
 
 
@@ -118,41 +122,13 @@ class PutValues:
             raise InvalidArgument("what is no regular file is no value")
         if home is not None:
             draft.take(home.inode)
-        if value.body is not None and home is not None and self._stays(home.inode, value.body):
-            self._change(home, value, value.body, draft)
-        elif value.body is not None:
+        if value.body is not None:
             self._replace(view, home, value, value.body, draft)
         elif value.remove and home is not None:
             self._remove(view, home, value, draft)
         else:
             draft.relied[location[0]] = None
             draft.after.append(home.inode if home is not None else None)
-
-    def _stays(self, inode: Inode, body: NewBody) -> bool:
-        return body.inline is not None and not inode.extents and not inode.extent_pages
-
-    def _change(self, home: Home, value: ValueWrite, body: NewBody, draft: _Draft) -> None:
-        """Another small body for the same file."""
-        before, now_ns = home.inode, self.scope.now_ns
-        assert body.inline is not None
-        if before.flags & (InodeFlag.IMMUTABLE | InodeFlag.APPEND_ONLY):
-            raise OperationNotPermitted("the inode is immutable or append-only")
-        after = before._replace(
-            size_bytes=body.size_bytes,
-            mode=without_suid(before.mode),
-            mtime_ns=now_ns,
-            ctime_ns=now_ns,
-            body_version=before.body_version + 1,
-        )
-        stored, writes = BodyKeys(self.scope, home.location).store_inline(before, after, body.inline)
-        draft.writes += [*writes, self.scope.store(home, stored)]
-        draft.changes.append(_committed(stored))
-        draft.bytes += stored.allocated_bytes - before.allocated_bytes
-        draft.after.append(stored)
-        if home.location is not None:
-            draft.guarded.add(value.location[0])
-        else:
-            draft.relied[value.location[0]] = None  # that this name means it is a fact of the directory
 
     def _replace(self, view: View, home: Home | None, value: ValueWrite, body: NewBody, draft: _Draft) -> None:
         """A new file under a name that was free, or meant another one."""
@@ -162,11 +138,12 @@ class PutValues:
             check_may_add(directory)
         else:
             check_may_remove(directory, home.inode)
-            self._drop(home, value.location, draft)
+            self._discard(home, value.location, draft)
         inode = self._inode(directory, home, body)
         writes: list[Put | Delete] = []
         if body.inline is not None:
             inode, writes = BodyKeys(self.scope, value.location).store_inline(inode, inode, body.inline)
+            inode = inode._replace(copy=body.inline if body.size_bytes <= COPY_BYTES_MAX else b"")
         else:
             inode = inode._replace(extents=body.extents)
         draft.writes += [*writes, Put(self.scope.keys.dentry(parent, name), codec.encode_embedded(inode))]
@@ -202,10 +179,28 @@ class PutValues:
         draft.guarded.add(value.location[0])
         draft.named[value.location[0]] = None
 
+    def _discard(self, home: Home, location: Location, draft: _Draft) -> None:
+        """A value is replaced: one that only etcd holds goes at once."""
+        inode = home.inode
+        if inode.nlink > 1 or inode.extents or inode.extent_pages:
+            self._drop(home, location, draft)
+            return
+        keys = self.scope.keys
+        draft.writes.append(Delete(keys.inode(inode.ino) if home.location is None else keys.moved(inode.ino)))
+        if inode.is_inline:
+            draft.writes.append(Delete(keys.inline(inode.ino)))
+        if inode.xattrs:
+            attributes = keys.xattrs_of(inode.ino)
+            draft.writes.append(Delete(attributes, prefix_end(attributes)))
+        self._unlinked(inode._replace(nlink=0), location, draft)
+
     def _drop(self, home: Home, location: Location, draft: _Draft) -> None:
         """The name is taken away from the file that it meant; what becomes of the dentry is the caller's."""
         inode, writes = self.scope.drop_name(home, location)
         draft.writes += writes
+        self._unlinked(inode, location, draft)
+
+    def _unlinked(self, inode: Inode, location: Location, draft: _Draft) -> None:
         draft.changes.append(
             Change(Kind.UNLINK, inode.ino, *location, mode=inode.mode, size_bytes=inode.size_bytes, nlink=inode.nlink)
         )

@@ -75,7 +75,7 @@ def mutations() -> dict[str, tuple[Kind, Mutation]]:
         "commit inline": (Kind.COMMIT, lambda v, p: v.commit_body(p.file, BodyChange(0, 4, inline=b"text"))),
         "commit blob": (Kind.COMMIT, _commit_blob),
         "put": (Kind.COMMIT, lambda v, p: v.put_values([_value(v, b"file", b"text")])),
-        "put under several names": (Kind.COMMIT, lambda v, p: v.put_values([_value(v, b"link", b"text")])),
+        "put under one of two names": (Kind.COMMIT, lambda v, p: v.put_values([_value(v, b"link", b"text")])),
         "setxattr": (Kind.SETXATTR, lambda v, p: v.setxattr(p.file, b"user.new", b"value", create=True)),
         "removexattr": (Kind.REMOVEXATTR, lambda v, p: v.removexattr(p.file, b"user.old")),
     }

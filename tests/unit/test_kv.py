@@ -26,10 +26,12 @@ from apollofs.metadata.errors import (
 from apollofs.metadata.journal import Kind
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import ROOT_INO, InodeFlag, SetAttr
-from apollofs.metadata.store import prefix_end
+from apollofs.metadata.store import Range, prefix_end
 from tests.support.filesystems import LARGE, USER, Pair, close, content, create, save
 from tests.support.values import VALUE_BYTES_MAX, kv_client
 from tests.support.volumes import VOLUME
+
+TABLES = (b"v", b"d", b"g")
 
 
 @dataclass
@@ -91,25 +93,54 @@ async def test_what_a_mount_answered_ahead_of_the_store_is_seen(world: World) ->
 # -- who has the file open ---------------------------------------------------------------------------------------------
 
 
-async def test_a_small_value_changes_in_the_file_that_is_open(world: World) -> None:
-    ino = await save(world.pair.here, b"f", b"before, and longer")
-    opened = await world.pair.here.open(ino, os.O_RDONLY, USER)
-    await world.kv.put("f", b"after")
-    assert (await world.pair.here.getattr(ino)).size_bytes == 5  # as the kernel asks before it reads
-    assert bytes(await world.pair.here.read(opened.fh, 0, 100)) == b"after"
-    assert (await world.pair.here.lookup(ROOT_INO, b"f")).ino == ino
+@pytest.mark.parametrize("after", [b"small", LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("before", [b"another", b"y" * 60, LARGE[::-1]], ids=["small", "inline", "large"])
+async def test_who_has_a_value_open_keeps_it_whole(world: World, before: bytes, after: bytes) -> None:
+    """And what is still written to it does not get into the new one."""
+    ino = await save(world.pair.here, b"f", before)
+    opened = await world.pair.here.open(ino, os.O_RDWR, USER)
+    await world.kv.put("f", after)
+    assert (await world.pair.here.getattr(ino)).nlink == 0
+    assert bytes(await world.pair.here.read(opened.fh, 0, len(before))) == before
+    await world.pair.here.write(opened.fh, 0, b"late")
+    assert bytes(await world.pair.here.read(opened.fh, 0, 4)) == b"late"
     await close(world.pair.here, opened.fh)
+    assert await content(world.pair.here) == await content(world.pair.there) == after
 
 
-@pytest.mark.parametrize("value", [LARGE, b"small"], ids=["large", "small"])
-async def test_a_large_value_stays_whole_for_who_has_it_open(world: World, value: bytes) -> None:
-    ino = await save(world.pair.here, b"f", LARGE[::-1])
-    opened = await world.pair.here.open(ino, os.O_RDONLY, USER)
-    await world.kv.put("f", value)
-    assert bytes(await world.pair.here.read(opened.fh, 0, len(LARGE))) == LARGE[::-1]
-    assert (await world.pair.here.lookup(ROOT_INO, b"f")).ino != ino
-    assert await content(world.pair.here) == value
-    await close(world.pair.here, opened.fh)
+async def test_a_value_that_is_changed_through_a_mount(world: World) -> None:
+    """In every way that leaves the file in place: nothing of what was put stays where it is not true any more."""
+    await world.kv.put("f", b"value")
+    here = world.pair.here
+    ino = (await here.lookup(ROOT_INO, b"f")).ino
+    opened = await here.open(ino, os.O_RDWR, USER)
+    await here.write(opened.fh, 2, b"LUE")
+    await close(here, opened.fh)
+    assert (await world.kv.get("f")).data == b"vaLUE"
+    await world.kv.put("f", b"value")
+    ino = (await here.lookup(ROOT_INO, b"f")).ino
+    for size, value in ((3, b"val"), (5, b"val\0\0"), (0, b""), (1, b"\0")):
+        await world.pair.volume.setattr(ino, SetAttr(size_bytes=size))
+        assert (await world.kv.get("f")).data == (await world.other.get("f")).data == value
+    await world.kv.put("f", b"value")
+    await here.rename(ROOT_INO, b"f", ROOT_INO, b"g", 0)
+    assert (await world.kv.get("g")).data == b"value"
+    await here.link((await here.lookup(ROOT_INO, b"g")).ino, ROOT_INO, b"h")
+    ino = (await here.lookup(ROOT_INO, b"h")).ino
+    opened = await here.open(ino, os.O_WRONLY, USER)
+    await here.write(opened.fh, 0, LARGE)
+    await close(here, opened.fh)
+    assert (await world.kv.get("g")).data == (await world.kv.get("h")).data == LARGE
+
+
+async def test_what_is_replaced_again_and_again_leaves_nothing(world: World) -> None:
+    for number in range(20):
+        await world.kv.put("f", b"%d" % number * 20)
+        ino = (await world.pair.here.lookup(ROOT_INO, b"f")).ino
+        await world.pair.here.setxattr(ino, b"user.a", b"value", 0)
+    keys = Keys(VOLUME)
+    left = [await world.pair.store.range(Range(prefix, prefix_end(prefix))) for prefix in map(keys.table, TABLES)]
+    assert [found.count for found in left] == [1, 1, 0]
 
 
 async def test_a_replaced_file_hands_on_owner_and_mode(world: World) -> None:
@@ -123,18 +154,20 @@ async def test_a_replaced_file_hands_on_owner_and_mode(world: World) -> None:
 
 
 async def test_several_names(world: World) -> None:
-    """A small value changes under all its names; a large one takes one name away from the file."""
+    """A put takes one name away from the file."""
     ino = await save(world.pair.here, b"f", b"one")
     await world.pair.here.link(ino, ROOT_INO, b"g")
-    revision = await world.kv.put("f", b"two")
-    assert (await world.other.get("g")) == (await world.other.get("f"))
-    assert (await world.other.get("g")).revision == revision
+    assert await world.kv.get("g") == await world.other.get("f")
     with pytest.raises(InvalidArgument):
         await world.client.transaction([world.kv.change("f", b"3"), world.kv.change("g", b"4")])
-    await world.kv.put("f", LARGE)
-    assert (await world.kv.get("g")).data == b"two"
+    revision = (await world.kv.get("g")).revision
+    await world.kv.put_if("f", b"two", revision)
+    assert (await world.kv.get("g")).data == b"one"
     entries = {entry.key: entry.size_bytes for entry in (await world.kv.list()).entries}
-    assert entries == {"f": len(LARGE), "g": None}
+    assert entries == {"f": 3, "g": None}
+    await world.kv.put("g", b"three")
+    assert (await world.pair.here.lookup(ROOT_INO, b"g")).nlink == 1
+    await world.kv.put("f", LARGE)
     assert await world.kv.delete("g")
     assert await content(world.pair.there) == LARGE
 
@@ -210,13 +243,13 @@ async def test_all_of_a_transaction_or_nothing(world: World) -> None:
 
 
 async def test_limits_of_a_transaction(world: World) -> None:
-    await world.client.transaction([world.kv.change(f"k{number}", b"v" * 64) for number in range(20)])
-    directories = [await world.client.kv(f"d{number}", create=True) for number in range(20)]
+    await world.client.transaction([world.kv.change(f"k{number}", b"v" * 64) for number in range(16)])
+    directories = [await world.client.kv(f"d{number}", create=True) for number in range(16)]
     await world.client.transaction([kv.change("k", b"v", revision=0) for kv in directories])
     await world.client.transaction([kv.change("k", LARGE) for kv in directories])
     await world.client.transaction([kv.removal("k") for kv in directories])
     with pytest.raises(InvalidArgument):
-        await world.client.transaction([world.kv.change(f"k{number}", b"") for number in range(21)])
+        await world.client.transaction([world.kv.change(f"k{number}", b"") for number in range(17)])
     with pytest.raises(InvalidArgument):
         await world.client.transaction([world.kv.change("k", b"1"), world.kv.change("k", b"2")])
 
@@ -344,7 +377,7 @@ async def test_the_journal_has_each_put_once(world: World) -> None:
                 if changes and event.kv.mod_revision in changed:
                     found[event.kv.mod_revision] = [(change.kind, change.name) for change in changes]
     assert list(found.values()) == [
-        [(Kind.COMMIT, b"")],
+        [(Kind.UNLINK, b"f"), (Kind.CREATE, b"f"), (Kind.COMMIT, b"")],
         [(Kind.UNLINK, b"f"), (Kind.CREATE, b"f"), (Kind.COMMIT, b"")],
         [(Kind.UNLINK, b"f"), (Kind.CREATE, b"g"), (Kind.COMMIT, b"")],
     ]
