@@ -117,7 +117,8 @@ def test_the_next_number_is_won_once(world: World) -> None:
         return win(lambda number: kv.put_if_absent(f"n-{number:06d}", b"%d" % writer), RevisionConflict)
 
     def win(take: Callable[[int], object], refused: type[Exception]) -> list[int]:
-        won, number = [], 0
+        won: list[int] = []
+        number = 0
         while len(won) < WINS:
             try:
                 take(number)

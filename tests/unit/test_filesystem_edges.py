@@ -14,7 +14,7 @@ from apollofs.fs.errors import BodyLost
 from apollofs.fs.filesystem import Filesystem
 from apollofs.metadata.errors import InvalidArgument, LockConflict, StaleInode, StoreUnavailable
 from apollofs.metadata.locks import RANGE_END, LockKind, LockType
-from apollofs.metadata.records import NOW, ROOT_INO, Inode, SetAttr
+from apollofs.metadata.records import NOW, ROOT_INO, Inode, RenameFlag, SetAttr
 from apollofs.metadata.store import Range
 from tests.support.filesystems import LARGE, OWNER, USER, Pair, close, content, create, save
 from tests.support.volumes import ME
@@ -40,7 +40,7 @@ async def lose_session(pair: Pair) -> None:
 async def replace(pair: Pair, data: bytes) -> None:
     """By another mount, while the kernel of this one is between two requests."""
     await save(pair.there, b"new", data)
-    await pair.there.rename(ROOT_INO, b"new", ROOT_INO, b"f", 0)
+    await pair.there.rename(ROOT_INO, b"new", ROOT_INO, b"f", RenameFlag(0))
 
 
 @pytest.mark.parametrize("data", [b"small", LARGE], ids=["small", "large"])

@@ -25,7 +25,7 @@ from apollofs.metadata.errors import (
 )
 from apollofs.metadata.journal import Kind
 from apollofs.metadata.keys import Keys
-from apollofs.metadata.records import ROOT_INO, InodeFlag, SetAttr
+from apollofs.metadata.records import ROOT_INO, InodeFlag, RenameFlag, SetAttr
 from apollofs.metadata.store import Range, prefix_end
 from tests.support.filesystems import LARGE, USER, Pair, close, content, create, save
 from tests.support.values import VALUE_BYTES_MAX, kv_client
@@ -123,7 +123,7 @@ async def test_a_value_that_is_changed_through_a_mount(world: World) -> None:
         await world.pair.volume.setattr(ino, SetAttr(size_bytes=size))
         assert (await world.kv.get("f")).data == (await world.other.get("f")).data == value
     await world.kv.put("f", b"value")
-    await here.rename(ROOT_INO, b"f", ROOT_INO, b"g", 0)
+    await here.rename(ROOT_INO, b"f", ROOT_INO, b"g", RenameFlag(0))
     assert (await world.kv.get("g")).data == b"value"
     await here.link((await here.lookup(ROOT_INO, b"g")).ino, ROOT_INO, b"h")
     ino = (await here.lookup(ROOT_INO, b"h")).ino
