@@ -12,15 +12,18 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Protocol
 
 import trio
 
 from apollofs.blobstore import BlobStoreError
 from apollofs.fs.blobs import BlobSource, OpenStore, open_blob_source
 from apollofs.fs.cache import BlockCache
+from apollofs.fs.cache_orders import CacheOrders
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.errors import BodyError
-from apollofs.fs.images import Image, ImageStore, has_image
+from apollofs.fs.images import Image, ImageStore, Scrub, is_large
+from apollofs.fs.neighbours import Neighbours, NeighbourVolume
 from apollofs.fs.open_file import BodyTools, OpenFile
 from apollofs.fs.passed_file import PassedFile
 from apollofs.fs.reader import Reader
@@ -39,25 +42,32 @@ RETIRE_FIRST_S, RETIRE_MAX_S = 0.01, 5.0
 """Pauses between looks at a working copy that a process still has mapped."""
 
 
+class MountVolume(BodyVolume, NeighbourVolume, Protocol):
+    """What bodies ask of `metadata.volume.Volume`."""
+
+
 class Bodies:
     """Made by `open_bodies`."""
 
     def __init__(
         self,
-        volume: BodyVolume,
+        volume: MountVolume,
         config: BodyConfig,
         source: BlobSource,
         cache: BlockCache,
         images: ImageStore,
+        orders: CacheOrders,
         staging: StagingArea,
         nursery: trio.Nursery,
     ) -> None:
         self.cache = cache
         self.images = images
         self.reader = Reader(cache, images, config, source.block_bytes)
-        writer = Writer(volume, source, cache, self.reader, config)
+        self.orders = orders
+        self._neighbours = Neighbours(volume, self.reader, nursery)
+        self.writer = Writer(volume, source, cache, self.reader, config, nursery)
         uploads = BlockUploads(source, config.uploads_max)
-        self._tools = BodyTools(volume, self.reader, writer, staging, uploads, config)
+        self._tools = BodyTools(volume, self.reader, self.writer, staging, uploads, config)
         self._nursery = nursery
         self._volume = volume
         self._interval_s = config.commit_interval_s
@@ -110,6 +120,16 @@ class Bodies:
             file = self._files[ino] = OpenFile(self._tools, body)
         self._opens[ino] = self._opens.get(ino, 0) + 1
         return file
+
+    def will_read(self, file: OpenFile) -> None:
+        """The file was opened for reading: begin to fetch it if it is small, and what is probably opened next. No
+        checkpoint; raises nothing."""
+        body = file.body
+        if body.inode.extents and not is_large(body):
+            self.reader.opened(body)
+            self._neighbours.opened(file.ino)
+        elif body.inode.is_inline:
+            self._neighbours.opened(file.ino)
 
     def release(self, file: OpenFile) -> None:
         """A handle is closed. After the last one the file is forgotten, unless it has uncommitted bytes: those are
@@ -212,7 +232,7 @@ class Bodies:
     def _adopt(self, file: PassedFile) -> None:
         """What was written here need not be fetched to be read here: the copy becomes the body's image."""
         footers = file.footers()
-        if file.orphaned or file.is_lost or footers is None or not has_image(file.body):
+        if file.orphaned or file.is_lost or footers is None or not is_large(file.body):
             return
         try:
             self.images.adopt(file.copy.path, file.body, footers)
@@ -260,6 +280,10 @@ class Bodies:
             "cache_bytes": self.cache.bytes_used + self.images.bytes_used,
             "cache_hits": self.cache.hits,
             "cache_fetched": self.cache.fetched,
+            "image_blocks_fetched": self.images.fetched_blocks,
+            "files_fetched_ahead": self._neighbours.fetched,
+            "packs": self.writer.packer.packs,
+            "packed_files": self.writer.packer.packed,
         }
 
     def close(self) -> None:
@@ -315,7 +339,7 @@ class Bodies:
 
 
 @contextlib.asynccontextmanager
-async def open_bodies(volume: BodyVolume, config: BodyConfig, open_store: OpenStore) -> AsyncIterator[Bodies]:
+async def open_bodies(volume: MountVolume, config: BodyConfig, open_store: OpenStore) -> AsyncIterator[Bodies]:
     """Bodies of a mounted volume; `open_store` opens a site's store by the site's id, at its first use.
 
     At the end nothing is committed any more: `commit_all` comes before. Raises CacheDirectoryUnusable.
@@ -333,11 +357,14 @@ async def open_bodies(volume: BodyVolume, config: BodyConfig, open_store: OpenSt
         last.callback(images.close)
         await cache.start()
         await images.start()
+        orders = CacheOrders(cache, images, room, config, source.block_bytes)
+        await orders.start()
         staging.make_room = cache.make_room
-        bodies = Bodies(volume, config, source, cache, images, staging, nursery)
+        bodies = Bodies(volume, config, source, cache, images, orders, staging, nursery)
         # Only when the nursery's tasks have ended is nobody reading what is staged.
         last.callback(bodies.close)
         nursery.start_soon(bodies.write_back)
+        nursery.start_soon(Scrub(images).serve)
         try:
             yield bodies
         finally:

@@ -23,7 +23,7 @@ from apollofs.fs.blobs import BlobSource, Block
 from apollofs.fs.cache_files import CacheFileCorrupt, CacheFiles, CacheIndex
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.fetching import Fetch
-from apollofs.fs.room import Room, Victim, remove
+from apollofs.fs.room import Room, Victim
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,6 +33,8 @@ MISSES_REMEMBERED = 4096
 PARTIAL_READS_MAX = 2
 """So many scattered reads of a block are served by range; with the next one it is worth having whole."""
 WARNING_INTERVAL_S = 60.0
+FETCHES_MAX = 2
+"""A block that was given up while it was written is fetched once more for who wants it here."""
 EVICTIONS_MAX = 8
 """Rounds of making room on a full disk before a block is not cached."""
 
@@ -70,7 +72,7 @@ class BlockCache:
             found = await self._in_thread(self._files.scan)
             for block in found:
                 self._index.add(block)
-            await self._in_thread(partial(remove, self._room.give_up()))
+            await self._in_thread(partial(self._room.remove, self._room.give_up()))
         except OSError as exc:
             self._warn(f"its directory can't be used: {exc}")
 
@@ -111,15 +113,44 @@ class BlockCache:
             return
         self._fetch(block)
 
+    async def fetch(self, block: Block, *, whole: bool = True) -> None:
+        """Have a block here, or if not `whole`, once it was wanted several times. Raises as `read`."""
+        if block in self._index and block not in self._fetches:
+            return
+        if block not in self._fetches and not whole and not self._is_popular(block):
+            return
+        for _ in range(FETCHES_MAX):
+            fetch = self._fetches.get(block) or self._fetch(block)
+            await fetch.result()
+            await fetch.ended.wait()
+            if block in self._index:
+                return
+
     async def insert(self, block: Block, data: bytes | bytearray) -> None:
-        """Put a block that was just stored; `data` must not change until the call has returned. Raises nothing."""
-        await self._store(block, data)
+        """Put a block that was just stored; `data` must not change until the call has returned. Raises nothing.
+
+        Who reads it meanwhile has it from memory.
+        """
+        if block in self._fetches:
+            return
+        fetch = self._fetches[block] = Fetch()
+        fetch.arrived(memoryview(data))
+        try:
+            await self._store(block, data)
+        finally:
+            del self._fetches[block]
+            fetch.end()
+
+    async def settle(self) -> None:
+        """Wait until what is on its way now has come to rest."""
+        for fetch in list(self._fetches.values()):
+            await fetch.ended.wait()
 
     async def make_room(self, size: int) -> None:
         """Somebody needs the disk: give up so many bytes, if there are so many. Raises nothing."""
         victims = self._room.give_up(self._room.bytes - size)
         try:
-            self._room.came_back(await self._in_thread(partial(remove, victims)))
+            self._room.came_back(await self._in_thread(partial(self._room.remove, victims)))
         except OSError as exc:
             self._warn(f"files can't be deleted: {exc}")
 
@@ -198,15 +229,18 @@ class BlockCache:
                 lacking, stayed = await self._in_thread(partial(self._write, block, data, victims))
                 self._room.came_back(stayed)
                 stored = lacking <= 0
+                if stored and block not in self._index:
+                    # it was given up while it was written, and its file perhaps deleted before it was there
+                    await self._in_thread(partial(self._files.remove, [block]))
                 if stored:
                     return
                 victims = self._room.give_up(self._room.bytes - lacking)
-            await self._in_thread(partial(remove, victims))
+            await self._in_thread(partial(self._room.remove, victims))
             self._warn("there is no room for a block")
         except OSError as exc:
             self._warn(f"a file can't be written: {exc}")
         finally:
-            if stored:
+            if stored and block in self._index:
                 self._index.add(block)
             else:
                 self._index.drop(block)
@@ -215,7 +249,7 @@ class BlockCache:
         self, block: Block, data: bytes | bytearray | memoryview, victims: Sequence[Victim]
     ) -> tuple[int, list[Victim]]:
         """In a thread: remove, then write. How many bytes the disk lacks, and who could not be removed."""
-        stayed = remove(victims)
+        stayed = self._room.remove(victims)
         return self._files.write(block, data), stayed
 
     async def _in_thread(self, call: Callable[[], T]) -> T:

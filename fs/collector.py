@@ -73,8 +73,8 @@ class Collection:
         self._source = source
         self._options = options
         self._pace = Pace(options.ops_per_s)
-        self._down: dict[int, str] = {}
-        """Sites whose stores could not be used, and why: they are not tried again in this run."""
+        self._down: set[int] = set()
+        """Sites whose stores could not be used: they are not tried again in this run."""
         self.report = CollectReport()
 
     async def run(self, sites: Sequence[SiteRecord]) -> CollectReport:
@@ -246,7 +246,7 @@ class Collection:
             await self._source.delete_block(block)
         except (BodyError, BlobStoreError, UserError) as exc:
             failed.add(block.blob)
-            self._down[site_of(block.blob)] = str(exc)
+            self._down.add(site_of(block.blob))
             self.report.fail(str(exc))
             log.info("an object could not be deleted: %s", exc)
 

@@ -18,12 +18,13 @@ class BodyConfig:
 
     cache_dir: Path
     cache_bytes_max: int = 10 << 30
-    """Bound of the block cache; the least recently used blocks leave first."""
+    """Bound of what is cached of bodies, images and blocks together; what was used least leaves first."""
     disk_free_bytes_min: int = 256 * MIB
     """The cache stops growing, and staging answers ENOSPC, when the disk has less than this left."""
     uploads_max: int = 8
     downloads_max: int = 8
-    read_ahead_blocks_max: int = 4
+    read_ahead_blocks_max: int | None = None
+    """How far ahead of a sequential reader blocks are fetched; None: so far that all downloads are busy."""
     commit_interval_s: float = 5.0
     """An open file that was written is committed at least this often."""
     commit_deadline_s: float = 120.0
@@ -38,7 +39,7 @@ class BodyConfig:
         check_bounds("cache-size", self.cache_bytes_max, 16 * MIB, 1 << 50)
         check_bounds("uploads", self.uploads_max, 1, 256)
         check_bounds("downloads", self.downloads_max, 1, 256)
-        check_bounds("read-ahead", self.read_ahead_blocks_max, 0, 256)
+        check_bounds("read-ahead", self.read_ahead_blocks_max or 0, 0, 256)
         check_bounds("commit-interval", self.commit_interval_s, 0.1, 3600)
         check_bounds("commit-deadline", self.commit_deadline_s, 1, 3600)
         check_bounds("read-deadline", self.read_deadline_s, 1, 3600)

@@ -10,7 +10,7 @@ Ranges = list[tuple[int, int]]
 """(start, end) in order, not overlapping."""
 
 
-def differing(before: bytes, after: bytes, offset: int = 0) -> Iterator[tuple[int, int]]:
+def differing(before: bytes | bytearray, after: bytes | bytearray, offset: int = 0) -> Iterator[tuple[int, int]]:
     """Where `after`, of bytes from `offset`, is not what `before` is; what only one of them has counts as differing."""
     if before == after:
         return

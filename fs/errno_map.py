@@ -62,6 +62,7 @@ ERRNO: Final[Mapping[type[BaseException], int]] = MappingProxyType(
         meta.TooManyLocks: errno.ENOLCK,
         # bodies
         meta.BodyConflict: errno.EIO,
+        meta.CloneSourceChanged: errno.EIO,
         meta.TooManyExtents: errno.EFBIG,
         body.BodyUnavailable: errno.EIO,
         body.CorruptBody: errno.EIO,

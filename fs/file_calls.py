@@ -10,6 +10,8 @@ import os
 
 from apollofs.fs.attributes import Caller, OpenFlags
 from apollofs.fs.bodies import Bodies
+from apollofs.fs.cache_orders import CacheOrders
+from apollofs.fs.copying import copy_range
 from apollofs.fs.directory import DirectoryHandle
 from apollofs.fs.errors import BodyError, BodyLost
 from apollofs.fs.following import Following
@@ -36,9 +38,6 @@ FALLOC_KEEP_SIZE = 0x01
 FALLOC_PUNCH_HOLE = 0x02
 FALLOC_ZERO_RANGE = 0x10
 PAST_PAGES = os.O_APPEND | os.O_SYNC | os.O_DSYNC
-COPY_CALL_BYTES_MAX = 128 << 20
-"""What one copy_file_range copies at most, so that a call ends soon and can be interrupted; callers repeat it."""
-COPY_CHUNK_BYTES = 1 << 20
 
 
 class FileCalls:
@@ -83,6 +82,8 @@ class FileCalls:
         except BaseException:
             self._bodies.release(self._bodies.find(ino) or file)
             raise
+        if flags & os.O_ACCMODE != os.O_WRONLY:
+            self._bodies.will_read(file)
         return self._opened(file, flags, caller, image=image)
 
     async def _open_newest(self, ino: int) -> OpenFile:
@@ -141,6 +142,11 @@ class FileCalls:
         if self.maps_direct and not writes and self._bodies.reader.prefers_direct(file.body):
             return True
         return bool(flags & os.O_DIRECT or (self.maps_direct and writes and flags & PAST_PAGES))
+
+    @property
+    def cache_orders(self) -> CacheOrders:
+        """What a person may ask of the cache."""
+        return self._bodies.orders
 
     def open_inodes(self) -> list[int]:
         """Those whose pages processes of this host may be reading."""
@@ -206,7 +212,7 @@ class FileCalls:
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 
-    async def read(self, fh: int, offset: int, size: int) -> bytes:
+    async def read(self, fh: int, offset: int, size: int) -> bytes | bytearray:
         """Bytes `[offset, offset + size)`; fewer only at the end of the file."""
         handle = self._handles.get(fh)
         file = handle.file
@@ -296,30 +302,26 @@ class FileCalls:
     async def copy_file_range(
         self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int, flags: int
     ) -> int:
-        """Copy through this mount; how many bytes, at most COPY_CALL_BYTES_MAX. Holes stay holes past the end."""
+        """Copy within this mount (`copying.py`); how many bytes, perhaps fewer than `length`."""
         source, target = self._handles.get(fh_in), self._handles.get(fh_out)
         if flags or offset_in < 0 or offset_out < 0:
             raise InvalidArgument("copy_file_range takes no flags and no negative offsets")
         await self._refresh(source.file)
-        length = min(length, COPY_CALL_BYTES_MAX, source.file.size_bytes - offset_in)
+        length = min(length, source.file.size_bytes - offset_in)
         if length <= 0:
             return 0
+        if offset_out + length > FILE_BYTES_MAX:
+            raise FileTooLarge(f"a file has at most {FILE_BYTES_MAX} bytes")
         if source.file is target.file and abs(offset_in - offset_out) < length:
             raise InvalidArgument("the ranges overlap")
-        self._pages.written(target.file.ino)
-        done = 0
-        while done < length:
-            data = await source.file.read(offset_in + done, min(COPY_CHUNK_BYTES, length - done), source.pattern)
-            if not data:
-                break
-            if data.count(0) != len(data) or offset_out + done < target.file.size_bytes:
-                await target.file.write(offset_out + done, data, target.cursor)
-            done += len(data)
-        if offset_out + done > target.file.size_bytes:
-            await target.file.grow(offset_out + done, target.cursor)
-        if target.is_synchronous:
-            await target.file.commit(target.cursor)
-        return done
+        ino, before = target.file.ino, target.file.version
+        self._pages.written(ino)
+        copied = await copy_range(source, offset_in, target, offset_out, length, self._refresh)
+        if self._bodies.opens(ino) > 1:
+            # others may have it mapped, and nothing else would tell them
+            await self._refresh(target.file)
+        self._pages.committed(ino, before, target.file.version)
+        return copied
 
     # -- locks -------------------------------------------------------------------------------------------------------
 

@@ -429,6 +429,7 @@ async def open_filesystem(
         filesystem = Filesystem(volume, bodies, kernel)
         volume.session_lost_hooks.append(filesystem.session_lost)
         volume.uses.in_use = bodies.in_use
+        volume.uses.blobs_in_use = lambda: bodies.writer.packer.blobs_in_use
         async with trio.open_nursery() as nursery:
             nursery.start_soon(filesystem.passing.upload_early)
             nursery.start_soon(filesystem.following.serve)

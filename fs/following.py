@@ -36,8 +36,7 @@ class Following:
         """Until cancelled."""
         while True:
             await trio.sleep(POLL_S)
-            inodes = [*self._passing.read_inodes, *(file.ino for file in self._bodies.passed_files)]
-            behind = [ino for ino in inodes if self._may_be_behind(ino)]
+            behind = [ino for ino in self._passing.read_inodes if self._may_be_behind(ino)]
             await share_out(self._look, behind, min(LOOKS_MAX, len(behind)))
 
     def _may_be_behind(self, ino: int) -> bool:

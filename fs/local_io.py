@@ -19,8 +19,10 @@ _KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02
 _NOT_AT_ONCE = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 
-def read_at_once(fd: int, offset: int, length: int) -> bytes | None:
+def read_at_once(fd: int, offset: int, length: int) -> bytearray | None:
     """`length` bytes at `offset` if all of them are in the page cache, else None. Never waits for a disk.
+
+    What it returns is the buffer that was read into: a copy of a MiB can cost more than reading it.
 
     Raises OSError for anything but having to wait.
     """
@@ -31,7 +33,7 @@ def read_at_once(fd: int, offset: int, length: int) -> bytes | None:
         if exc.errno in _NOT_AT_ONCE:
             return None
         raise
-    return bytes(buffer) if found == length else None
+    return buffer if found == length else None
 
 
 def read_fully(fd: int, offset: int, length: int) -> bytes:
@@ -67,7 +69,7 @@ async def read(fd: int, offset: int, length: int, limiter: trio.CapacityLimiter)
     if length <= INLINE_BYTES_MAX:
         data = read_at_once(fd, offset, length)
         if data is not None:
-            return data
+            return bytes(data)
     return await trio.to_thread.run_sync(partial(read_fully, fd, offset, length), limiter=limiter)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import trio
 
 from apollofs.fs.assembly import Assembly, assembled
+from apollofs.fs.cache_answers import cache_handlers
 from apollofs.fs.control import ControlServer, Handler, prepare_runtime_dir, socket_path
 from apollofs.fs.daemon import Readiness
 from apollofs.fs.exporter import exported
@@ -256,7 +257,13 @@ class RunningMount:
     # -- answers of the control socket -------------------------------------------------------------------------------
 
     def _handlers(self) -> Mapping[str, Handler]:
-        return {"status": self._status, "sync": self._sync, "unmount": self._unmount_asked, "info": self._info}
+        return {
+            "status": self._status,
+            "sync": self._sync,
+            "unmount": self._unmount_asked,
+            "info": self._info,
+            **cache_handlers(self._assembly.volume, self._assembly.filesystem.cache_orders),
+        }
 
     async def _status(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         config, volume = self._config, self._assembly.volume

@@ -20,7 +20,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ from apollofs.fs.stored_blocks import BlockUploads
 from apollofs.fs.writer import BodyVolume, Writer
 from apollofs.metadata import extents
 from apollofs.metadata.errors import FileTooLarge, InvalidArgument, SessionLost, StaleInode
-from apollofs.metadata.records import FILE_BYTES_MAX, Body, Inode, SetAttr
+from apollofs.metadata.records import FILE_BYTES_MAX, Body, BodyChange, Inode, SetAttr
 
 SEGMENTS_MAX = 4096
 """A file with so many staged stretches is committed before it is written further."""
@@ -181,7 +181,7 @@ class OpenFile:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    async def read(self, offset: int, size: int, pattern: AccessPattern | None = None) -> bytes:
+    async def read(self, offset: int, size: int, pattern: AccessPattern | None = None) -> bytes | bytearray:
         """Bytes `[offset, offset + size)` as of one moment; fewer only at the end of the file.
 
         Raises BodyUnavailable, CorruptBody, StagingFailed.
@@ -200,7 +200,7 @@ class OpenFile:
                 await self.refresh(body.inode, body)
         return await self._read(offset, size, pattern)
 
-    async def _read(self, offset: int, size: int, pattern: AccessPattern | None) -> bytes:
+    async def _read(self, offset: int, size: int, pattern: AccessPattern | None) -> bytes | bytearray:
         state, staged = self._state, self._state.staged
         size = min(size, state.size_bytes - offset)
         if size <= 0:
@@ -208,7 +208,7 @@ class OpenFile:
         found = staged.map.within(offset, size)
         if not found:
             data = await self._tools.reader.pread(state.base(), offset, size, pattern)
-            return data.ljust(size, b"\0")
+            return data if len(data) == size else data.ljust(size, b"\0")
         with staged.pinned():
             if len(found) == 1 and found[0].length == size:
                 return await staged.read(found[0])
@@ -312,6 +312,31 @@ class OpenFile:
             await self._settle_doubt()
             self._state.grow(size)
         await self.commit(cursor)
+
+    async def share(self, plan: Callable[[Body], BodyChange | None]) -> BodyChange | None:
+        """Commit what `plan`, given the newest body known, wants laid over it: extents of blobs that are there already.
+        Returns that; None if the plan wants nothing, or the file has lost its name. One request.
+
+        Raises BodyConflict (CloneSourceChanged), TooManyExtents, and what `commit_body` does else; then nothing is
+        changed, or the outcome is unknown. What is staged stays so, as if it were written after.
+        """
+        async with self._committing:
+            await self._settle_doubt()
+            change = None if self._state.orphaned else plan(self._state.base())
+            if change is None:
+                return None
+            try:
+                with self._state.transacting(change):
+                    inode = await self._tools.volume.commit_body(self.ino, change)
+            except StaleInode:
+                self._state.orphan()
+                return None
+            self._shared(Body(inode))
+        return change
+
+    def _shared(self, body: Body) -> None:
+        """`share` has committed this."""
+        self._state.rebase(body)
 
     # -- committing --------------------------------------------------------------------------------------------------
 

@@ -203,7 +203,7 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
         unique = Wire.current_unique()
         return file_info(await self._filesystem.open(inode, flags, caller_of(ctx)), unique)
 
-    async def read(self, fh: int, off: int, size: int) -> bytes:
+    async def read(self, fh: int, off: int, size: int) -> bytes | bytearray:  # type: ignore[override]  # any buffer
         return await self._filesystem.read(fh, off, size)
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:

@@ -47,6 +47,8 @@ class PassedFile(OpenFile):
         super().__init__(tools, body)
         self.copy = copy
         self._stored = StoredBlocks(tools.uploads, tools.volume.new_blob)
+        self.has_readers = False
+        """Whether descriptors, of before it became a working copy, read it by passthrough."""
         self._clean: Moment | None = copy.moment()
         self._attempted: BodyChange | None = None
         """Sent, and its outcome is not known."""
@@ -213,6 +215,10 @@ class PassedFile(OpenFile):
             if size > self.copy.size_bytes:
                 self.copy.resize(size)
         await self.commit(cursor)
+
+    def _shared(self, body: Body) -> None:
+        """The copy lags behind now, as after a commit of another mount, and takes over what was shared when it is next
+        looked at. If nobody does before it is closed, no byte is moved."""
 
     # -- committing --------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -24,7 +25,7 @@ import trio
 from apollofs.blobstore import BlobStoreError
 from apollofs.fs.bodies import Bodies
 from apollofs.fs.errors import BodyError, BodyUnavailable, ImageShared, StagingFailed, StagingFull
-from apollofs.fs.images import Image, body_key, has_image
+from apollofs.fs.images import Image, body_key, is_large
 from apollofs.fs.open_file import OpenFile
 from apollofs.fs.passed_file import PassedFile
 from apollofs.fs.passthrough import BackingDevice, Passthrough
@@ -33,6 +34,8 @@ from apollofs.metadata.errors import MetadataError
 
 log = logging.getLogger(__name__)
 SEEN_BY_DAEMON = os.O_APPEND | os.O_SYNC | os.O_DSYNC | os.O_DIRECT
+CLEARED_BY_WRITING = stat.S_ISUID | stat.S_ISGID
+"""Bits that a write takes away; past the daemon nobody would."""
 POLL_S = 0.1
 """How often files that are being written are looked at for blocks to be stored."""
 QUIET_NS = 1_000_000_000
@@ -140,7 +143,7 @@ class Passing:
         if not self.modes.available or flags & os.O_ACCMODE != os.O_RDONLY or isinstance(file, PassedFile):
             return False
         body = file.body
-        if file.is_dirty or file.orphaned or file.is_unsure or not has_image(body):
+        if file.is_dirty or file.orphaned or file.is_unsure or not is_large(body):
             return False
         if self.modes.is_ordinary(file.ino):
             self.modes.refused += 1
@@ -152,7 +155,7 @@ class Passing:
             return False
         if flags & os.O_ACCMODE != os.O_WRONLY or flags & SEEN_BY_DAEMON or file.orphaned:
             return False
-        if file.size_bytes or file.is_dirty:
+        if file.size_bytes or file.is_dirty or file.inode.mode & CLEARED_BY_WRITING:
             return False
         if self.modes.is_ordinary(file.ino) or self._bodies.opens(file.ino) != 1:
             self.modes.refused += 1
@@ -189,6 +192,7 @@ class Passing:
             passed = self._bodies.make_private(file, image)
         except BlockingIOError as exc:
             raise ImageShared(f"inode {file.ino:#x}: {exc.strerror}") from exc
+        passed.has_readers = True
         self._release_image(file.ino)
         self._on_replaced(file, passed)
         return passed
@@ -221,8 +225,8 @@ class Passing:
 
     @property
     def read_inodes(self) -> list[int]:
-        """Inodes that are read by passthrough from an image as of some version."""
-        return list(self._images)
+        """Inodes that are read by passthrough, as of some version: nothing but the daemon shows them a newer one."""
+        return [*self._images, *(file.ino for file in self._bodies.passed_files if file.has_readers)]
 
     # -- in the background -------------------------------------------------------------------------------------------
 

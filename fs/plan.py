@@ -43,6 +43,17 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a plan's bytes are stored: from `offset` on in a blob of `blob_length` bytes."""
+
+    blob: int
+    offset: int
+    blob_length: int
+    is_packed: bool = False
+    """Bytes of other files are there too."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One commit. `parts` are stored one behind the other, in a blob or inline."""
 
@@ -71,15 +82,16 @@ class Plan:
         assert self.inline
         return replace(self._bare_change(), inline=data, append_from=None)
 
-    def blob_change(self, blob: int) -> BodyChange:
-        """The change that lays the parts, stored as `blob`, over the file."""
+    def blob_change(self, place: Place | None) -> BodyChange:
+        """The change that lays the parts, stored at `place` (None: there are none), over the file."""
         assert not self.inline
         change = self._bare_change()
+        if place is not None:
+            change = replace(change, extents=tuple(self._extents(place)), is_packed=place.is_packed)
         if self.rewrites_all:
-            return replace(change, extents=tuple(self._extents(blob)), rewrites_all=True, append_from=None)
+            return replace(change, rewrites_all=True, append_from=None)
         return replace(
             change,
-            extents=tuple(self._extents(blob)),
             holes=self.dirty.holes,
             lifts_inline=self.base.inode.is_inline,
         )
@@ -94,13 +106,12 @@ class Plan:
             mtime_ns=dirty.mtime_ns or 1,
         )
 
-    def _extents(self, blob: int) -> Iterator[Extent]:
+    def _extents(self, place: Place) -> Iterator[Extent]:
         """Neighbouring parts share an extent, except across the offset from which extents may be moved."""
         split = self.dirty.append_from if not self.rewrites_all else None
-        total = self.length
-        stored = 0
+        stored = place.offset
         for start, end in _runs(self.parts, split):
-            yield Extent(start, end - start, blob, stored, total)
+            yield Extent(start, end - start, place.blob, stored, place.blob_length)
             stored += end - start
 
 

@@ -16,7 +16,7 @@ from apollofs.fs.blobs import Span, spans
 from apollofs.fs.cache import BlockCache
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.errors import BodyUnavailable
-from apollofs.fs.images import Image, ImageStore, has_image
+from apollofs.fs.images import Image, ImageStore, is_large
 from apollofs.fs.tasks import each
 from apollofs.metadata import extents
 from apollofs.metadata.records import Body, Extent
@@ -39,11 +39,14 @@ class Reader:
         self._images = images
         self._block_bytes = block_bytes
         self._deadline_s = config.read_deadline_s
-        self._read_ahead_bytes_max = config.read_ahead_blocks_max * block_bytes
+        blocks = config.downloads_max if config.read_ahead_blocks_max is None else config.read_ahead_blocks_max
+        self._read_ahead_bytes_max = blocks * block_bytes
         self._held: OrderedDict[int, tuple[Body, Image]] = OrderedDict()
         """By inode: the image that its last read was of. It stays open until `forget`."""
 
-    async def pread(self, body: Body, offset: int, size: int, pattern: AccessPattern | None = None) -> bytes:
+    async def pread(
+        self, body: Body, offset: int, size: int, pattern: AccessPattern | None = None
+    ) -> bytes | bytearray:
         """Bytes `[offset, offset + size)`, fewer only at the end of the file.
 
         `pattern` is the handle's; None: a read of this program, as of what is wanted whole. Raises BodyUnavailable
@@ -54,7 +57,7 @@ class Reader:
             return b""
         if body.inode.is_inline:
             return body.inline[offset : offset + size].ljust(size, b"\0")
-        if has_image(body):
+        if is_large(body):
             image = self._image_held(body) or await self._open_image(body)
             if image is not None:
                 return await self._read_image(image, offset, size, pattern)
@@ -63,14 +66,20 @@ class Reader:
     def prefers_direct(self, body: Body) -> bool:
         """Whether an open of the body is better served past the kernel's page cache: it is large, and not all of it is
         here yet. The daemon reads ahead, no page is kept twice, and the next open may pass through. No checkpoint."""
-        return has_image(body) and not self._images.find(body)
+        return is_large(body) and not self._images.find(body)
 
     def opened(self, body: Body) -> None:
         """The body will probably be read: a small one is fetched whole at once. No checkpoint; raises nothing."""
-        if body.inode.is_inline or has_image(body):
-            return
-        for span in self._spans_of(body.inode.extents):
-            self._cache.prefetch(span.block)
+        if not is_large(body):
+            for span in self._spans_of(body.inode.extents):
+                if _is_most(span):
+                    self._cache.prefetch(span.block)
+
+    async def fetch_small(self, body: Body) -> None:
+        """Have a small body here; of a pack, when several of it are wanted. Raises as `pread`, but for the deadline."""
+        if not is_large(body):
+            for span in self._spans_of(body.inode.extents):
+                await self._cache.fetch(span.block, whole=_is_most(span))
 
     def forget(self, ino: int) -> None:
         """Nobody has the inode open any more. No checkpoint."""
@@ -101,21 +110,24 @@ class Reader:
             self._images.release(self._held.popitem(last=False)[1][1])
         return image
 
-    async def _read_image(self, image: Image, offset: int, size: int, pattern: AccessPattern | None) -> bytes:
+    async def _read_image(
+        self, image: Image, offset: int, size: int, pattern: AccessPattern | None
+    ) -> bytes | bytearray:
         whole = pattern is None or pattern.note(offset, size, SLACK_BYTES) or size >= self._block_bytes // 2
         if pattern is not None and not image.is_complete:
             self._fetch_ahead(image, offset, size, pattern)
-        data: bytes | memoryview | None = image.read_now(offset, size)
-        if data is None:
-            self._images.hold(image)
-            try:
-                with trio.fail_after(self._deadline_s):
-                    data = await image.read(offset, size, whole=whole)
-            except trio.TooSlowError as exc:
-                raise self._too_slow() from exc
-            finally:
-                self._images.release(image)
-        return bytes(data)
+        at_hand = image.read_now(offset, size)
+        if at_hand is not None:
+            return at_hand
+        self._images.hold(image)
+        try:
+            with trio.fail_after(self._deadline_s):
+                data = await image.read(offset, size, whole=whole)
+        except trio.TooSlowError as exc:
+            raise self._too_slow() from exc
+        finally:
+            self._images.release(image)
+        return bytes(data) if isinstance(data, memoryview) else data
 
     def _fetch_ahead(self, image: Image, offset: int, size: int, pattern: AccessPattern) -> None:
         ahead = min(pattern.ahead_bytes, self._read_ahead_bytes_max)
@@ -135,7 +147,7 @@ class Reader:
         sequential = pattern is None or pattern.note(offset, size, self._block_bytes)
         if pattern is not None and sequential:
             self._read_ahead(body, offset + size, pattern)
-        blocks = iter(await self._fetch(wanted, whole=sequential))
+        blocks = iter(await self._fetch(wanted, whole=sequential, small=not is_large(body)))
         parts: list[bytes | memoryview] = []
         for piece in found:
             if piece.extent is None:
@@ -151,12 +163,16 @@ class Reader:
         for extent in listed:
             yield from self._spans(extent)
 
-    async def _fetch(self, wanted: Sequence[Span], *, whole: bool) -> list[memoryview]:
+    async def _fetch(self, wanted: Sequence[Span], *, whole: bool, small: bool) -> list[memoryview]:
+        """`small`: the file is, so a span that is little of its block is a member of a pack: the others are fetched
+        with it when several of them are read."""
         found: dict[int, memoryview] = {}
 
         async def fetch(index: int) -> None:
             span = wanted[index]
-            found[index] = await self._cache.read(span.block, span.offset, span.length, whole=whole)
+            found[index] = await self._cache.read(
+                span.block, span.offset, span.length, whole=whole and (not small or _is_most(span))
+            )
 
         try:
             with trio.fail_after(self._deadline_s):
@@ -178,3 +194,8 @@ class Reader:
             if piece.extent is not None:
                 for span in self._spans(piece.extent):
                     self._cache.prefetch(span.block)
+
+
+def _is_most(span: Span) -> bool:
+    """Whether a span is so much of its block that the block is worth having for it alone."""
+    return span.length * 2 >= span.block.length

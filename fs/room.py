@@ -10,7 +10,7 @@ Rules
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,6 +27,10 @@ class Shelf(Protocol):
 
     def forget(self, key: Any) -> None:
         """The key is about to leave; no checkpoint."""
+        ...
+
+    def came_back(self, key: Any, size_bytes: int) -> None:
+        """It could not be removed: `Room.add` it again. No checkpoint."""
         ...
 
     def remove(self, keys: Sequence[Any]) -> Sequence[Any]:
@@ -62,6 +66,8 @@ class Room:
         self._kept: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._held: dict[Hashable, _Entry] = {}
         self._kept_bytes = 0
+        self.is_pinned: Callable[[Any], bool] = lambda key: False
+        """Whether some mount's user wants it kept. May ask the disk: for threads."""
 
     def __contains__(self, key: Hashable) -> bool:
         return self._entry(key) is not None
@@ -132,6 +138,9 @@ class Room:
             self._probation.pop(key, None)
             self._held[key] = found
 
+    def is_held(self, key: Hashable) -> bool:
+        return key in self._held
+
     def let_go(self, key: Hashable) -> None:
         found = self._held.get(key)
         if found is None:
@@ -169,19 +178,20 @@ class Room:
     def came_back(self, victims: Sequence[Victim]) -> None:
         """They could not be removed: another mount uses them."""
         for victim in victims:
-            self.add(victim.shelf, victim.key, victim.size_bytes)
+            victim.shelf.came_back(victim.key, victim.size_bytes)
 
     def _entry(self, key: Hashable) -> _Entry | None:
         return self._probation.get(key) or self._kept.get(key) or self._held.get(key)
 
-
-def remove(victims: Sequence[Victim]) -> list[Victim]:
-    """Delete what they stand for; those that stay because they are in use. Blocks. Raises OSError."""
-    shelves: dict[int, list[Victim]] = {}
-    for victim in victims:
-        shelves.setdefault(id(victim.shelf), []).append(victim)
-    stayed: list[Victim] = []
-    for group in shelves.values():
-        left = set(group[0].shelf.remove([victim.key for victim in group]))
-        stayed += [victim for victim in group if victim.key in left]
-    return stayed
+    def remove(self, victims: Sequence[Victim]) -> list[Victim]:
+        """Delete what they stand for; those that stay because they are in use or pinned. For threads: blocks. Raises
+        OSError."""
+        stayed = [victim for victim in victims if self.is_pinned(victim.key)]
+        shelves: dict[int, list[Victim]] = {}
+        for victim in victims:
+            if victim not in stayed:
+                shelves.setdefault(id(victim.shelf), []).append(victim)
+        for group in shelves.values():
+            left = set(group[0].shelf.remove([victim.key for victim in group]))
+            stayed += [victim for victim in group if victim.key in left]
+        return stayed

@@ -74,7 +74,7 @@ class WorkingCopy:
         except OSError as exc:
             raise staging_error(exc) from exc
 
-    async def write(self, offset: int, data: bytes) -> None:
+    async def write(self, offset: int, data: bytes | bytearray) -> None:
         try:
             await local_io.write(self.fd, offset, data, self._limiter)
         except OSError as exc:

@@ -2,11 +2,13 @@
 
 One commit stores its dirty ranges one behind the other as one blob, whose blocks are uploaded in parallel, and then
 lays extents of it over the file in one transaction. So a file written in one go is one extent, and a thousand scattered
-pages are one upload. What is uploaded and then not committed is garbage under the session's number.
+pages are one upload; what is small shares a blob with what others commit at the time (`packing.py`). What is uploaded
+and then not committed is garbage under the session's number.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ from apollofs.fs.blobs import BlobSource, Block, block_count, block_of
 from apollofs.fs.cache import BlockCache
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.errors import BodyUnavailable
-from apollofs.fs.plan import Dirty, Part, Plan, make_plan
+from apollofs.fs.packing import Packer
+from apollofs.fs.plan import Dirty, Part, Place, Plan, make_plan
 from apollofs.fs.reader import Reader
 from apollofs.fs.segments import Segment
 from apollofs.fs.workers import share_out
@@ -86,11 +89,11 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """A plan's content, uploaded as a blob (0: there was nothing to upload), or in memory if it goes inline."""
+    """A plan's content, uploaded (`place` None: there was nothing to upload), or in memory if it goes inline."""
 
     content: tuple[tuple[int, int, int], ...]
     inline: bool
-    blob: int
+    place: Place | None
     data: bytes
 
     def serves(self, plan: Plan) -> bool:
@@ -101,14 +104,22 @@ class Writer:
     """Uploads and commits for all open files of a mount; `uploads_max` blocks at most are in memory for it."""
 
     def __init__(
-        self, volume: BodyVolume, source: BlobSource, cache: BlockCache, reader: Reader, config: BodyConfig
+        self,
+        volume: BodyVolume,
+        source: BlobSource,
+        cache: BlockCache,
+        reader: Reader,
+        config: BodyConfig,
+        nursery: trio.Nursery,
     ) -> None:
+        """`nursery` must outlive every commit."""
         self._volume = volume
         self._source = source
         self._cache = cache
         self._reader = reader
         self._uploads_max = config.uploads_max
         self._uploads = trio.CapacityLimiter(config.uploads_max)
+        self.packer = Packer(source, cache, volume.new_blob, nursery)
 
     async def commit(self, source: CommitSource) -> Committed:
         """Store and commit what `source.dirty()` says. Several transactions only where other mounts interfere.
@@ -120,50 +131,57 @@ class Writer:
         session = self._volume.session
         stored: _Stored | None = None
         rewrite = False
-        for _ in range(CONFLICTS_MAX):
-            plan, stored = await self._prepare(source, stored, rewrite=rewrite)
-            change = plan.inline_change(stored.data) if plan.inline else plan.blob_change(stored.blob)
-            try:
-                with source.transacting(change):
-                    inode = await self._volume.commit_body(source.ino, change, session)
-            except BodyConflict:
-                source.rebase(await self._volume.read_body(source.ino))
-            except TooManyExtents:
-                rewrite = True
-                source.rebase(await self._volume.read_body(source.ino))
-            else:
-                return Committed(Body(inode, change.inline or b""), change)
+        with contextlib.ExitStack() as places:
+            for _ in range(CONFLICTS_MAX):
+                plan, stored = await self._prepare(source, stored, places, rewrite=rewrite)
+                change = plan.inline_change(stored.data) if plan.inline else plan.blob_change(stored.place)
+                try:
+                    with source.transacting(change):
+                        inode = await self._volume.commit_body(source.ino, change, session)
+                except BodyConflict:
+                    source.rebase(await self._volume.read_body(source.ino))
+                except TooManyExtents:
+                    rewrite = True
+                    source.rebase(await self._volume.read_body(source.ino))
+                else:
+                    return Committed(Body(inode, change.inline or b""), change)
         raise BodyUnavailable(f"inode {source.ino:#x} was changed by other mounts at each of {CONFLICTS_MAX} attempts")
 
-    async def _prepare(self, source: CommitSource, stored: _Stored | None, *, rewrite: bool) -> tuple[Plan, _Stored]:
-        """A plan over the newest base, and its content stored. Returns without a checkpoint after the plan is made:
-        a rebase during the upload moves what was appended, and the plan must know."""
+    async def _prepare(
+        self, source: CommitSource, stored: _Stored | None, places: contextlib.ExitStack, *, rewrite: bool
+    ) -> tuple[Plan, _Stored]:
+        """A plan over the newest base, and its content stored; `places` lets go of it at the end. Returns without a
+        checkpoint after the plan is made: a rebase during the upload moves what was appended, and the plan must know.
+        """
         while True:
             plan = self._plan(source, rewrite=rewrite)
             if stored is not None and stored.serves(plan):
                 return plan, stored
             if plan.inline:
                 data = await self._bytes_of(source, plan, 0, plan.length)
-                stored = _Stored(plan.content, True, 0, data)
+                stored = _Stored(plan.content, True, None, data)
+            elif 0 < plan.length <= self.packer.member_bytes_max:
+                place = await self.packer.put(partial(self._bytes_of, source, plan, 0, plan.length))
+                places.callback(self.packer.release, place)
+                stored = _Stored(plan.content, False, place, b"")
             else:
-                blob = await self._upload(source, plan)
-                stored = _Stored(plan.content, False, blob, b"")
+                stored = _Stored(plan.content, False, await self._upload(source, plan), b"")
 
     def _plan(self, source: CommitSource, *, rewrite: bool) -> Plan:
         return make_plan(source.base(), source.dirty(), self._volume.superblock.inline_bytes_max, rewrite=rewrite)
 
     # -- uploading ---------------------------------------------------------------------------------------------------
 
-    async def _upload(self, source: CommitSource, plan: Plan) -> int:
-        """The plan's parts as a new blob; its number."""
+    async def _upload(self, source: CommitSource, plan: Plan) -> Place | None:
+        """The plan's parts as a new blob; None if there are none."""
         length, block_bytes = plan.length, self._source.block_bytes
         if not length:
-            return 0
+            return None
         blob = self._volume.new_blob()
         count = block_count(length, block_bytes)
         blocks = (block_of(blob, length, index, block_bytes) for index in range(count))
         await share_out(partial(self._upload_block, source, plan), blocks, min(count, self._uploads_max))
-        return blob
+        return Place(blob, 0, length)
 
     async def _upload_block(self, source: CommitSource, plan: Plan, block: Block) -> None:
         async with self._uploads:
@@ -179,7 +197,7 @@ class Writer:
                 found.append(await source.read_staged(part.segment))
             else:
                 data = await self._reader.pread(plan.base, part.offset, part.length)
-                found.append(data.ljust(part.length, b"\0"))
+                found.append(bytes(data).ljust(part.length, b"\0"))
         return found[0] if len(found) == 1 else b"".join(found)
 
 

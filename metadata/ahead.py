@@ -7,8 +7,9 @@ Rules
 2. An operation all of whose facts and writes lie in groups held exclusively is decided on what is cached, errors too,
    applied to the cache, answered, and queued here. Nobody can have changed what it was decided on, nor can until it
    is committed: its transaction compares only that the groups are held as they were.
-3. The queue is committed in order, one transaction at a time, begun as soon as there is one operation. So what a lost
-   session takes with it is the end of what was answered, never a piece out of the middle.
+3. The queue is committed in order, one transaction at a time: at once where somebody waits for it, else after LINGER_S,
+   so that a file's body, which follows its name, goes along with that. So what a lost session takes with it is the end
+   of what was answered, never a piece out of the middle.
 4. `E/` and the delegation go only when nothing of the group is queued, and nothing more is queued for it then.
 5. An operation that is not decided so waits until nothing that it compares or writes is queued. What it writes is not
    a fact for anybody else until it has come back.
@@ -19,10 +20,11 @@ Rules
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -51,6 +53,8 @@ QUEUED_BYTES_MAX = 16 << 20
 OPS_IN_BATCH = OPS_MAX - 2
 """The slot's own compare and put come on top."""
 RETRY_S = 0.2
+LINGER_S = 0.02
+"""What nobody waits for lets so much time pass until it is committed."""
 LATE_S = 30.0
 """When the queue has waited for so long for a transaction, nothing more is answered before it is committed."""
 
@@ -94,6 +98,9 @@ class Ahead:
         self.losses = 0
         """How often a session took answered operations with it."""
         self._work = trio.Event()
+        self._waiting = 0
+        self._wanted = trio.Event()
+        """Somebody waits for what is queued, or there is enough for a transaction."""
         self._moved = trio.lowlevel.ParkingLot()
         self.batches = 0
 
@@ -192,6 +199,8 @@ class Ahead:
         self._groups_queued.update(groups)
         self._added += 1
         self._work.set()
+        if len(self._queue) >= OPS_IN_BATCH // 2:
+            self._wanted.set()
         return self._added
 
     # -- waiting -----------------------------------------------------------------------------------------------------
@@ -214,8 +223,19 @@ class Ahead:
 
     async def clear_of(self, group: int) -> None:
         """Wait until nothing of a group is queued, or the session is gone."""
-        while group in self._groups_queued:
-            await self._moved.park()
+        with self._hurried():
+            while group in self._groups_queued:
+                await self._moved.park()
+
+    @contextlib.contextmanager
+    def _hurried(self) -> Iterator[None]:
+        """Somebody waits for what is queued."""
+        self._waiting += 1
+        self._wanted.set()
+        try:
+            yield
+        finally:
+            self._waiting -= 1
 
     def touches(self, compares: Iterable[Compare], writes: Iterable[Put | Delete], asked: Iterable[Range]) -> bool:
         """Whether something is queued of what an operation compares, writes or asks."""
@@ -244,7 +264,7 @@ class Ahead:
     async def _until(self, reached: Callable[[], bool]) -> None:
         if reached():
             return
-        with trio.move_on_after(self._wait_s):
+        with self._hurried(), trio.move_on_after(self._wait_s):
             while not reached():
                 await self._moved.park()
             return
@@ -258,10 +278,17 @@ class Ahead:
             if not self._queue:
                 self._work = trio.Event()
                 await self._work.wait()
-                continue
-            batch, ops = self._next_batch()
+            await self._linger()
             with trio.CancelScope(shield=True):
-                await self._commit(session, batch, ops)
+                if self._queue:
+                    await self._commit(session, *self._next_batch())
+
+    async def _linger(self) -> None:
+        """Let what follows come, as long as nobody waits and more fits."""
+        if not self._waiting and len(self._queue) < OPS_IN_BATCH // 2:
+            self._wanted = trio.Event()
+            with trio.move_on_after(LINGER_S):
+                await self._wanted.wait()
 
     async def finish(self, session: Session) -> None:
         """Commit what is queued when `serve` has ended; ends with the session."""
@@ -269,14 +296,12 @@ class Ahead:
             await self._commit(session, *self._next_batch())
 
     def _next_batch(self) -> tuple[list[Queued], list[Op]]:
-        """From the head of the queue on, as long as no key is written twice. Directory times, which are all written
-        blindly, are put once."""
+        """From the head of the queue on. A key that is written twice is written as the last one leaves it: nobody else
+        could have looked at it in between."""
         batch: list[Queued] = []
         ops: dict[bytes, Op] = {}
         size = 0
         for member in self._queue:
-            if any(key in ops and not key.startswith(self._times) for key in member.keys):
-                break
             more = sum(key not in ops for key in member.keys)
             if batch and (len(ops) + more > OPS_IN_BATCH or size + member.size > REQUEST_BYTES_MAX // 2):
                 break

@@ -12,14 +12,16 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
 from apollofs.metadata import codec, journal
+from apollofs.metadata.check_references import BlobReferences
 from apollofs.metadata.errors import CorruptRecord, NotFormatted, UnsupportedFormat
 from apollofs.metadata.format import pages
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import ROOT_INO, Extent, Inode, Usage
 from apollofs.metadata.store import KeyValue, Range, Store
 
-TABLES = b"SNDPmsuiwtcdvxekgEGRICQAr"
-"""In the order in which they are read: inodes before the names that refer to them."""
+TABLES = b"SNDPmsuriwtcdvxekgEGRICQA"
+"""In the order in which they are read: who shares blobs before the inodes, inodes before the names that refer to them.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Checker:
     sessions: set[int] = field(default_factory=set)
     loose: list[tuple[str, int]] = field(default_factory=list)
     """(table, ino) of bodies and attributes whose inode has no name; a tombstone may own them."""
+    references: BlobReferences = field(default_factory=BlobReferences)
     exclusives: dict[int, int] = field(default_factory=dict)
     """Who holds a directory exclusively."""
     usage: Usage = Usage(0, 0)
@@ -78,6 +81,7 @@ class Checker:
             "m": self._mount,
             "s": self._slot,
             "u": self._usage,
+            "r": self._reference,
             "i": self._inode,
             "w": self._moved,
             "t": self._times,
@@ -186,6 +190,15 @@ class Checker:
         if not inode.is_file and (inode.extents or inode.is_inline):
             yield Violation("i", inode.ino, "it has a body, but is no regular file")
         yield from _check_extents("i", inode.ino, inode.extents, inode.size_bytes)
+        yield from self._blobs(inode.ino, inode.extents)
+
+    def _reference(self, kv: KeyValue) -> Iterator[Violation]:
+        self.references.add(*self.keys.parse_numbers(kv.key))
+        yield from ()
+
+    def _blobs(self, ino: int, extents: tuple[Extent, ...]) -> Iterator[Violation]:
+        for message in self.references.referred(ino, {extent.blob for extent in extents}):
+            yield Violation("r", ino, message)
 
     def _moved(self, kv: KeyValue) -> Iterator[Violation]:
         self.moved[self.keys.parse_numbers(kv.key)[0]] = codec.decode_location(kv.value)
@@ -263,9 +276,11 @@ class Checker:
             return
         seen.pages_found += 1
         yield from _check_extents("e", ino, extents, seen.size_bytes)
+        yield from self._blobs(ino, extents)
 
     def _tombstone(self, kv: KeyValue) -> Iterator[Violation]:
         stone = codec.decode_tombstone(kv.value, kv.mod_revision)
+        self.references.dropped(stone.ino, {blob for blob, _ in stone.blobs})
         if stone.inode is not None:
             self.buried.add(stone.ino)
             if stone.ino in self.inodes:
@@ -282,6 +297,8 @@ class Checker:
         for (table, ino), count in Counter(self.loose).items():
             if ino not in self.buried:
                 yield Violation(table, ino, f"{count} keys of an inode that has neither a name nor a tombstone")
+        for blob, ino in self.references.left_over(self.buried):
+            yield Violation("r", ino, f"it shares blob {blob:#x}, but neither it nor a tombstone of it refers to that")
         yield from self._unreachable()
 
     def _whole_inode(self, ino: int, seen: _Seen) -> Iterator[Violation]:

@@ -203,5 +203,9 @@ class BodyConflict(MetadataError):
     """A commit can't be merged with what another mount has committed since; read the body again and prepare anew."""
 
 
+class CloneSourceChanged(BodyConflict):
+    """The file whose blobs were to be shared has lost one of them, or its name; look at it again."""
+
+
 class TooManyExtents(MetadataError):
     """The file is too fragmented for one more extent; it must be rewritten in fewer pieces."""

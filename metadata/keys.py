@@ -193,9 +193,10 @@ class Keys:
         return None
 
     def belongs_to_a_file(self, key: bytes) -> bool:
-        """Whether only who may change a file's inode writes this key: where it is, its body, its tombstones."""
+        """Whether only who may change a file's inode writes this key: where it is, its body, its references to shared
+        blobs, its tombstones."""
         at = self._table_at
-        return key[at : at + 2] in (b"w/", b"v/", b"e/", b"g/")
+        return key[at : at + 2] in (b"w/", b"v/", b"e/", b"r/", b"g/")
 
     # -- collection --------------------------------------------------------------------------------------------------
 

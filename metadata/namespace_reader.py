@@ -74,6 +74,10 @@ class NamespaceReader:
         inode = self._delegated_own(dentry.ino)
         return Cached(inode, dentry.ino) if inode is not None else None
 
+    def place_of(self, ino: int) -> tuple[int, bytes] | None:
+        """The directory and the name under which the kernel last saw a file, if any; it may have been moved since."""
+        return self._locations.get(ino)
+
     def cached_getattr(self, ino: int) -> Cached | None:
         """As `getattr`, of what is delegated; None: ask."""
         inode = self._delegated_file(ino)
@@ -110,6 +114,8 @@ class NamespaceReader:
     async def _dentry(self, parent: int, key: bytes) -> tuple[Dentry | None, Inode | None]:
         """What a name means, and the inode that it refers to if that came along."""
         known = self._groups.peek(parent, key)
+        if known is None and await self.delegations.turns.have(parent):
+            known = self._groups.peek(parent, key)
         if known is not None:
             kv = known[0]
             return (codec.decode_dentry(kv.value, kv.mod_revision) if kv is not None else None), None
@@ -199,6 +205,8 @@ class NamespaceReader:
     async def getattr(self, ino: int) -> Inode:
         """No request for what is delegated; otherwise one, unless another mount has moved the file."""
         cached = self.cached_getattr(ino)
+        if cached is None and await self.delegations.turns.have(self._locations.get(ino, (ino, b""))[0]):
+            cached = self.cached_getattr(ino)
         if cached is not None:
             return cached.inode
         inode, _ = await self._by_number(ino, ())
@@ -310,10 +318,6 @@ class NamespaceReader:
     def remember(self, ino: int, parent: int, name: bytes) -> None:
         """The kernel learnt a file's number from a listing: remember where it is, as `lookup` does."""
         self._locations[ino] = (parent, name)
-
-    def place_of(self, ino: int) -> Location | None:
-        """(parent, name) where a file was last seen, if that is remembered."""
-        return self._locations.get(ino)
 
     def forget(self, ino: int) -> None:
         """The kernel has forgotten the number; what was remembered of where it is goes."""

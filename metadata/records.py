@@ -162,6 +162,10 @@ class BodyChange:
     move by as much."""
     mtime_ns: int = 0
     """0: now."""
+    is_packed: bool = False
+    """The extents' blob holds bytes of other files too, so the inode's reference to it is put."""
+    cloned_from: int = 0
+    """The extents are in blobs of this inode, which must still refer to them: else CloneSourceChanged."""
 
 
 @dataclass(frozen=True, slots=True)

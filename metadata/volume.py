@@ -32,7 +32,7 @@ from apollofs.metadata.ops.commit import CommitBody
 from apollofs.metadata.ops.common import Location, Scope, check_name
 from apollofs.metadata.ops.create import Create
 from apollofs.metadata.ops.link import Link
-from apollofs.metadata.ops.put_values import VALUES_MAX, PutValues, ValueWrite
+from apollofs.metadata.ops.put_values import ABSENT, VALUES_MAX, PutValues, ValueWrite
 from apollofs.metadata.ops.rename import Rename
 from apollofs.metadata.ops.restore import Restore
 from apollofs.metadata.ops.rmdir import Rmdir
@@ -315,12 +315,13 @@ class Volume(ValueReader):
         return await self._transactor.run(self.session, operation, time_ns=scope.now_ns, at_once=at_once)
 
     async def commit_body(self, ino: int, change: BodyChange, session: Session | None = None) -> Inode:
-        """One request. Raises BodyConflict, TooManyExtents; SessionLost if `session`, in which the change was
-        prepared, is no longer the mount's."""
+        """One request. Raises BodyConflict, CloneSourceChanged, TooManyExtents; SessionLost if `session`, in which the
+        change was prepared, is no longer the mount's."""
         if session is not None and session is not self.session:
             raise SessionLost("the change was prepared in a session that has been lost")
         scope = self._scope()
-        operation = CommitBody(scope, ino, self._locations.get(ino), change)
+        source = self._locations.get(change.cloned_from) if change.cloned_from else None
+        operation = CommitBody(scope, ino, self._locations.get(ino), change, source)
         inode = await self._transactor.run(self.session, operation, time_ns=scope.now_ns)
         self._body_memory.put(Body(inode, change.inline or b""))
         return inode
@@ -339,9 +340,10 @@ class Volume(ValueReader):
             raise InvalidArgument(f"a transaction changes up to {VALUES_MAX} keys, each once")
         for value in values:
             check_name(value.location[1])
+        # what is answered ahead of the store has no revision yet
+        assert not self._options.write_back or all(value.expected in (None, ABSENT) for value in values)
         scope = self._scope()
-        operation = PutValues(scope, values)
-        done = await self._transactor.run(self.session, operation, time_ns=scope.now_ns, exact_revision=True)
+        done = await self._transactor.run(self.session, PutValues(scope, values), time_ns=scope.now_ns)
         for value, inode in zip(values, done[1], strict=True):
             if inode is not None and value.body is not None:
                 self._body_memory.put(Body(inode, value.body.inline or b""))

@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from apollofs.blobstore.errors import CorruptBlob
 from apollofs.blobstore.footer import CHUNK_BYTES, Footer, check_chunks
@@ -28,6 +28,7 @@ from apollofs.metadata.extents import Extents
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Bytes: TypeAlias = bytes | bytearray
 
 PARTIAL_READS_MAX = 2
 """So many scattered reads of a block are served by range; with the next one it is worth having whole."""
@@ -104,13 +105,17 @@ class Image:
         except OSError:
             return False
 
+    def has(self, offset: int, length: int) -> bool:
+        """Whether all blocks of a range are there."""
+        return all(self.file.map.has(index) for index in self._blocks(offset, min(length, self.size_bytes - offset)))
+
     def footer(self, index: int) -> Footer | None:
         """The checksums of a block, if it is there."""
         return self.file.map.footer(index)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def read_now(self, offset: int, length: int) -> bytes | None:
+    def read_now(self, offset: int, length: int) -> Bytes | None:
         """Bytes `[offset, offset + length)`, if all of them are here, verified or quickly so; waits for nothing."""
         for index in self._blocks(offset, length):
             if not self.file.map.has(index):
@@ -120,9 +125,9 @@ class Image:
         except (CorruptBlob, OSError):
             return None  # `read` sees it again, and says so
 
-    async def read(self, offset: int, length: int, *, whole: bool) -> bytes | memoryview:
+    async def read(self, offset: int, length: int, *, whole: bool) -> Bytes | memoryview:
         """Bytes `[offset, offset + length)`, fetched if they are not here; `whole`: by whole blocks, at once."""
-        parts: list[bytes | memoryview] = []
+        parts: list[Bytes | memoryview] = []
         ranges = list(self._ranges(offset, length))
         if whole:
             for index, _, _ in ranges:
@@ -132,7 +137,7 @@ class Image:
             parts.append(await self._read_part(index, start, count, whole=whole))
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def _read_part(self, index: int, offset: int, length: int, *, whole: bool) -> bytes | memoryview:
+    async def _read_part(self, index: int, offset: int, length: int, *, whole: bool) -> Bytes | memoryview:
         fetch = self._fetches.get(index)
         start = offset - index * self.block_bytes
         if fetch is None and self._is_there(index):
@@ -147,7 +152,7 @@ class Image:
         data = await (fetch or self._fetch(index)).result()
         return data[start : start + length]
 
-    async def _read_here(self, index: int, offset: int, length: int) -> bytes | None:
+    async def _read_here(self, index: int, offset: int, length: int) -> Bytes | None:
         """Verified bytes of a block that should be there; None if it is not."""
         try:
             return self._verified_bytes(offset, length, read_at_once) or await self._store.in_thread(
@@ -160,7 +165,7 @@ class Image:
             self._store.warn(f"an image can't be read: {exc}")
         return None
 
-    def _verified_bytes(self, offset: int, length: int, read: Callable[[int, int, int], bytes | None]) -> bytes | None:
+    def _verified_bytes(self, offset: int, length: int, read: Callable[[int, int, int], Bytes | None]) -> Bytes | None:
         """Read, and verify what was not verified yet. None if `read` has nothing. Raises CorruptBlob, OSError."""
         first, stop = self._chunks(offset, length)
         if self._verified.find(_OPEN, first, stop) < 0:
@@ -177,7 +182,7 @@ class Image:
             at = begin - start
             check_chunks(self.key, footer, begin % self.block_bytes // self._chunk_bytes, view[at : at + count])
         self._set_verified(first, stop)
-        return data[offset - start : offset - start + length]
+        return data if len(data) == length else data[offset - start : offset - start + length]
 
     def _is_there(self, index: int) -> bool:
         try:
@@ -295,7 +300,7 @@ class Image:
             offset = stop
 
 
-def _read_all(fd: int, offset: int, length: int) -> bytes | None:
+def _read_all(fd: int, offset: int, length: int) -> Bytes | None:
     """Blocks. None where the file was cut."""
     data = read_fully(fd, offset, length)
     return data if len(data) == length else None

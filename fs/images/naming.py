@@ -23,7 +23,7 @@ _EXTENT = struct.Struct("<5Q")
 _SIZE = struct.Struct("<Q")
 
 
-def has_image(body: Body) -> bool:
+def is_large(body: Body) -> bool:
     """Whether a body is kept as an image."""
     return body.inode.size_bytes >= IMAGE_BYTES_MIN and not body.inode.is_inline
 

@@ -10,28 +10,26 @@ Rules
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import trio
 
-from apollofs.blobstore.footer import Footer, footer_of
-from apollofs.fs.blobs import BlobSource, Block, spans
+from apollofs.blobstore.footer import Footer
+from apollofs.fs.blobs import BlobSource
 from apollofs.fs.cache import BlockCache
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.fetching import Fetch
-from apollofs.fs.images.files import FoundImage, ImageFiles, is_full
+from apollofs.fs.images.bring import BlockBringer
+from apollofs.fs.images.files import FoundImage, ImageFile, ImageFiles
 from apollofs.fs.images.image import Image
-from apollofs.fs.images.naming import body_key, has_image
-from apollofs.fs.room import Room, remove
-from apollofs.metadata import extents
+from apollofs.fs.images.naming import body_key, is_large
+from apollofs.fs.room import Room
 from apollofs.metadata.records import Body
 
 log = logging.getLogger(__name__)
@@ -47,17 +45,6 @@ MAP_BYTES = 4096
 """What a map and the files' inodes are counted as."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Put:
-    """What became of a block that was fetched."""
-
-    data: memoryview
-    stored: bool = False
-    lacking: int = 0
-    """Bytes of room that the disk lacks for it."""
-    error: OSError | None = None
-
-
 class ImageStore:
     """Made by `Bodies`; `nursery` must outlive every reader."""
 
@@ -70,11 +57,9 @@ class ImageStore:
         config: BodyConfig,
         nursery: trio.Nursery,
     ) -> None:
-        self._source = source
-        self._cache = cache
+        self._block_bytes = source.block_bytes
         self._room = room
         self._downloads = downloads
-        self._composing = trio.CapacityLimiter(int(downloads.total_tokens))
         self._nursery = nursery
         self._files = ImageFiles(os.path.join(config.cache_dir, "images"), config.disk_free_bytes_min)
         self._open: dict[str, Image] = {}
@@ -86,13 +71,22 @@ class ImageStore:
         self._scanned_s = -float("inf")
         self._warned_s = -float("inf")
         self._under_way = 0
-        self._token = trio.lowlevel.current_trio_token()
-        self.fetched_blocks = 0
+        self._blocks = BlockBringer(source, cache, self._files, downloads, self._threads)
 
     async def start(self) -> None:
         """Take stock of what earlier mounts left; what is beyond the bound goes. Raises nothing."""
         await self._rescan()
         await self._make_room(0)
+
+    @property
+    def fetched_blocks(self) -> int:
+        """From the store, since the start."""
+        return self._blocks.fetched
+
+    @property
+    def count(self) -> int:
+        """Images on the disk."""
+        return len(self._room.keys_of(self))
 
     @property
     def bytes_used(self) -> int:
@@ -104,9 +98,9 @@ class ImageStore:
     async def open(self, body: Body) -> Image | None:
         """The body's image, made sparse if there is none; `release` must follow. None: the disk can't be used.
 
-        No checkpoint if it is open here. The body must have one (`has_image`).
+        No checkpoint if it is open here. The body must have one (`is_large`).
         """
-        assert has_image(body)
+        assert is_large(body)
         key = body_key(body)
         while key in self._opening:
             await self._opening[key].wait()
@@ -121,7 +115,7 @@ class ImageStore:
     async def _open_files(self, key: str, body: Body) -> Image | None:
         opened = self._opening[key] = trio.Event()
         try:
-            file = await self.in_thread(partial(self._files.open, key, body.inode.size_bytes, self._source.block_bytes))
+            file = await self.in_thread(partial(self._files.open, key, body.inode.size_bytes, self._block_bytes))
         except OSError as exc:
             self.warn(f"an image can't be opened: {exc}")
             return None
@@ -183,7 +177,7 @@ class ImageStore:
 
     def find(self, body: Body) -> bool:
         """Whether the body's image is complete, without opening it: a look at its map. No checkpoint."""
-        if not has_image(body):
+        if not is_large(body):
             return False
         key = body_key(body)
         image = self._open.get(key)
@@ -194,6 +188,22 @@ class ImageStore:
         except OSError:
             return False
         return header is not None and header.complete
+
+    async def drop(self, key: str) -> bool:
+        """Delete an image; False if it stays because somebody has it open. Raises nothing."""
+        if key in self._open or self._room.is_held(key):
+            return False
+        size = self._room.size_of(key)
+        self._room.drop(key)
+        self.forget(key)
+        try:
+            stayed = await self.in_thread(partial(self._files.remove, [key]))
+        except OSError as exc:
+            self.warn(f"files can't be deleted: {exc}")
+            return False
+        if stayed:
+            self._room.add(self, key, size)
+        return not stayed
 
     def detach(self, image: Image) -> None:
         """Take the image out of the shared directory for good: it is then private to who holds it, who may change it in
@@ -206,7 +216,11 @@ class ImageStore:
             return
         if len(image.inos) > 1 or image.is_busy or not image.file.lock_alone():
             raise BlockingIOError(errno.EAGAIN, "the image is in use elsewhere", image.path)
-        self._files.unlink(image.key)
+        try:
+            self._files.unlink(image.key)
+        except OSError:
+            image.file.lock()
+            raise
         image.is_detached = True
         del self._open[image.key]
         self._room.drop(image.key)
@@ -216,8 +230,8 @@ class ImageStore:
         `footers` (one a block) were computed from it. Nobody may have it open for writing any more. Raises OSError.
         """
         key = body_key(body)
-        assert len(footers) == -(-body.inode.size_bytes // self._source.block_bytes)
-        taken = self._files.adopt(path, key, self._source.block_bytes, footers)
+        assert len(footers) == -(-body.inode.size_bytes // self._block_bytes)
+        taken = self._files.adopt(path, key, self._block_bytes, footers)
         former = self._idle.pop(key, None)
         if former is not None:
             former.file.close()
@@ -232,8 +246,25 @@ class ImageStore:
         if idle is not None:
             idle.file.close()
 
+    def came_back(self, key: str, size_bytes: int) -> None:
+        self._room.add(self, key, size_bytes)
+
     def remove(self, keys: Sequence[str]) -> Sequence[str]:
         return self._files.remove(keys)
+
+    def keys_there(self) -> list[str]:
+        """Images that nobody has open here."""
+        return [key for key in self._room.keys_of(self) if key not in self._open]
+
+    async def open_file(self, key: str) -> ImageFile | None:
+        """The files of an image that nobody has open here, to be closed again; None if there is none. OSError."""
+        if key in self._open or key in self._opening:
+            return None
+        self.forget(key)
+        header = await self.in_thread(partial(self._files.header, key))
+        if header is None:
+            return None
+        return await self.in_thread(partial(self._files.open, key, header.size_bytes, header.block_bytes))
 
     async def _rescan(self) -> None:
         """See which images there are: other mounts add and delete some."""
@@ -262,7 +293,7 @@ class ImageStore:
         if not victims:
             return
         try:
-            self._room.came_back(await self.in_thread(partial(remove, victims)))
+            self._room.came_back(await self.in_thread(partial(self._room.remove, victims)))
         except OSError as exc:
             self.warn(f"files can't be deleted: {exc}")
 
@@ -287,8 +318,9 @@ class ImageStore:
         length = image.file.map.length(index)
         stored = counted = False
         try:
-            counted = await self._reserve(image, length)
-            stored = await self._bring(image, index, fetch, takes=counted)
+            # a private one is its owner's, and counted nowhere
+            counted = not image.is_detached and await self._reserve(image, length)
+            stored = await self._bring(image, index, fetch, takes=counted or image.is_detached)
         except Exception as exc:  # handed to every waiter
             if fetch.data is None:
                 fetch.error = exc
@@ -310,8 +342,6 @@ class ImageStore:
 
     async def _reserve(self, image: Image, length: int) -> bool:
         """See that the bound has room for a block, and count it: others are on their way too. Raises nothing."""
-        if image.is_detached:
-            return True
         if trio.current_time() - self._scanned_s > RESCAN_S:
             await self._rescan()
         if self._room.bytes + length > self._room.bytes_max:
@@ -323,21 +353,7 @@ class ImageStore:
 
     async def _bring(self, image: Image, index: int, fetch: Fetch, *, takes: bool) -> bool:
         """Get a block to who waits and into the file. Whether it is there. Raises BodyError."""
-        start, length = index * image.block_bytes, image.file.map.length(index)
-        block = _as_block(image.extents, start, length, image.block_bytes)
-        put = self._putting(image, index, fetch, takes=takes)
-        if block is not None and block not in self._cache:
-            async with self._downloads:
-                done = await self._source.fetch_block(block, put)
-            self.fetched_blocks += 1
-        else:
-            # not under `_downloads`: the block cache waits for those
-            async with self._composing:
-                data = memoryview(await self.read_range(image, start, length))
-                done = await self.in_thread(lambda: put(data, footer_of(data)))
-            if block is not None and done.stored:
-                await self._cache.discard(block)
-        fetch.arrived(done.data)
+        done = await self._blocks.bring(image, index, fetch, takes=takes)
         if done.error is not None:
             self.warn(f"an image can't be written: {done.error}")
         if done.lacking > 0:
@@ -345,39 +361,8 @@ class ImageStore:
             self.warn("the disk has no room for a block")
         return done.stored
 
-    def _putting(self, image: Image, index: int, fetch: Fetch, *, takes: bool) -> Callable[[memoryview, Footer], _Put]:
-        """What a thread that has the block calls: it tells who waits, then writes if the bound `takes` it."""
-        is_hole = not _has_data(image.extents, index * image.block_bytes, image.file.map.length(index))
-
-        def put(data: memoryview, footer: Footer) -> _Put:
-            # the program may have ended meanwhile
-            with contextlib.suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(fetch.arrived, data)
-            if not takes:
-                return _Put(data)
-            try:
-                lacking = self._files.lacking(len(data))
-                if lacking > 0 and not is_hole:
-                    return _Put(data, lacking=lacking)
-                return _Put(data, stored=image.file.store(index, None if is_hole else data, footer))
-            except OSError as exc:
-                if is_full(exc):
-                    return _Put(data, lacking=len(data))
-                return _Put(data, error=exc)
-
-        return put
-
     async def read_range(self, image: Image, offset: int, length: int) -> bytes:
-        """Bytes of the body from where its extents are, by way of the block cache for what is smaller than a block."""
-        parts: list[bytes | memoryview] = []
-        for piece in extents.pieces(image.extents, offset, length):
-            if piece.extent is None:
-                parts.append(bytes(piece.length))
-                continue
-            one = piece.extent
-            found = spans(one.blob, one.blob_length, one.blob_offset, one.length, self._source.block_bytes)
-            parts += [await self._cache.read(span.block, span.offset, span.length, whole=False) for span in found]
-        return b"".join(parts)
+        return await self._blocks.read_range(image.extents, offset, length)
 
     async def in_thread(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, limiter=self._threads)
@@ -395,19 +380,3 @@ class ImageStore:
             image.file.close()
         self._open.clear()
         self._idle.clear()
-
-
-def _as_block(layout: extents.Extents, start: int, length: int, block_bytes: int) -> Block | None:
-    """The stored block that a block of the body is, byte for byte; None if it is put together otherwise."""
-    pieces = extents.pieces(layout, start, length)
-    if len(pieces) != 1 or pieces[0].extent is None:
-        return None
-    one = pieces[0].extent
-    found = spans(one.blob, one.blob_length, one.blob_offset, one.length, block_bytes)
-    whole = len(found) == 1 and found[0].offset == 0 and found[0].length == found[0].block.length
-    return found[0].block if whole else None
-
-
-def _has_data(layout: extents.Extents, start: int, length: int) -> bool:
-    at = extents.next_data(layout, start)
-    return at is not None and at < start + length

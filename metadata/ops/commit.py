@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from apollofs.metadata import extents
-from apollofs.metadata.errors import BodyConflict, FileTooLarge, OperationNotPermitted, StaleInode
+from apollofs.metadata.errors import (
+    BodyConflict,
+    CloneSourceChanged,
+    FileTooLarge,
+    OperationNotPermitted,
+    StaleInode,
+)
 from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.ops.body import BodyKeys
 from apollofs.metadata.ops.common import Location, Scope
 from apollofs.metadata.records import FILE_BYTES_MAX, BodyChange, Inode, InodeFlag, Usage
+from apollofs.metadata.store import Put
 from apollofs.metadata.transact import Decision
 from apollofs.metadata.view import View
 
@@ -18,13 +25,16 @@ from apollofs.metadata.view import View
 class CommitBody:
     """Lays a BodyChange over the newest body. Replies the inode with all its extents.
 
-    Raises BodyConflict where the two can't be merged, TooManyExtents, StaleInode if the file has no name any more.
+    Raises BodyConflict where the two can't be merged, CloneSourceChanged, TooManyExtents, StaleInode if the file has no
+    name any more.
     """
 
     scope: Scope
     ino: int
     location: Location | None
     change: BodyChange
+    source_location: Location | None = None
+    """Where the inode is whose blobs the change shares."""
 
     def decide(self, view: View) -> Decision[Inode]:
         home = self.scope.find(view, self.ino, self.location)
@@ -43,11 +53,40 @@ class CommitBody:
         else:
             after = self._overlay(before, after)
             stored, writes = body.store(before, after)
+        writes += self._references(view, before)
         writes.append(self.scope.store(home, stored))
         record = Change(Kind.COMMIT, stored.ino, size_bytes=stored.size_bytes, mode=stored.mode, nlink=stored.nlink)
         usage = Usage(stored.allocated_bytes - before.allocated_bytes, 0)
         whole = stored._replace(extents=after.extents if self.change.inline is None else ())
-        return Decision(lambda revision, _: whole._replace(revision=revision), writes, record, usage=usage)
+        return Decision(
+            lambda revision, _: whole._replace(revision=revision),
+            writes,
+            record,
+            usage=usage,
+            rests_elsewhere=self.change.cloned_from not in (0, self.ino),
+        )
+
+    def _references(self, view: View, before: Inode) -> list[Put]:
+        """The keys that say who shares the blobs of the change: this inode; of a clone, its source too."""
+        change = self.change
+        owners = {self.ino} if change.is_packed else set()
+        blobs = {extent.blob for extent in change.extents}
+        if change.cloned_from:
+            source = before if change.cloned_from == self.ino else self._source(view)
+            if not blobs <= {extent.blob for extent in source.extents}:
+                raise CloneSourceChanged("the source has lost what is to be shared")
+            if source is not before:
+                owners |= {self.ino, source.ino}
+        keys = self.scope.keys
+        return [Put(keys.reference(blob, ino), b"") for blob in sorted(blobs) for ino in sorted(owners)]
+
+    def _source(self, view: View) -> Inode:
+        """Compared as it is now: if it has lost the blobs meanwhile, nothing is committed."""
+        try:
+            home = self.scope.find(view, self.change.cloned_from, self.source_location)
+        except StaleInode as exc:
+            raise CloneSourceChanged("the source has no name any more") from exc
+        return BodyKeys(self.scope).load(view, home.inode)
 
     def _check_mergeable(self, before: Inode) -> None:
         change = self.change

@@ -106,7 +106,14 @@ class PutValues:
         def reply(revision: int, _: Sequence[RangeResult]) -> tuple[int, list[Inode | None]]:
             return revision, [each._replace(revision=revision) if each is not None else None for each in draft.after]
 
-        return Decision(reply, draft.writes, first, usage=Usage(draft.bytes, draft.inodes), further=tuple(further))
+        return Decision(
+            reply,
+            draft.writes,
+            first,
+            usage=Usage(draft.bytes, draft.inodes),
+            further=tuple(further),
+            rests_elsewhere=True,
+        )
 
     def _decide(self, view: View, value: ValueWrite, draft: _Draft) -> None:
         location = value.location

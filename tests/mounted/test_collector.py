@@ -68,6 +68,36 @@ def test_what_is_open_and_mapped_elsewhere_stays(namespace: Namespace, how: str)
     assert namespace.violations() == []
 
 
+def test_what_clones_share_goes_with_the_last(namespace: Namespace) -> None:
+    west, east = namespace.mount("west"), namespace.mount("east")
+    body = os.urandom(SIZE)
+    (west.path / "file").write_bytes(body)
+    namespace.command("clone", str(west.path / "file"), str(west.path / "clone"))
+    (west.path / "file").unlink()
+    until(lambda: collect(namespace)["tombstones"] == 1, "the first is collected")
+    assert (east.path / "clone").read_bytes() == body
+    (east.path / "clone").unlink()
+    until(lambda: collect(namespace)["tombstones"] == 1, "the last is collected")
+    assert objects(namespace) == 0
+
+
+def test_what_small_files_share_goes_with_the_last(namespace: Namespace) -> None:
+    west, east = namespace.mount("west"), namespace.mount("east")
+    bodies = {f"{number}": os.urandom(20_000) for number in range(60)}
+    with ThreadPoolExecutor(16) as writers:
+        list(writers.map(lambda name: (west.path / name).write_bytes(bodies[name]), bodies))
+    assert objects(namespace) < len(bodies), "some share an object"
+    kept = [name for name in bodies if int(name) % 3 == 0]
+    for name in bodies.keys() - set(kept):
+        (east.path / name).unlink()
+    until(lambda: collect(namespace)["tombstones"] == len(bodies) - len(kept), "the others are collected")
+    for name in kept:
+        assert (east.path / name).read_bytes() == bodies[name]
+        (west.path / name).unlink()
+    until(lambda: collect(namespace)["tombstones"] == len(kept), "the rest is collected")
+    assert objects(namespace) == 0
+
+
 def test_a_body_that_was_overwritten_goes(namespace: Namespace) -> None:
     west, east = namespace.mount("west"), namespace.mount("east", "-o", "delegations=off")
     (west.path / "file").write_bytes(b"1" * SIZE)

@@ -19,7 +19,7 @@ from apollofs.fs.bodies import Bodies, open_bodies
 from apollofs.fs.config import BodyConfig
 from apollofs.metadata.errors import OutcomeUnknown, StoreUnavailable
 from apollofs.metadata.memory import MemoryStore
-from apollofs.metadata.records import ROOT_INO, Body, BodyChange, Inode, SetAttr
+from apollofs.metadata.records import ROOT_INO, Body, BodyChange, DirectoryPage, Inode, SetAttr
 from apollofs.metadata.session import Session
 from apollofs.metadata.volume import Volume
 from tests.support.volumes import ME, make_volume, mounted
@@ -127,12 +127,18 @@ class BrokenVolume:
     def new_blob(self) -> int:
         return self.inner.new_blob()
 
-    def place_of(self, ino: int) -> tuple[int, bytes] | None:
-        return self.inner.place_of(ino)
-
     async def read_body(self, ino: int) -> Body:
         self.body_reads += 1
         return await self.inner.read_body(ino)
+
+    def place_of(self, ino: int) -> tuple[int, bytes] | None:
+        return self.inner.place_of(ino)
+
+    def cached_listing(self, directory: int) -> DirectoryPage | None:
+        return self.inner.cached_listing(directory)
+
+    async def readdir(self, directory: int, after: bytes, limit: int, revision: int = 0) -> DirectoryPage:
+        return await self.inner.readdir(directory, after, limit, revision)
 
     async def setattr(self, ino: int, change: SetAttr) -> Inode:
         return await self.inner.setattr(ino, change)
@@ -165,7 +171,7 @@ class Mount:
     async def content(self, ino: int) -> bytes:
         """The committed bytes, read by this mount as of now."""
         body = await self.volume.read_body(ino)
-        return await self.bodies.reader.pread(body, 0, body.inode.size_bytes)
+        return bytes(await self.bodies.reader.pread(body, 0, body.inode.size_bytes))
 
 
 class World:

@@ -80,6 +80,6 @@ async def close(fs: Filesystem, fh: int) -> None:
 async def content(fs: Filesystem, name: bytes = b"f") -> bytes:
     found = await fs.lookup(ROOT_INO, name)
     fh = (await fs.open(found.ino, os.O_RDONLY, USER)).fh
-    data = await fs.read(fh, 0, 1 << 20)
+    data = bytes(await fs.read(fh, 0, 1 << 20))
     await close(fs, fh)
     return data

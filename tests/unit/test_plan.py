@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from apollofs.fs import plan
-from apollofs.fs.plan import Dirty, Part, make_plan, without_holes
+from apollofs.fs.plan import Dirty, Part, Place, Plan, make_plan, without_holes
 from apollofs.fs.segments import Segment
 from apollofs.metadata.records import Body, Extent, Inode, InodeFlag
 
@@ -20,6 +20,11 @@ def dirty(*segments: Segment, append_from: int | None = None) -> Dirty:
     return Dirty(segments, (), max((segment.end for segment in segments), default=0), append_from, 5)
 
 
+def alone(found: Plan) -> Place:
+    """A blob of its own."""
+    return Place(77, 0, found.length)
+
+
 def test_small_is_inline_with_gaps_as_zeros() -> None:
     found = make_plan(body_of(0), dirty(Segment(10, 5, 0)), 64)
     assert found.inline
@@ -31,7 +36,7 @@ def test_small_is_inline_with_gaps_as_zeros() -> None:
 def test_growing_past_the_limit_takes_the_inline_bytes_along() -> None:
     found = make_plan(body_of(50, inline=b"i" * 50), dirty(Segment(40, 100, 0)), 64)
     assert not found.inline
-    change = found.blob_change(77)
+    change = found.blob_change(alone(found))
     assert change.lifts_inline
     assert change.extents == (Extent(0, 140, 77, 0, 140),)
 
@@ -39,12 +44,20 @@ def test_growing_past_the_limit_takes_the_inline_bytes_along() -> None:
 def test_what_is_written_is_one_blob_and_one_extent_a_run() -> None:
     base = body_of(1000, Extent(0, 1000, 3, 0, 1000))
     found = make_plan(base, dirty(Segment(0, 10, 90), Segment(10, 10, 0), Segment(500, 20, 10)), 64)
-    assert found.blob_change(77).extents == (Extent(0, 20, 77, 0, 40), Extent(500, 20, 77, 20, 40))
+    assert found.blob_change(alone(found)).extents == (Extent(0, 20, 77, 0, 40), Extent(500, 20, 77, 20, 40))
+
+
+def test_what_is_packed_lies_within_a_blob_and_says_so() -> None:
+    found = make_plan(body_of(0), dirty(Segment(0, 100, 0)), 64)
+    change = found.blob_change(Place(77, 40, 200, is_packed=True))
+    assert change.extents == (Extent(0, 100, 77, 40, 200),)
+    assert change.is_packed
 
 
 def test_what_was_appended_has_extents_of_its_own() -> None:
     base = body_of(1000, Extent(0, 1000, 3, 0, 1000))
-    change = make_plan(base, dirty(Segment(990, 100, 0), append_from=1000), 64).blob_change(77)
+    found = make_plan(base, dirty(Segment(990, 100, 0), append_from=1000), 64)
+    change = found.blob_change(alone(found))
     assert change.extents == (Extent(990, 10, 77, 0, 100), Extent(1000, 90, 77, 10, 100))
     assert change.append_from == 1000
 
@@ -60,7 +73,7 @@ def test_plans_share_a_blob_if_the_same_bytes_go_elsewhere() -> None:
 def test_a_rewrite_stores_all_data_and_no_hole() -> None:
     base = body_of(1000, Extent(0, 100, 3, 0, 100), Extent(600, 400, 4, 0, 400))
     found = make_plan(base, dirty(Segment(50, 100, 0)), 64, rewrite=True)
-    change = found.blob_change(77)
+    change = found.blob_change(alone(found))
     assert change.rewrites_all
     assert change.append_from is None
     assert change.extents == (Extent(0, 150, 77, 0, 550), Extent(600, 400, 77, 150, 550))
@@ -69,7 +82,8 @@ def test_a_rewrite_stores_all_data_and_no_hole() -> None:
 def test_a_rewrite_of_a_very_sparse_file_fills_small_holes() -> None:
     count = plan.RUNS_MAX + 10
     base = body_of(count * 100, *(Extent(index * 100, 50, 3, index * 50, count * 50) for index in range(count)))
-    change = make_plan(base, dirty(), 64, rewrite=True).blob_change(77)
+    found = make_plan(base, dirty(), 64, rewrite=True)
+    change = found.blob_change(alone(found))
     assert len(change.extents) <= plan.RUNS_MAX
     assert sum(extent.length for extent in change.extents) == count * 100 - 50
 

@@ -40,6 +40,7 @@ async def stored(mount: Mount, data: bytes = DATA) -> Body:
     file = await mount.bodies.open(await mount.create())
     await file.write(0, data)
     await file.commit()
+    await mount.bodies.cache.settle()
     await mount.bodies.cache.make_room(1 << 40)
     return await mount.volume.read_body(file.ino)
 
@@ -98,6 +99,16 @@ async def test_sequential_reading_runs_ahead_and_scattered_does_not(world: World
         await mount.bodies.reader.pread(body, 4000, 10, pattern)
         await trio.testing.wait_all_tasks_blocked()
         assert [entry[1:] for entry in world.blobs.reads[7:]] == [(160, 10)]
+
+
+async def test_a_pack_is_fetched_whole_once_several_of_it_are_read(world: World, mount: Mount) -> None:
+    (extent,) = (await stored(mount)).inode.extents
+    world.blobs.reads.clear()
+    for at in range(5):
+        member = body_of(40, Extent(0, 40, extent.blob, at * 40, extent.blob_length))
+        assert await mount.bodies.reader.pread(member, 0, 40, AccessPattern()) == DATA[at * 40 : at * 40 + 40]
+        await trio.testing.wait_all_tasks_blocked()
+    assert [entry[1:] for entry in world.blobs.reads] == [(0, 40), (40, 40), (0, None)]
 
 
 async def test_a_read_has_a_deadline(world: World, mock_clock: trio.testing.MockClock) -> None:

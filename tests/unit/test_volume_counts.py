@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 import pytest
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
+from apollofs.metadata.ahead import LINGER_S, OPS_IN_BATCH
 from apollofs.metadata.counting import CountingStore
 from apollofs.metadata.errors import EntryExists, NoSuchEntry
 from apollofs.metadata.memory import MemoryStore
@@ -160,7 +161,7 @@ async def test_what_is_held_exclusively_is_changed_at_once() -> None:
                 await volume.lookup(made.ino, b"g")
             with pytest.raises(EntryExists):
                 await volume.mknod(made.ino, b"f", stat.S_IFREG | 0o644, 0, ME)
-        with requests(store, 2):  # the second changes of `g` and `h` come after the first
+        with requests(store, 1):  # what changes twice is written as it is in the end
             await volume.settle()
         with requests(store, 1):
             await volume.rename(made.ino, b"h", made.ino, b"f")
@@ -168,6 +169,45 @@ async def test_what_is_held_exclusively_is_changed_at_once() -> None:
             await volume.unlink(made.ino, b"f")
         with requests(store, 2):  # the root is not held
             await volume.rmdir(ROOT_INO, b"d")
+    await assert_sound(store)
+
+
+async def test_a_small_file_and_its_body_are_one_request(mock_clock: MockClock) -> None:
+    store = CountingStore(MemoryStore())
+    await make_volume(store)
+    async with mounted(store) as volume:
+        await wait_all_tasks_blocked()
+        made = await volume.mkdir(ROOT_INO, b"d", 0o755, ME)
+        await volume.settle()
+        with requests(store, 0):  # nobody waits for it
+            file = await volume.mknod(made.ino, b"f", stat.S_IFREG | 0o644, 0, ME)
+            await wait_all_tasks_blocked()
+        with requests(store, 1):
+            await volume.commit_body(file.ino, BodyChange(file.body_version, 5, inline=b"hello"))
+        with requests(store, 1):
+            await volume.mknod(made.ino, b"g", stat.S_IFREG | 0o644, 0, ME)
+            await wait_all_tasks_blocked()
+            mock_clock.jump(LINGER_S)
+            await wait_all_tasks_blocked()
+        with requests(store, 1):  # as soon as there is enough of it
+            for number in range(OPS_IN_BATCH // 2):
+                await volume.mknod(made.ino, b"%d" % number, stat.S_IFREG | 0o644, 0, ME)
+            await wait_all_tasks_blocked()
+    await assert_sound(store)
+
+
+async def test_a_clone_is_one_request() -> None:
+    store = CountingStore(MemoryStore())
+    await make_volume(store)
+    async with mounted(store) as volume:
+        await wait_all_tasks_blocked()
+        source, target = [
+            await volume.mknod(ROOT_INO, name, stat.S_IFREG | 0o644, 0, ME) for name in (b"source", b"target")
+        ]
+        extents = (Extent(0, 9000, volume.new_blob(), 0, 9000),)
+        await volume.commit_body(source.ino, BodyChange(0, 9000, extents=extents))
+        with requests(store, 1):
+            await volume.commit_body(target.ino, BodyChange(0, 9000, extents=extents, cloned_from=source.ino))
     await assert_sound(store)
 
 

@@ -10,11 +10,11 @@ import trio
 import trio.testing
 
 from apollofs.metadata.ahead import OPS_IN_BATCH, Ahead
-from apollofs.metadata.errors import NoSuchEntry, OutcomeUnknown
+from apollofs.metadata.errors import CloneSourceChanged, NoSuchEntry, OutcomeUnknown
 from apollofs.metadata.group_cache import GroupCache
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.memory import MemoryStore, Moment, Request
-from apollofs.metadata.records import ROOT_INO, BodyChange, SetAttr
+from apollofs.metadata.records import ROOT_INO, BodyChange, Extent, SetAttr
 from apollofs.metadata.store import REQUEST_BYTES_MAX, Compare, Delete, Op, Put, Range, RangeResult
 from apollofs.metadata.volume import Volume
 from tests.support.volumes import ME, VOLUME, assert_sound, make_volume, mounted
@@ -240,6 +240,34 @@ async def test_a_copy_of_a_batch_can_not_arrive_after_the_next(autojump_clock: t
     await assert_sound(base)
 
 
+async def test_a_clone_compares_its_source_in_whatever_group_that_is() -> None:
+    """Both directories are held exclusively here, but the transaction of what is queued would not notice if the
+    source's were given up before it."""
+    base, gate = MemoryStore(), Gate()
+    await make_volume(base)
+    async with mounted(base.another(gate)) as a, mounted(base) as b, gate:
+        await trio.testing.wait_all_tasks_blocked()
+        one, two = [(await a.mkdir(ROOT_INO, name, 0o755, ME)).ino for name in (b"1", b"2")]
+        source = (await a.mknod(one, b"s", FILE, 0, ME)).ino
+        target = (await a.mknod(two, b"t", FILE, 0, ME)).ino
+        extent = Extent(0, 9000, a.new_blob(), 0, 9000)
+        await a.commit_body(source, BodyChange(0, 9000, extents=(extent,)))
+        gate.close(lambda moment, writes: moment is Moment.BEFORE and puts(writes, KEYS.table(b"r")))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_clones_what_is_gone, a, source, target, extent)
+            await gate.met.wait()
+            assert (await b.lookup((await b.lookup(ROOT_INO, b"1")).ino, b"s")).ino == source
+            await b.setattr(source, SetAttr(size_bytes=0))
+            gate.open()
+        assert (await b.lookup((await b.lookup(ROOT_INO, b"2")).ino, b"t")).size_bytes == 0
+    await assert_sound(base)
+
+
+async def _clones_what_is_gone(volume: Volume, source: int, target: int, extent: Extent) -> None:
+    with pytest.raises(CloneSourceChanged):
+        await volume.commit_body(target, BodyChange(0, 9000, extents=(extent,), cloned_from=source))
+
+
 async def test_no_room_does_not_give_a_group_back_before_its_change_is_queued(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("apollofs.metadata.group_cache.KEYS_MAX", 10)
     base = MemoryStore()
@@ -338,12 +366,24 @@ def test_a_batch_keeps_to_the_limits_of_a_transaction() -> None:
     assert len(ahead._next_batch()[0]) == 3
 
 
-def test_a_batch_writes_no_key_twice_and_is_never_empty() -> None:
+def test_a_batch_writes_a_key_once_as_the_last_one_leaves_it() -> None:
     ahead, _ = queue()
-    add(ahead, *create(1))
-    add(ahead, *create(2))
-    add(ahead, Delete(KEYS.dentry(1, b"1")), Put(KEYS.times(1), b""))
-    assert len(ahead._next_batch()[0]) == 2
+    one, two = create(1), create(2)
+    add(ahead, *one)
+    add(ahead, *two)
+    body = Put(KEYS.dentry(1, b"2"), b"with a body")
+    add(ahead, Delete(one[0].key), Put(KEYS.times(1), b"last"))
+    add(ahead, body)
+    batch, ops = ahead._next_batch()
+    assert len(batch) == 4
+    assert {op.key: op for op in ops} == {
+        one[0].key: Delete(one[0].key),
+        KEYS.times(1): Put(KEYS.times(1), b"last"),
+        body.key: body,
+    }
+
+
+def test_a_batch_is_never_empty() -> None:
     ahead, _ = queue()
     add(ahead, *create(1, REQUEST_BYTES_MAX // 2))
     assert len(ahead._next_batch()[0]) == 1

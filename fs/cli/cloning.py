@@ -1,0 +1,54 @@
+"""`clone`: a file or a tree once more, without copying its bytes."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from apollofs.fs.cli.output import json_option, print_json, size_text
+from apollofs.fs.tree_clone import Cloned
+from apollofs.fs.tree_clone import clone as clone_tree
+
+REPORT_EVERY_S = 1.0
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+@json_option
+def clone(source: str, target: str, as_json: bool) -> None:
+    """Make DST a clone of SRC, a file or a tree, within one mount.
+
+    Bodies are shared, not copied; what is written to one later is not seen in the other. Modes, owners, times, extended
+    attributes, symlinks and hard links are kept. DST must not exist; it appears when all of it is there.
+    """
+    cloned = clone_tree(source, target, _Progress(shown=not as_json))
+    facts = {
+        "files": cloned.files,
+        "directories": cloned.directories,
+        "others": cloned.others,
+        "size_bytes": cloned.size_bytes,
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(f"{target}: {_text(cloned)}")
+
+
+class _Progress:
+    """Says now and then, on a terminal, how far it is."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown = shown and sys.stderr.isatty()
+        self._next = time.monotonic() + REPORT_EVERY_S
+
+    def __call__(self, cloned: Cloned) -> None:
+        if self._shown and time.monotonic() >= self._next:
+            self._next = time.monotonic() + REPORT_EVERY_S
+            click.echo(f"\r{_text(cloned)} ...", nl=False, err=True)
+
+
+def _text(cloned: Cloned) -> str:
+    return f"{cloned.files} files ({size_text(cloned.size_bytes)}), {cloned.directories} directories"

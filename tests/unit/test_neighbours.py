@@ -1,0 +1,99 @@
+"""Small files that are opened one after the other: the next ones are there before they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio.testing
+
+from apollofs.fs import neighbours
+from apollofs.fs.neighbours import natural
+from apollofs.metadata.records import ROOT_INO
+from tests.support.bodies import Mount, World, body_world
+
+FILES = 40
+
+
+def content(at: int) -> bytes:
+    return bytes((at * 13 + byte) % 251 for byte in range(200))
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with body_world(tmp_path) as made:
+        yield made
+
+
+async def write_files(mount: Mount, size: int = 200) -> None:
+    for at in range(FILES):
+        file = await mount.bodies.open(await mount.create(b"f%d" % at))
+        await file.write(0, content(at)[:size])
+        await file.commit()
+        mount.bodies.release(file)
+    await mount.bodies.cache.settle()
+    await mount.bodies.cache.make_room(1 << 40)
+
+
+async def read_as_a_process(mount: Mount, name: bytes) -> bytes:
+    """Look a file up, open it and read it, as the kernel would ask."""
+    inode = await mount.volume.inner.lookup(ROOT_INO, name)
+    file = await mount.bodies.open(inode.ino)
+    mount.bodies.will_read(file)
+    data = bytes(await file.read(0, 1000))
+    mount.bodies.release(file)
+    await trio.testing.wait_all_tasks_blocked()
+    return data
+
+
+def test_numbers_in_names_are_numbers() -> None:
+    names = [b"a10", b"a9", b"b", b"a9.jpg", b"10", b"9", b"a9-2", b"a9-11", b""]
+    assert sorted(names, key=natural) == [b"", b"9", b"10", b"a9", b"a9-2", b"a9-11", b"a9.jpg", b"a10", b"b"]
+
+
+async def test_what_follows_is_fetched_ahead(world: World) -> None:
+    async with world.mount("a") as writer, world.mount("b") as mount:
+        await write_files(writer)
+        world.blobs.reads.clear()
+        for at in range(10):
+            assert await read_as_a_process(mount, b"f%d" % at) == content(at)
+        ahead = len(world.blobs.reads)
+        assert ahead > 10
+        asked = mount.volume.inner.asked
+        for at in range(10, FILES):
+            assert await read_as_a_process(mount, b"f%d" % at) == content(at)
+        assert len(world.blobs.reads) == FILES
+        assert mount.volume.inner.asked == asked  # the listing knows all names, and the bodies
+
+
+async def test_the_names_of_inline_files_come_at_once(world: World) -> None:
+    async with world.mount("a") as writer, world.mount("b") as mount:
+        await write_files(writer, 30)
+        for at in range(5):
+            await read_as_a_process(mount, b"f%d" % at)
+        asked = mount.volume.inner.asked
+        for at in range(5, FILES):
+            assert await read_as_a_process(mount, b"f%d" % at) == content(at)[:30]
+        assert mount.volume.inner.asked == asked + FILES - 5  # the inline bytes
+        assert world.blobs.reads == []
+
+
+async def test_scattered_opens_fetch_nothing_else(world: World) -> None:
+    async with world.mount("a") as writer, world.mount("b") as mount:
+        await write_files(writer)
+        world.blobs.reads.clear()
+        opened = list(range(0, FILES, 5))
+        for at in opened:
+            await read_as_a_process(mount, b"f%d" % at)
+        assert len(world.blobs.reads) == len(opened)
+
+
+async def test_a_directory_that_is_too_large_is_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "ENTRIES_MAX", 10)
+    async with world.mount("a") as writer, world.mount("b") as mount:
+        await write_files(writer)
+        world.blobs.reads.clear()
+        for at in range(9, 20):
+            assert await read_as_a_process(mount, b"f%d" % at) == content(at)
+        assert len(world.blobs.reads) == 11
