@@ -37,6 +37,10 @@ ERRNO: Final[Mapping[type[BaseException], int]] = MappingProxyType(
         meta.UnknownSite: errno.EIO,
         meta.SiteInUse: errno.EBUSY,
         meta.CollectorBusy: errno.EBUSY,
+        meta.ChangesLost: errno.EIO,
+        meta.RoleLost: errno.EIO,
+        meta.RoleTaken: errno.EBUSY,
+        meta.ArchiveUnavailable: errno.EIO,
         meta.CorruptRecord: errno.EIO,
         # the namespace, as POSIX says
         meta.NoSuchEntry: errno.ENOENT,

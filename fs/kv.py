@@ -321,7 +321,7 @@ class KeyValues:
         return Change(self._directory, os.fsencode(key), revision, None, True, 0)
 
     def unchanged(self, key: Key, revision: int) -> Change:
-        """For a transaction: only if the key is at `revision` (0: absent). Counts as a change of its directory."""
+        """For a transaction: only if the key is at `revision` (0: absent). Recalls the directory as a change does."""
         return Change(self._directory, os.fsencode(key), revision, None, False, 0)
 
 

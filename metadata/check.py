@@ -19,7 +19,7 @@ from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import ROOT_INO, Extent, Inode, Usage
 from apollofs.metadata.store import KeyValue, Range, Store
 
-TABLES = b"SNDPmsuriwtcdvxekgEGRICQA"
+TABLES = b"SNDPmsuriwtcdvxekgEGRICQAHLafF"
 """In the order in which they are read: who shares blobs before the inodes, inodes before the names that refer to them.
 """
 
@@ -99,6 +99,8 @@ class Checker:
             "C": self._collecting,
             "Q": self._collecting,
             "A": self._collecting,
+            "L": self._elected,
+            "F": self._elected,
         }.get(table)
         if visitor is None:
             return
@@ -118,7 +120,7 @@ class Checker:
     def _slot(self, kv: KeyValue) -> Iterator[Violation]:
         session = self.keys.parse_numbers(kv.key)[0]
         journal.decode(kv.value)
-        if session not in self.sessions:
+        if session and session not in self.sessions:
             yield Violation("s", 0, f"a journal slot of session {session}, which has no mount")
 
     def _usage(self, kv: KeyValue) -> Iterator[Violation]:
@@ -156,6 +158,11 @@ class Checker:
         """The collector, what it asks, and what mounts have answered: all of it goes with a lease."""
         if not kv.lease:
             yield Violation(kv.key[len(self.keys.prefix) :][:1].decode(), 0, "a key of the collector without lease")
+
+    def _elected(self, kv: KeyValue) -> Iterator[Violation]:
+        """Who archives the change log, and who reads it for a group: for as long as they are alive."""
+        if not kv.lease:
+            yield Violation(kv.key[len(self.keys.prefix) :][:1].decode(), 0, "an elected one's key without lease")
 
     # -- inodes ------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from apollofs.metadata import codec
+from apollofs.metadata import codec, journal
+from apollofs.metadata.changes.archive_index import has_segments_at
 from apollofs.metadata.errors import (
     AlreadyFormatted,
     InvalidArgument,
@@ -17,6 +18,7 @@ from apollofs.metadata.errors import (
     SiteInUse,
     UnknownSite,
 )
+from apollofs.metadata.journal import Change, Kind, SlotRecord
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import ROOT_INO, Inode, MountRecord, SiteRecord, Superblock
 from apollofs.metadata.store import Compare, Delete, KeyValue, Put, Range, Relation, Store, Target, prefix_end
@@ -58,6 +60,7 @@ async def format_volume(
         Put(keys.site(site_name), codec.encode_site(SiteRecord(1, site_name, site_store))),
         Put(keys.inode(ROOT_INO), codec.encode_inode(root)),
         Put(keys.times(ROOT_INO), codec.encode_times(codec.Times(now_ns, now_ns))),
+        Put(keys.log_beginning, journal.encode(_beginning(root, now_ns))),
     )
     compare = Compare(keys.superblock, Target.VERSION, Relation.EQUAL, 0)
     try:
@@ -69,6 +72,12 @@ async def format_volume(
     if not made:
         raise AlreadyFormatted(f"volume {volume!r} exists already; `apollofs destroy` removes it")
     return superblock
+
+
+def _beginning(root: Inode, now_ns: int) -> SlotRecord:
+    """The first record of the change log: the root directory."""
+    change = Change(Kind.MKDIR, root.ino, root.parent, b"", now_ns, root.mode, uid=root.uid, gid=root.gid)
+    return SlotRecord(0, 0, now_ns, (change,))
 
 
 def _check_sizes(block_bytes: int, inline_bytes_max: int) -> None:
@@ -140,6 +149,8 @@ async def remove_site(store: Store, volume: str, name: str) -> None:
     for mount in await list_mounts(store, volume):
         if mount.site == name:
             raise SiteInUse(f"site {name!r} is mounted on {mount.host} at {mount.mountpoint}: unmount it first")
+    if await has_segments_at(store, keys, site.id):
+        raise SiteInUse(f"site {name!r} holds segments of the change log")
     holder = await _first_body_at(store, keys, site.id)
     if holder is not None:
         raise SiteInUse(f"site {name!r} holds bodies of {holder}")

@@ -58,6 +58,11 @@ class Keys:
         self.collector = self.prefix + b"C"
         self.answers = self.prefix + b"A/"
         self._questions = self.prefix + b"Q/"
+        self.archive_state = self.prefix + b"H"
+        self.archiver = self.prefix + b"L"
+        self.segments = self.prefix + b"a/"
+        self.groups = self.prefix + b"f/"
+        self._group_readers = self.prefix + b"F/"
         self._table_at = len(self.prefix)
 
     # -- volume-wide -------------------------------------------------------------------------------------------------
@@ -214,6 +219,30 @@ class Keys:
         """A notice to `session` that the collector has asked something; three numbers tell it from recalls."""
         return b"%s%s/%s/%s/%s" % (self._inboxes, *map(_U64.pack, (session, collector, batch, 0)))
 
+    # -- change log --------------------------------------------------------------------------------------------------
+
+    @property
+    def log_beginning(self) -> bytes:
+        """The record of the root's making; session 0 is nobody's."""
+        return self.slot(0, 0)
+
+    @property
+    def log_mark(self) -> bytes:
+        """Put by who wants to know where the log ends now."""
+        return self.slot(0, 1)
+
+    def segment(self, last_revision: int) -> bytes:
+        """A segment of the archive; the first one not before a position's key holds that position."""
+        return self.segments + _U64.pack(last_revision)
+
+    def group(self, name: str) -> bytes:
+        """How far a group of consumers has read."""
+        return self.groups + name.encode()
+
+    def group_reader(self, name: str) -> bytes:
+        """Who reads for the group."""
+        return self._group_readers + name.encode()
+
     # -- parsing -----------------------------------------------------------------------------------------------------
 
     def parse_dentry(self, key: bytes) -> tuple[int, bytes]:
@@ -245,3 +274,8 @@ class Keys:
 def volumes_prefix() -> bytes:
     """Prefix of all volumes in a store."""
     return _ROOT
+
+
+def volume_of(key: bytes) -> str:
+    """The volume that a key below `volumes_prefix` belongs to."""
+    return key[len(_ROOT) : key.index(b"/", len(_ROOT))].decode()

@@ -17,6 +17,7 @@ COMMANDS = {
     "clone": ("cloning", "clone"),
     "destroy": ("volume", "destroy"),
     "gc": ("collecting", "gc"),
+    "changes": ("changes", "changes"),
     "trash": ("trash", "trash"),
     "kv": ("kv", "kv"),
     "site": ("site", "site"),

@@ -85,7 +85,11 @@ class Workload:
         15, SECONDS, "a checkpoint is durable after this", "1.7 % of the interval", low=0.01, estimate=True
     )
     restart_s: float = _given(
-        600, SECONDS, "from a failure until the ranks run again and may read", "seen in public reports", estimate=True
+        600,
+        SECONDS,
+        "from a failure until the ranks run again and may read",
+        f"{LLAMA} trained for over 90 % of the time",
+        estimate=True,
     )
     restore_s: float = _given(60, SECONDS, "in which a restart reads the checkpoint", YOURS, low=0.1, estimate=True)
     restore_copies: float = _given(
@@ -135,7 +139,7 @@ class Workload:
         0.5,
         SHARE,
         "of an inference GPU's memory; the rest is KV cache",
-        "common for vLLM",
+        "our judgement",
         low=0.01,
         high=1,
         estimate=True,
@@ -198,14 +202,16 @@ class Hardware:
         32, WHOLE, "storage servers a rack", "1U each, 42U", low=1, high=1000, estimate=True
     )
     data_shards: float = _given(
-        8, WHOLE, "data shards of the erasure code", "Ceph: 8+3, any three may fail", low=1, high=256
+        8, WHOLE, "data shards of the erasure code", "8+3: any three servers may fail", low=1, high=256, estimate=True
     )
-    parity_shards: float = _given(3, WHOLE, "parity shards", "as above", high=256)
+    parity_shards: float = _given(3, WHOLE, "parity shards", "as above", high=256, estimate=True)
     fill_limit: float = _given(0.85, SHARE, "how full a store may be", "Ceph: mon_osd_nearfull_ratio", low=0.1, high=1)
     gateway_bytes_s: float = _given(
         10e9, BYTES_S, "an S3 gateway", "radosgw on a host with 100 Gbit/s, four fifths of it", low=1, estimate=True
     )
-    gateway_spare: float = _given(0.1, SHARE, "gateways on top that may be down", "estimate", high=10, estimate=True)
+    gateway_spare: float = _given(
+        0.1, SHARE, "gateways on top that may be down", "one of eleven", high=10, estimate=True
+    )
     link_outages_a_day: float = _given(
         0.1, COUNT, "outages of a link a day, when days are played", YOURS, high=1000, estimate=True
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,6 +44,11 @@ class PlayedSite:
     failures: int
     goodput: float
     backlog_peak: float
+
+    def present_at(self, time_s: float) -> int:
+        """All bytes that were there at the last sample up to this time."""
+        place = bisect_right(self.samples, time_s, key=lambda sample: sample[0])
+        return sum(self.samples[max(0, place - 1)][1].values())
 
 
 @dataclass(frozen=True, slots=True)

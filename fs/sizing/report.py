@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from textwrap import wrap
 from typing import TypeVar
 
-from apollofs.fs.sizing.assumptions import Assumptions
+from apollofs.fs.sizing.assumptions import DAY_S, Assumptions
 from apollofs.fs.sizing.played import Played, PlayedSite, percentile
 from apollofs.fs.sizing.results import LinkPlan, Plan, SitePlan
 from apollofs.fs.sizing.units import Unit, show, show_bits, show_count
 
 T = TypeVar("T")
 WIDTH = 110
+STEPS = 6
+"""How many steps of time a text shows."""
 
 SITE_ROWS: tuple[tuple[str, Callable[[SitePlan], str]], ...] = (
     ("GPUs", lambda site: show_count(site.shape.site.gpus)),
@@ -21,8 +24,8 @@ SITE_ROWS: tuple[tuple[str, Callable[[SitePlan], str]], ...] = (
     ("parameters", lambda site: show_count(site.shape.params)),
     ("a checkpoint", lambda site: show(site.shape.state_bytes, Unit.BYTES)),
     ("failures of training a day", lambda site: f"{site.shape.failures_a_day:.2f}"),
-    ("best checkpoint interval", lambda site: show(site.rhythm.best_interval_s, Unit.SECONDS)),
-    ("time that training uses well", lambda site: show(site.rhythm.goodput, Unit.SHARE)),
+    ("best checkpoint interval", lambda site: _best(site.rhythm.best_interval_s)),
+    ("time that training uses well", lambda site: _goodput(site.rhythm.goodput)),
     ("", lambda _: ""),
     ("throughput to buy", lambda site: show(site.throughput.available, Unit.BYTES_S)),
     ("  a rack of GPUs", lambda site: show(site.per_rack, Unit.BYTES_S)),
@@ -50,7 +53,7 @@ SITE_ROWS: tuple[tuple[str, Callable[[SitePlan], str]], ...] = (
 PLAYED_ROWS: tuple[tuple[str, Callable[[PlayedSite], str]], ...] = (
     ("checkpoints, cut short", lambda site: f"{site.saves:,}, {site.cut_short:,}"),
     ("failures", lambda site: f"{site.failures:,}"),
-    ("time that training used well", lambda site: show(site.goodput, Unit.SHARE)),
+    ("time that training used well", lambda site: _goodput(site.goodput)),
     ("written", lambda site: show(site.written, Unit.BYTES)),
     ("removed", lambda site: show(site.removed, Unit.BYTES)),
     ("there at the end", lambda site: show(site.present, Unit.BYTES)),
@@ -78,7 +81,8 @@ def played_text(played: Played) -> str:
     """What happened in the days that were played."""
     head = f"played {played.days:g} days with seed {played.seed}: {played.publishes:,} publishes"
     names = [site.name for site in played.sites]
-    return "\n".join(line.rstrip() for line in [head, "", *_columns(names, PLAYED_ROWS, played.sites)])
+    lines = [head, "", *_columns(names, PLAYED_ROWS, played.sites), "", *_over_time(played)]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def assumptions_text(given: Assumptions) -> str:
@@ -99,7 +103,8 @@ def assumptions_text(given: Assumptions) -> str:
 
 def _totals(plan: Plan) -> Iterator[str]:
     places = "1 site" if len(plan.sites) == 1 else f"{len(plan.sites)} sites"
-    yield f"{plan.gpus:,} GPUs at {places}: {plan.gpu_racks:,} racks of GPUs, {show(plan.available, Unit.BYTES_S)}"
+    gpus = "1 GPU" if plan.gpus == 1 else f"{plan.gpus:,} GPUs"
+    yield f"{gpus} at {places}: {plan.gpu_racks:,} racks of GPUs, {show(plan.available, Unit.BYTES_S)}"
     yield (
         f"space: {show(plan.paper, Unit.BYTES)} on paper, {show(plan.usable, Unit.BYTES)} in practice, "
         f"{show(plan.raw, Unit.BYTES)} of drives"
@@ -115,6 +120,16 @@ def _columns(names: Sequence[str], rows: Sequence[tuple[str, Callable[[T], str]]
         yield f"{label:<{label_width}}  " + "  ".join(
             f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)
         )
+
+
+def _over_time(played: Played) -> Iterator[str]:
+    """What lies at each site, at even steps of the time."""
+    moments_s = [played.days * DAY_S * step / STEPS for step in range(STEPS + 1)]
+    rows = [[site.present_at(moment_s) for site in played.sites] for moment_s in moments_s]
+    labels = [f"  on day {moment_s / DAY_S:.3g}" for moment_s in moments_s]
+    yield "space over time"
+    for label, row in zip(labels, rows, strict=True):
+        yield f"{label:<14}" + "".join(f"  {show(size, Unit.BYTES):>8}" for size in row)
 
 
 def _etcd(plan: Plan) -> Iterator[str]:
@@ -155,11 +170,21 @@ def _settings(plan: Plan) -> Iterator[str]:
     )
     yield f"  apollofs gc: every {show(retention.gc_interval_s, Unit.SECONDS)}, --grace {retention.gc_grace_s:.0f}s"
     yield f"  apollofs format: --block-size {services.block_bytes / 2**20:g}M"
+    disk_bytes = max(site.node.disk_bytes for site in plan.sites)
+    yield f"  apollofs mount: -o cache_size={math.ceil(disk_bytes / 2**30)}G"
     yield f"  etcd: --quota-backend-bytes={services.etcd_quota_bytes:.0f}"
 
 
 def _two(first: float, second: float, unit: Unit) -> str:
     return f"{show(first, unit)}, {show(second, unit)}"
+
+
+def _best(interval_s: float) -> str:
+    return show(interval_s, Unit.SECONDS) if math.isfinite(interval_s) else "-"
+
+
+def _goodput(share: float) -> str:
+    return show(share, Unit.SHARE) if share else "-"
 
 
 def _late(site: PlayedSite, share: float) -> str:

@@ -12,9 +12,9 @@ from apollofs.metadata.errors import (
     OperationNotPermitted,
     StaleInode,
 )
-from apollofs.metadata.journal import Change, Kind
+from apollofs.metadata.journal import Kind
 from apollofs.metadata.ops.body import BodyKeys
-from apollofs.metadata.ops.common import Location, Scope
+from apollofs.metadata.ops.common import Home, Location, Scope
 from apollofs.metadata.records import FILE_BYTES_MAX, BodyChange, Inode, InodeFlag, Usage
 from apollofs.metadata.store import Put
 from apollofs.metadata.transact import Decision
@@ -55,7 +55,11 @@ class CommitBody:
             stored, writes = body.store(before, after)
         writes += self._references(view, before)
         writes.append(self.scope.store(home, stored))
-        record = Change(Kind.COMMIT, stored.ino, size_bytes=stored.size_bytes, mode=stored.mode, nlink=stored.nlink)
+        record = self.scope.change(
+            Kind.COMMIT,
+            Home(stored, home.location),
+            mtime_offset_ns=mtime_ns - self.scope.now_ns if self.change.mtime_ns else None,
+        )
         usage = Usage(stored.allocated_bytes - before.allocated_bytes, 0)
         whole = stored._replace(extents=after.extents if self.change.inline is None else ())
         return Decision(

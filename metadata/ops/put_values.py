@@ -67,8 +67,6 @@ class _Draft:
     bytes: int = 0
     inodes: int = 0
     after: list[Inode | None] = field(default_factory=list)
-    guarded: set[int] = field(default_factory=set)
-    """Directories of which something is written, so that the transaction proves that nobody else holds them."""
     named: dict[int, None] = field(default_factory=dict)
     """Directories whose names change."""
     relied: dict[int, None] = field(default_factory=dict)
@@ -98,8 +96,9 @@ class PutValues:
         for value in self.values:
             self._decide(view, value, draft)
         if draft.writes:
-            # what another mount has answered ahead of the store counts too: a write has it committed before
-            draft.named.update((parent, None) for parent in draft.relied if parent not in draft.guarded)
+            # what another mount has answered ahead of the store counts too: a write (of nothing) has it committed
+            relied = [parent for parent in draft.relied if parent not in draft.named]
+            draft.writes += [Delete(self.scope.keys.dentry(parent, b"")) for parent in relied]
             draft.writes += [self.scope.touch(parent) for parent in draft.named]
         first, *further = draft.changes or [Change(Kind.NOTHING)]
 
@@ -154,11 +153,10 @@ class PutValues:
         else:
             inode = inode._replace(extents=body.extents)
         draft.writes += [*writes, Put(self.scope.keys.dentry(parent, name), codec.encode_embedded(inode))]
-        draft.changes += [Change(Kind.CREATE, inode.ino, parent, name, mode=inode.mode), _committed(inode)]
+        draft.changes += self._created(inode, value.location)
         draft.bytes += inode.allocated_bytes
         draft.inodes += 1
         draft.after.append(inode)
-        draft.guarded.add(parent)
         draft.named[parent] = None
 
     def _inode(self, directory: Inode, home: Home | None, body: NewBody) -> Inode:
@@ -183,7 +181,6 @@ class PutValues:
         self._drop(home, value.location, draft)
         draft.writes.append(Delete(self.scope.keys.dentry(*value.location)))
         draft.after.append(None)
-        draft.guarded.add(value.location[0])
         draft.named[value.location[0]] = None
 
     def _discard(self, home: Home, location: Location, draft: _Draft) -> None:
@@ -209,12 +206,14 @@ class PutValues:
 
     def _unlinked(self, inode: Inode, location: Location, draft: _Draft) -> None:
         draft.changes.append(
-            Change(Kind.UNLINK, inode.ino, *location, mode=inode.mode, size_bytes=inode.size_bytes, nlink=inode.nlink)
+            Change(Kind.UNLINK, inode.ino, *location, self.scope.now_ns, inode.mode, inode.size_bytes, inode.nlink)
         )
         if inode.nlink == 0:
             draft.bytes -= inode.allocated_bytes
             draft.inodes -= 1
 
-
-def _committed(inode: Inode) -> Change:
-    return Change(Kind.COMMIT, inode.ino, size_bytes=inode.size_bytes, mode=inode.mode, nlink=inode.nlink)
+    def _created(self, inode: Inode, location: Location) -> list[Change]:
+        """As of a file that is made empty, and then written."""
+        now_ns = self.scope.now_ns
+        made = Change(Kind.CREATE, inode.ino, *location, now_ns, inode.mode, uid=inode.uid, gid=inode.gid)
+        return [made, self.scope.change(Kind.COMMIT, Home(inode, location))]

@@ -377,9 +377,9 @@ async def test_the_journal_has_each_put_once(world: World) -> None:
                 if changes and event.kv.mod_revision in changed:
                     found[event.kv.mod_revision] = [(change.kind, change.name) for change in changes]
     assert list(found.values()) == [
-        [(Kind.UNLINK, b"f"), (Kind.CREATE, b"f"), (Kind.COMMIT, b"")],
-        [(Kind.UNLINK, b"f"), (Kind.CREATE, b"f"), (Kind.COMMIT, b"")],
-        [(Kind.UNLINK, b"f"), (Kind.CREATE, b"g"), (Kind.COMMIT, b"")],
+        [(Kind.UNLINK, b"f"), (Kind.CREATE, b"f"), (Kind.COMMIT, b"f")],
+        [(Kind.UNLINK, b"f"), (Kind.CREATE, b"f"), (Kind.COMMIT, b"f")],
+        [(Kind.UNLINK, b"f"), (Kind.CREATE, b"g"), (Kind.COMMIT, b"g")],
     ]
 
 

@@ -213,6 +213,13 @@ def test_series_hold_every_byte(parts: list[tuple[float, float, float]], bins: i
     assert max(peaks) <= sum(rate for _, _, rate in parts) * (1 + 1e-9)
 
 
+def test_what_was_there_at_a_time() -> None:
+    (site,) = play(make_plan(Fleet((Site("here", 64),))), 1, 0).sites
+    assert site.present_at(0.0) == site.samples[0][1]["datasets"] + site.samples[0][1]["scratch"]
+    assert site.present_at(24 * HOUR_S) == site.present
+    assert site.present_at(0.0) < site.present_at(12.5 * HOUR_S) == sum(site.samples[12][1].values())
+
+
 def test_percentiles() -> None:
     assert percentile([], 0.5) == 0
     assert [percentile([3, 1, 2, 4], share) for share in (0, 0.5, 1)] == [1, 3, 4]

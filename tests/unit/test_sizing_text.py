@@ -197,6 +197,15 @@ def test_the_plan_as_text_and_as_json(run: Run) -> None:
     assert data["assumptions"]["save_interval_s"] == 900
 
 
+def test_what_does_not_train_or_fail_has_no_rhythm(run: Run) -> None:
+    _, out, _ = run("--gpus", 16, "--inference-share", "100%", "--params", "7B", "--simulate", "--days", 1)
+    assert re.search(r"^best checkpoint interval +-$", out, re.MULTILINE)
+    assert re.search(r"^time that training used well +-$", out, re.MULTILINE)
+    assert "287 publishes" in out
+    data = json.loads(run("--gpus", 1, "--set", "failures_per_gpu_day=0", "--json")[1])
+    assert data["sites"]["here"]["rhythm"]["best_interval_s"] is None
+
+
 def test_options_come_before_the_file(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "plan.toml"
     file.write_text("gpus = 4096\n[workload]\nsave_interval = '30m'\nsave_stall = '20s'\n")
