@@ -46,6 +46,7 @@ ERRNO: Final[Mapping[type[BaseException], int]] = MappingProxyType(
         meta.NoSuchEntry: errno.ENOENT,
         meta.StaleInode: errno.ESTALE,
         meta.EntryExists: errno.EEXIST,
+        meta.RevisionConflict: errno.EAGAIN,
         meta.NotADirectory: errno.ENOTDIR,
         meta.IsADirectory: errno.EISDIR,
         meta.DirectoryNotEmpty: errno.ENOTEMPTY,

@@ -123,6 +123,8 @@ class Filesystem(FileCalls):
 
     def cached_lookup(self, parent: int, name: bytes) -> Attributes | None:
         """As `lookup`, where nobody need be asked; None: call that. NoSuchEntry where that is known."""
+        if self._stale.concerns(parent):
+            return None
         cached = self._volume.cached_lookup(parent, name)
         return self._current(cached, (parent, name)) if cached is not None else None
 
@@ -151,7 +153,8 @@ class Filesystem(FileCalls):
 
     async def lookup(self, parent: int, name: bytes) -> Attributes:
         """The inode that a name means. NoSuchEntry, NameTooLong."""
-        attributes = await self._fresh(await self._volume.lookup(parent, name))
+        found = self._stale if self._stale.concerns(parent) else self._volume
+        attributes = await self._fresh(await found.lookup(parent, name))
         return self.cached_lookup(parent, name) or attributes
 
     def absent(self, parent: int, name: bytes) -> float:
@@ -168,6 +171,7 @@ class Filesystem(FileCalls):
                 inode = await self._volume.getattr(ino)
             except StaleInode:
                 if file is None:
+                    self._stale.refused(ino)
                     return self._removed_directory(ino)
                 file.orphan()
                 return self._attributes(file.inode)

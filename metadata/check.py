@@ -192,6 +192,8 @@ class Checker:
         self.counted = Usage(self.counted.bytes + allocated, self.counted.inodes + 1)
         if inode.is_inline and inode.inline_bytes > inode.size_bytes:
             yield Violation("i", inode.ino, "its inline body is longer than the file")
+        if inode.copy and len(inode.copy) != inode.inline_bytes:
+            yield Violation("i", inode.ino, "the copy of its inline body is not the body")
         if not inode.is_file and (inode.extents or inode.is_inline):
             yield Violation("i", inode.ino, "it has a body, but is no regular file")
         yield from _check_extents("i", inode.ino, inode.extents, inode.size_bytes)

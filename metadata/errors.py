@@ -138,6 +138,19 @@ class EntryExists(NamespaceError):
     """The name exists already."""
 
 
+class RevisionConflict(NamespaceError):
+    """A value is not the one that a conditional change of it was for: nothing was changed.
+
+    `name` is its key, `revision` the one that it has now (0: there is none).
+    """
+
+    def __init__(self, name: bytes, revision: int) -> None:
+        now = f"is at revision {revision}" if revision else "does not exist"
+        super().__init__(f"{name.decode('utf-8', 'backslashreplace')!r} {now}")
+        self.name = name
+        self.revision = revision
+
+
 class NotADirectory(NamespaceError):
     """A directory is needed."""
 

@@ -83,6 +83,8 @@ class Inode(NamedTuple):
     """How many keys `e/<ino>/<page>` hold the extents; 0: they are in the record."""
     extents_bytes: int = 0
     """Sum of the extents' lengths, kept where they are paged out."""
+    copy: bytes = b""
+    """The inline body once more, of a file that was put as a value and is very small; else empty."""
 
     @property
     def is_dir(self) -> bool:

@@ -58,6 +58,8 @@ class Decision(Generic[T]):
     """The directory that it makes."""
     rests_elsewhere: bool = False
     """It rests on groups that it doesn't write: so it is never queued, as what is queued compares only those."""
+    further: tuple[Change, ...] = ()
+    """What it does after `change`, if it does several things at once; then it `rests_elsewhere`."""
 
 
 class Operation(Protocol[T]):
@@ -217,6 +219,7 @@ class Transactor:
             decision.change,
             attempt.time_ns,
             questions,
+            further=decision.further,
         )
         pending = delegations.start_write(decision.writes)
         revision, applied = 0, None

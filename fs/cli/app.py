@@ -19,6 +19,7 @@ COMMANDS = {
     "gc": ("collecting", "gc"),
     "changes": ("changes", "changes"),
     "trash": ("trash", "trash"),
+    "kv": ("kv", "kv"),
     "site": ("site", "site"),
     "mount": ("mounting", "mount"),
     "umount": ("mounting", "umount"),
