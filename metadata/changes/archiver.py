@@ -113,6 +113,7 @@ class Archiver:
     async def _follow(self, role: Role, until: int) -> None:
         """Archive from where the archive ends; with `until`, up to that revision. Raises Compacted."""
         prefix, first = self._keys.slots, self._state.through + 1
+        self._directories.begin({})  # it may be ahead: what was gathered and not stored is gathered again
         draft = Draft(self._directories, self._state.open_from)
         flush_at = trio.current_time() + self._options.flush_s
         async with self._store.watch(prefix, prefix_end(prefix), start_revision=first) as batches:
@@ -184,7 +185,6 @@ class Archiver:
             self._state.through + 1,
         )
         self.report.lost_revisions += lost
-        self._directories.begin({})
         self._state = await self._index.skip(role, self._state, first)
 
     # -- what goes ---------------------------------------------------------------------------------------------------

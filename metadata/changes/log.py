@@ -109,6 +109,7 @@ class ChangeLog:
         """
         until = REVISION_MAX if follow else 0
         position = start
+        self._directories.begin({})  # an earlier reading may have come further
         while True:
             async with aclosing(self._archived(position, selects)) as batches:
                 async for batch in batches:

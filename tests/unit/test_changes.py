@@ -132,6 +132,20 @@ async def test_paths_of_directories_from_before_the_position(world: World) -> No
         assert told(await world.read(start)) == expected
 
 
+async def test_one_log_is_read_again_and_again(world: World) -> None:
+    """Each reading knows where directories were then, not where they were when the one before ended."""
+    async with mounted(world.store) as volume:
+        start = await world.log().now()
+        await some_changes(volume)
+        log = world.log()
+        for _ in range(3):
+            found: list[ChangeRecord] = []
+            async with aclosing(log.read(start)) as batches:
+                async for batch in batches:
+                    found += batch.records
+            assert told(found) == EXPECTED
+
+
 async def test_a_file_with_several_names_is_in_every_subtree(world: World) -> None:
     async with mounted(world.store) as volume:
         start = await world.log().now()
