@@ -9,6 +9,7 @@ from contextlib import aclosing
 import pytest
 import trio
 
+from apollofs.metadata.changes.history import mark_end
 from apollofs.metadata.changes.log import within
 from apollofs.metadata.changes.position import Position, parse_position
 from apollofs.metadata.changes.record import ChangeRecord
@@ -224,7 +225,7 @@ async def test_a_volume_that_is_gone(world: World) -> None:
     with pytest.raises(NotFormatted):
         await log.beginning()
     with pytest.raises(NotFormatted):
-        await log.mark()
+        await mark_end(log._store, log._keys)
 
 
 @pytest.mark.parametrize("text", ["", "x", "1.", ".1", "1.2.3", "-1", "99999999999999999999"])
