@@ -21,7 +21,7 @@ from apollofs.metadata.changes.compaction import (
 from apollofs.metadata.changes.groups import list_groups
 from apollofs.metadata.changes.position import Position
 from apollofs.metadata.changes.role import holder_of
-from apollofs.metadata.errors import DeadlineExceeded, StoreError
+from apollofs.metadata.errors import DeadlineExceeded, OutcomeUnknown, RoleLost, StoreError, StoreUnavailable
 from apollofs.metadata.format import read_superblock
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.session import retry
@@ -29,6 +29,7 @@ from apollofs.metadata.store import Range, Store
 
 log = logging.getLogger(__name__)
 COMPACT_EVERY_S = 300.0
+AGAIN_S = 1.0
 READ_S = 30.0
 
 
@@ -67,9 +68,19 @@ async def archive_changes(store: Store, volume: str, run: ArchiveRun) -> Archive
         async with trio.open_nursery() as nursery:
             if run.compaction is not None:
                 nursery.start_soon(_compact_at_times, store, archiver, run.compaction)
-            await archiver.run(once=False)
+            await _keep_archiving(archiver)
             nursery.cancel_scope.cancel()
         return ArchiveDone(archiver.report)
+
+
+async def _keep_archiving(archiver: Archiver) -> None:
+    """Until cancelled, or the volume is gone. An etcd that does not answer for a while costs the role, no more."""
+    while True:
+        try:
+            await archiver.run(once=False)
+        except (RoleLost, StoreUnavailable, OutcomeUnknown, DeadlineExceeded) as exc:
+            log.warning("the archiver begins again: %s", exc)
+        await trio.sleep(AGAIN_S)
 
 
 async def _compact(store: Store, options: CompactionOptions) -> Compaction:

@@ -24,6 +24,7 @@ import trio
 from apollofs.metadata.changes.archive_index import ArchiveIndex, ArchiveState, SegmentEntry
 from apollofs.metadata.changes.directories import Directories
 from apollofs.metadata.changes.draft import Draft
+from apollofs.metadata.changes.history import mark_end, watched_slots
 from apollofs.metadata.changes.log import ChangeLog
 from apollofs.metadata.changes.port import SegmentStore
 from apollofs.metadata.changes.record import entries_of
@@ -31,7 +32,7 @@ from apollofs.metadata.changes.role import Role, held_role
 from apollofs.metadata.changes.segment import pack
 from apollofs.metadata.errors import ArchiveUnavailable, Compacted
 from apollofs.metadata.keys import Keys
-from apollofs.metadata.store import Store, WatchBatch, prefix_end
+from apollofs.metadata.store import Store, WatchBatch
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Archiver:
             if not self._state.revision:
                 self._state = await self._index.skip(role, self._state, beginning)
             await self._sweep(role, once=once)
-            until = await changes.mark() if once else 0
+            until = await mark_end(self._store, self._keys) if once else 0
             while not once or self._state.through < until:
                 try:
                     await self._follow(role, until)
@@ -112,10 +113,10 @@ class Archiver:
 
     async def _follow(self, role: Role, until: int) -> None:
         """Archive from where the archive ends; with `until`, up to that revision. Raises Compacted."""
-        prefix, first = self._keys.slots, self._state.through + 1
+        self._directories.begin({})  # it may be ahead: what was gathered and not stored is gathered again
         draft = Draft(self._directories, self._state.open_from)
         flush_at = trio.current_time() + self._options.flush_s
-        async with self._store.watch(prefix, prefix_end(prefix), start_revision=first) as batches:
+        async with watched_slots(self._store, self._keys, self._state.through + 1) as batches:
             while True:
                 try:
                     batch = await self._next(batches, flush_at)
@@ -184,7 +185,6 @@ class Archiver:
             self._state.through + 1,
         )
         self.report.lost_revisions += lost
-        self._directories.begin({})
         self._state = await self._index.skip(role, self._state, first)
 
     # -- what goes ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ Rules
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -20,15 +19,16 @@ from dataclasses import dataclass
 from apollofs.metadata import journal
 from apollofs.metadata.changes.archive_index import ArchiveIndex, ArchiveState, SegmentEntry
 from apollofs.metadata.changes.directories import Directories
+from apollofs.metadata.changes.history import mark_end, watched_slots
 from apollofs.metadata.changes.port import SegmentSource
 from apollofs.metadata.changes.position import REVISION_MAX, Position
 from apollofs.metadata.changes.record import ChangeRecord, SlotEntry, entries_of
 from apollofs.metadata.changes.segment import Segment, unpack
 from apollofs.metadata.errors import ArchiveUnavailable, ChangesLost, Compacted, CorruptRecord, NotFormatted
-from apollofs.metadata.journal import NAMESPACE_KINDS, Change, Kind, SlotRecord
+from apollofs.metadata.journal import NAMESPACE_KINDS
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.session import retry
-from apollofs.metadata.store import Compare, Put, Range, Relation, Store, Target, prefix_end
+from apollofs.metadata.store import Range, Store
 
 READ_S = 30.0
 BATCH_RECORDS = 1000
@@ -87,16 +87,6 @@ class ChangeLog:
             if not page.more:
                 return Position(max(revision, page.state.open_from))
 
-    async def mark(self) -> int:
-        """Put a mark at the end of the log; its revision."""
-        record = journal.encode(SlotRecord(0, 0, time.time_ns(), (Change(Kind.NOTHING),)))
-        exists = Compare(self._keys.superblock, Target.VERSION, Relation.GREATER, 0)
-        put = Put(self._keys.log_mark, record)
-        result = await retry(lambda: self._store.txn((exists,), (put,)), READ_S)
-        if not result.succeeded:
-            raise NotFormatted(f"there is no volume {self._keys.volume!r}: make it with `apollofs format`")
-        return result.revision
-
     # -- reading -----------------------------------------------------------------------------------------------------
 
     async def read(
@@ -109,12 +99,13 @@ class ChangeLog:
         """
         until = REVISION_MAX if follow else 0
         position = start
+        self._directories.begin({})  # an earlier reading may have come further
         while True:
             async with aclosing(self._archived(position, selects)) as batches:
                 async for batch in batches:
                     yield batch
                     position = batch.after
-            until = until or await self.mark()
+            until = until or await mark_end(self._store, self._keys)
             if position.revision > until:
                 return
             try:
@@ -172,8 +163,7 @@ class ChangeLog:
 
     async def _live(self, start: Position, until: int, selects: Selects | None) -> AsyncGenerator[Batch, None]:
         position = start
-        prefix = self._keys.slots
-        async with self._store.watch(prefix, prefix_end(prefix), start_revision=max(start.revision, 1)) as watched:
+        async with watched_slots(self._store, self._keys, start.revision) as watched:
             async for found in watched:
                 entries = list(entries_of(self._keys, found.events))
                 async with aclosing(self._records(entries, position, found.revision, selects)) as batches:

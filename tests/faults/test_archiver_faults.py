@@ -95,3 +95,32 @@ async def test_stopped_before_and_after_an_object_is_stored(world: World, step: 
     assert report.orphans == step % 2
     assert await world.read() == before
     assert len(await world.objects()) == len(await world.keys_in("a")) == 3
+
+
+async def test_one_that_begins_again_in_the_same_process(world: World) -> None:
+    """What it has seen and not stored it sees again, and must not know of later moves before they come."""
+    async with mounted(world.store) as volume:
+        outer = (await volume.mkdir(ROOT_INO, b"outer", 0o755, ME)).ino
+        await volume.settle()
+        await world.archive()
+        await volume.mkdir(outer, b"a", 0o755, ME)
+        await volume.rename(ROOT_INO, b"outer", ROOT_INO, b"moved")
+        await volume.mkdir(outer, b"b", 0o755, ME)
+        await volume.settle()
+    before = await world.read()
+    assert [record.path for record in before[-3:]] == [b"/outer/a", b"/moved", b"/moved/b"]
+    segments = world.segments()
+    put, stops = segments.put, [True, False]
+
+    async def stopping_put(name: str, data: bytes) -> None:
+        if stops.pop(0):
+            raise Stopped("by the test")
+        await put(name, data)
+
+    segments.put = stopping_put  # type: ignore[method-assign]
+    archiver = Archiver(world.store, KEYS, segments, ArchiveOptions())
+    with pytest.raises(Stopped):
+        await archiver.run(once=True)
+    await archiver.run(once=True)
+    await world.store.compact(archiver.report.through)
+    assert await world.read() == before

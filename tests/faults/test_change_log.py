@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -30,7 +31,7 @@ from tests.support.rebuilt import Rebuilt, differences, volume_facts
 pytestmark = [pytest.mark.faults, pytest.mark.mounted, pytest.mark.slow]
 OPERATIONS = int(os.environ.get("APOLLOFS_CHANGES_OPERATIONS", "2000"))
 SEED = int(os.environ.get("APOLLOFS_CHANGES_SEED", "1"))
-ROUND = 400
+ROUND = 250
 """Operations of each mount between two misfortunes."""
 MOUNTS = 3
 LEASE_S = 4
@@ -92,12 +93,14 @@ class Course:
         for command in (*self.consumers, self.archiver):
             stack.callback(command.kill)
         self.done = 0
-        self.misfortunes: list[Callable[[], None]] = [
+        misfortunes: list[Callable[[], None]] = [
             self.kill_a_mount,
             self.kill_the_archiver,
             self.kill_the_archiver_and_compact,
             self.kill_a_consumer,
         ]
+        rng.shuffle(misfortunes)
+        self.misfortunes = itertools.cycle(misfortunes)
 
     def mount(self) -> Mount:
         number = next(self.numbers)
@@ -113,7 +116,7 @@ class Course:
             for client, mount in zip(self.clients, self.mounts, strict=True)
         ]
         playing[0].is_done(self.rng.random() / 2)
-        self.rng.choice(self.misfortunes)()
+        next(self.misfortunes)()
         self.done += sum(pending.result() for pending in playing)
 
     def kill_a_mount(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import trio
 
+from apollofs.metadata.changes import history
 from apollofs.metadata.changes.archiver import ArchiveOptions
 from apollofs.metadata.errors import BodyConflict, MetadataError, NamespaceError
 from apollofs.metadata.records import (
@@ -162,8 +163,11 @@ async def archive_at_times(world: World, rng: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_the_log_rebuilds_the_volume(world: World, seed: int) -> None:
+async def test_the_log_rebuilds_the_volume(world: World, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
+    # history in lanes too, however short it is
+    monkeypatch.setattr(history, "LANE_REVISIONS", rng.randrange(1, 50))
+    monkeypatch.setattr(history, "LAG_MIN", rng.choice([0, 100]))
     async with mounted(world.store) as a, mounted(world.store) as b, mounted(world.store) as c:
         players = [Player(volume, world, random.Random(rng.random())) for volume in (a, b, c)]
         async with trio.open_nursery() as archiving:

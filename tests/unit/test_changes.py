@@ -9,6 +9,7 @@ from contextlib import aclosing
 import pytest
 import trio
 
+from apollofs.metadata.changes.history import mark_end
 from apollofs.metadata.changes.log import within
 from apollofs.metadata.changes.position import Position, parse_position
 from apollofs.metadata.changes.record import ChangeRecord
@@ -132,6 +133,20 @@ async def test_paths_of_directories_from_before_the_position(world: World) -> No
         assert told(await world.read(start)) == expected
 
 
+async def test_one_log_is_read_again_and_again(world: World) -> None:
+    """Each reading knows where directories were then, not where they were when the one before ended."""
+    async with mounted(world.store) as volume:
+        start = await world.log().now()
+        await some_changes(volume)
+        log = world.log()
+        for _ in range(3):
+            found: list[ChangeRecord] = []
+            async with aclosing(log.read(start)) as batches:
+                async for batch in batches:
+                    found += batch.records
+            assert told(found) == EXPECTED
+
+
 async def test_a_file_with_several_names_is_in_every_subtree(world: World) -> None:
     async with mounted(world.store) as volume:
         start = await world.log().now()
@@ -210,7 +225,7 @@ async def test_a_volume_that_is_gone(world: World) -> None:
     with pytest.raises(NotFormatted):
         await log.beginning()
     with pytest.raises(NotFormatted):
-        await log.mark()
+        await mark_end(log._store, log._keys)
 
 
 @pytest.mark.parametrize("text", ["", "x", "1.", ".1", "1.2.3", "-1", "99999999999999999999"])
