@@ -32,12 +32,14 @@ from apollofs.metadata.ops.commit import CommitBody
 from apollofs.metadata.ops.common import Location, Scope, check_name
 from apollofs.metadata.ops.create import Create
 from apollofs.metadata.ops.link import Link
+from apollofs.metadata.ops.policy import InheritPolicy, SetPolicy
 from apollofs.metadata.ops.rename import Rename
 from apollofs.metadata.ops.restore import Restore
 from apollofs.metadata.ops.rmdir import Rmdir
 from apollofs.metadata.ops.setattr import SetAttributes
 from apollofs.metadata.ops.unlink import Unlink
 from apollofs.metadata.ops.xattr import SetXattr, check_attribute
+from apollofs.metadata.policy import Policy
 from apollofs.metadata.records import (
     TARGET_BYTES_MAX,
     Body,
@@ -354,6 +356,19 @@ class Volume(NamespaceReader):
         scope = self._scope()
         operation = SetXattr(scope, ino, self._locations.get(ino), name, value, create, replace)
         await self._transactor.run(self.session, operation, time_ns=scope.now_ns)
+
+    # -- site policies ------------------------------------------------------------------------------------------------
+
+    async def set_policy(self, directory: int, policy: Policy | None) -> None:
+        """Give a directory a site policy of its own; None: that of its parent. One request. NotADirectory."""
+        scope = self._scope()
+        await self._transactor.run(self.session, SetPolicy(scope, directory, policy), time_ns=scope.now_ns)
+
+    async def inherit_policy(self, ino: int, location: Location, number: int) -> bool:
+        """Give what was there before a policy was set its number; whether it has that now. One request, none if so."""
+        scope = self._scope()
+        operation = InheritPolicy(scope, ino, location, number)
+        return await self._transactor.run(self.session, operation, time_ns=scope.now_ns)
 
     # -- the whole ---------------------------------------------------------------------------------------------------
 
