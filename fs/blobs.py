@@ -7,6 +7,7 @@ from another one if that does not answer.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,9 +31,14 @@ from apollofs.blobstore.listing import closing
 from apollofs.fs.errors import BodyError, BodyUnavailable, CorruptBody, MissingBlob
 from apollofs.fs.hedging import Hedged
 from apollofs.fs.nearness import Nearness
+from apollofs.fs.user_error import UserError
+from apollofs.fs.workers import share_out
+from apollofs.metadata.errors import MetadataError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 SITE_SHIFT = 56
+SPREAD_MAX = 4096
 _BLOCK_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{16}/[0-9a-f]{8}")
 
 OpenStore = Callable[[int], Awaitable[BlockStore]]
@@ -122,6 +128,8 @@ class BlobSource:
         self.block_bytes = block_bytes
         self.nearness = Nearness(here)
         self._copies_of = copies_of
+        self._spread: dict[int, set[int]] = {}
+        """Blobs that are being written to other sites too; where one block could not be put, the site is taken out."""
         self._open_store = open_store
         self._stores: dict[int, BlockStore] = {}
         self._opening = trio.Lock()
@@ -171,15 +179,53 @@ class BlobSource:
         """Store a block, at its own site or (not 0) as a copy at another; durable on return. `data` must not change
         meanwhile. Repeating it is harmless."""
         assert len(data) == block.length
-        with _translated(block):
-            store = await self._store(site or site_of(block.blob))
-            await store.put(block.name, data)
+
+        async def put(site: int) -> None:
+            with _translated(block):
+                await (await self._store(site)).put(block.name, data)
+
+        await self._put(block, site, put)
 
     async def put_sealed(self, block: Block, sealed: Buffer, site: int = 0) -> None:
         """As `put_block`, of the block's bytes with their footer behind them (`BlockStore.put_sealed`)."""
-        with _translated(block):
-            store = await self._store(site or site_of(block.blob))
-            await store.put_sealed(block.name, sealed)
+
+        async def put(site: int) -> None:
+            with _translated(block):
+                await (await self._store(site)).put_sealed(block.name, sealed)
+
+        await self._put(block, site, put)
+
+    def spread(self, blob: int, sites: set[int]) -> None:
+        """From now on blocks that are put of this blob, which has none yet, go to these sites too."""
+        if sites:
+            self._spread[blob] = sites
+        while len(self._spread) > SPREAD_MAX:
+            self._spread.pop(next(iter(self._spread)))
+
+    def end_spread(self, blob: int) -> set[int]:
+        """No more blocks will be put: the other sites that have all that were."""
+        return self._spread.pop(blob, set())
+
+    async def _put(self, block: Block, site: int, put: Callable[[int], Awaitable[None]]) -> None:
+        """At `site`; or (0) at the blob's own, which alone must succeed, and at those that it is spread to."""
+        others = self._spread.get(block.blob) if not site else None
+        if not others:
+            await put(site or site_of(block.blob))
+            return
+
+        async def copy(elsewhere: int) -> None:
+            try:
+                await put(elsewhere)
+            except (BodyError, BlobStoreError, UserError, MetadataError) as exc:
+                log.info("block %d of blob %#x is not at site %d yet: %s", block.index, block.blob, elsewhere, exc)
+                self.nearness.troubled(elsewhere, str(exc))
+                others.discard(elsewhere)
+
+        async def one(at: int) -> None:
+            await (put if at == site_of(block.blob) else copy)(at)
+
+        sites = (site_of(block.blob), *others)
+        await share_out(one, sites, len(sites))
 
     async def delete_block(self, block: Block, site: int = 0) -> None:
         """Remove a block's object from the store of its own site, or of another one. One that is not there is no

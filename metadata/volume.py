@@ -10,6 +10,7 @@ import contextlib
 import logging
 import stat
 from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 
 import trio
 
@@ -32,14 +33,13 @@ from apollofs.metadata.ops.commit import CommitBody
 from apollofs.metadata.ops.common import Location, Scope, check_name
 from apollofs.metadata.ops.create import Create
 from apollofs.metadata.ops.link import Link
-from apollofs.metadata.ops.policy import InheritPolicy, SetPolicy
 from apollofs.metadata.ops.rename import Rename
 from apollofs.metadata.ops.restore import Restore
 from apollofs.metadata.ops.rmdir import Rmdir
 from apollofs.metadata.ops.setattr import SetAttributes
 from apollofs.metadata.ops.unlink import Unlink
 from apollofs.metadata.ops.xattr import SetXattr, check_attribute
-from apollofs.metadata.policy import Policy
+from apollofs.metadata.placement import Placement
 from apollofs.metadata.records import (
     TARGET_BYTES_MAX,
     Body,
@@ -56,11 +56,12 @@ from apollofs.metadata.records import (
 )
 from apollofs.metadata.session import Session, SessionOptions, open_session, retry
 from apollofs.metadata.store import Range, Store, prefix_end
-from apollofs.metadata.transact import Transactor
+from apollofs.metadata.transact import Operation, Transactor
 from apollofs.metadata.usage import UsageKeeper, read_usage
 from apollofs.metadata.use_answers import UseAnswers
 from apollofs.metadata.view import Recollection
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 NODE_TYPES = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 REOPEN_AFTER_S = 1.0
@@ -100,6 +101,7 @@ class Volume(NamespaceReader):
         self._own_inbox = None if options.delegations else Inbox(store, keys)
         self.uses = UseAnswers(store, keys, self._own_inbox or delegations.inbox)
         """Tells the collector what is open here."""
+        self.placement = Placement(store, keys, site.id, self)
         self._lease_hooks: list[Callable[[float], None]] = []
         self.session_lost_hooks: list[Callable[[], None]] = []
         """Called, without await, after a session has been lost and before the next one begins."""
@@ -212,6 +214,11 @@ class Volume(NamespaceReader):
 
     def _scope(self) -> Scope:
         return Scope(self._keys, self._transactor.moment(self.session))
+
+    async def transact(self, make: Callable[[Scope], Operation[T]]) -> T:
+        """Run one operation in the mount's session. One request."""
+        scope = self._scope()
+        return await self._transactor.run(self.session, make(scope), time_ns=scope.now_ns)
 
     async def settle(self) -> None:
         """On return everything that was answered before is in the store. No request, and no checkpoint, if it is.
@@ -356,19 +363,6 @@ class Volume(NamespaceReader):
         scope = self._scope()
         operation = SetXattr(scope, ino, self._locations.get(ino), name, value, create, replace)
         await self._transactor.run(self.session, operation, time_ns=scope.now_ns)
-
-    # -- site policies ------------------------------------------------------------------------------------------------
-
-    async def set_policy(self, directory: int, policy: Policy | None) -> None:
-        """Give a directory a site policy of its own; None: that of its parent. One request. NotADirectory."""
-        scope = self._scope()
-        await self._transactor.run(self.session, SetPolicy(scope, directory, policy), time_ns=scope.now_ns)
-
-    async def inherit_policy(self, ino: int, location: Location, number: int) -> bool:
-        """Give what was there before a policy was set its number; whether it has that now. One request, none if so."""
-        scope = self._scope()
-        operation = InheritPolicy(scope, ino, location, number)
-        return await self._transactor.run(self.session, operation, time_ns=scope.now_ns)
 
     # -- the whole ---------------------------------------------------------------------------------------------------
 

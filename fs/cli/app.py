@@ -19,6 +19,8 @@ COMMANDS = {
     "gc": ("collecting", "gc"),
     "trash": ("trash", "trash"),
     "site": ("site", "site"),
+    "policy": ("policy", "policy"),
+    "agent": ("agent", "agent"),
     "mount": ("mounting", "mount"),
     "umount": ("mounting", "umount"),
     "mounts": ("reports", "mounts"),
