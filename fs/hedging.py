@@ -38,34 +38,43 @@ class Hedged(Generic[T]):
     size_bytes: int
     read: Callable[[int], Awaitable[T]]
     nearness: Nearness
-    _errors: list[Exception] = field(default_factory=list)
+    _errors: dict[int, Exception] = field(default_factory=dict)
     _answer: list[T] = field(default_factory=list)
     _done: trio.Event = field(default_factory=trio.Event)
     """Some attempt has ended; a new one for each wait."""
     _running: dict[int, float] = field(default_factory=dict)
     """Sites that were asked and have not answered, and when."""
+    _slow: set[int] = field(default_factory=set)
+    """Sites beside which another was asked."""
 
     async def run(self, first: int, others: Others) -> T:
         """Raises the gravest error if all fail: what can't be reached may still be there."""
         async with trio.open_nursery() as nursery:
             self._start(nursery, first)
-            if not await self._wait(self._delay_s(first)):
-                rest = [site for site in await others() if site != first]
-                for site in rest:
+            if not await self._answers(first):
+                for site in [site for site in await others() if site != first]:
                     self._start(nursery, site)
-                    if await self._wait(self._delay_s(site)):
+                    if await self._answers(site):
                         break
                 while not self._answer and self._running:
                     await self._wait(float("inf"))
             nursery.cancel_scope.cancel()
         if not self._answer:
             raise self._gravest()
-        self._judge_losers()
+        self._judge()
         return self._answer[0]
 
     def _start(self, nursery: trio.Nursery, site: int) -> None:
         self._running[site] = trio.current_time()
         nursery.start_soon(self._attempt, site)
+
+    async def _answers(self, site: int) -> bool:
+        """Whether there is an answer before another site is to be asked beside this one."""
+        if await self._wait(self._delay_s(site)):
+            return True
+        if site in self._running:
+            self._slow.add(site)
+        return False
 
     async def _wait(self, delay_s: float) -> bool:
         """Until there is an answer: True; False when nobody is left who could give one, or after the delay."""
@@ -86,10 +95,8 @@ class Hedged(Generic[T]):
         try:
             found = await self.read(site)
         except (BodyError, UserError, MetadataError) as exc:
-            self._errors.append(exc)
-            if isinstance(exc, CorruptBody):
-                log.warning("%s is damaged at site %d: %s", self.what, site, exc)
-            else:
+            self._errors[site] = exc
+            if not isinstance(exc, CorruptBody):
                 self.nearness.troubled(site, str(exc))
         else:
             self.nearness.answered(site, trio.current_time() - began, self.size_bytes)
@@ -97,18 +104,18 @@ class Hedged(Generic[T]):
         self._running.pop(site, None)
         self._done.set()
 
-    def _judge_losers(self) -> None:
-        """Who was asked first, and has not answered when another had."""
-        now = trio.current_time()
-        for site, since in self._running.items():
-            if now - since > self._delay_s(site):
-                self.nearness.troubled(site, f"no answer in {now - since:.2f} s")
+    def _judge(self) -> None:
+        """There was an answer: what was wrong with the sites that did not give it."""
+        for site, exc in self._errors.items():
+            if isinstance(exc, CorruptBody):
+                log.warning("%s is damaged or missing at site %d, and was read elsewhere: %s", self.what, site, exc)
+        for site in self._slow & self._running.keys():
+            self.nearness.troubled(site, f"no answer in {trio.current_time() - self._running[site]:.2f} s")
 
     def _gravest(self) -> Exception:
-        for exc in self._errors:
-            if isinstance(exc, BodyUnavailable):
-                return exc
-        for exc in self._errors:
-            if isinstance(exc, CorruptBody):
-                return exc
-        return self._errors[0]
+        errors = list(self._errors.values())
+        for kind in (BodyUnavailable, CorruptBody):
+            for exc in errors:
+                if isinstance(exc, kind):
+                    return exc
+        return errors[0]

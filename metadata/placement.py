@@ -1,4 +1,4 @@
-"""Placement: what a mount asks of where bodies are, and changes: sites, policies, copies, wishes to the site's agent."""
+"""Placement: what a mount asks, and changes, of where bodies are: sites, policies, copies, wishes to the agent."""
 
 from __future__ import annotations
 

@@ -68,6 +68,8 @@ class Backlog:
         self._open: set[Job] = set()
         self._changed = trio.Event()
         self._mark = 0
+        self.heard = 0
+        """The newest revision of the journal whose jobs were added."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -112,7 +114,7 @@ class Backlog:
                     job = queue.popleft()
                     if not job.taken:  # it may stand in two queues
                         job.taken = True
-                        del self._waiting[job.ino]
+                        self._waiting.pop(job.ino, None)
                         taken.append(job)
                 if taken:
                     await trio.lowlevel.checkpoint_if_cancelled()

@@ -39,7 +39,7 @@ BATCH_MAX = 30
 FINISH_ATTEMPTS = 16
 """How often other sites may note copies of the same blobs at the same time."""
 RETRY_FIRST_S, RETRY_MAX_S = 0.5, 30.0
-GIVE_UP_AFTER = 8
+GIVE_UP_AFTER = 3
 """Attempts after which a body that is damaged or missing everywhere is left to the next walk."""
 
 

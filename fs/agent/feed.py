@@ -58,6 +58,7 @@ async def _take(context: AgentContext, batch: WatchBatch) -> None:
     if context.policies.by_number:
         for job in jobs:
             await backlog.add(job)
+    backlog.heard = batch.revision
     if jobs or batch.revision > backlog.position + QUIET_REVISIONS:
         backlog.mark(batch.revision)
 
