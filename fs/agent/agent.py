@@ -67,12 +67,12 @@ class Agent:
             try:
                 await self._term(elected, duties)
             except (MetadataError, BaseExceptionGroup) as exc:
-                first = next((each for each in leaves(exc) if not isinstance(each, MetadataError)), None)
+                rest = exc.split(MetadataError)[1] if isinstance(exc, BaseExceptionGroup) else None
+                if rest is not None:
+                    raise rest from None  # cancelled, or a bug
                 fatal = next((each for each in leaves(exc) if isinstance(each, (NotFormatted, UnknownSite))), None)
                 if fatal is not None:
                     raise fatal from exc
-                if first is not None:
-                    raise
                 log.warning("the agent begins again: %s", leaves(exc)[0])
             lasted = trio.current_time() - began_s > BEGIN_AGAIN_MAX_S
             pause_s = BEGIN_AGAIN_FIRST_S if lasted else min(2 * pause_s, BEGIN_AGAIN_MAX_S)

@@ -134,10 +134,11 @@ class Sites:
         return bool(mine) and mine <= there and all(site in copies.complete for copies in known.values())
 
 
-async def until_done(context: AgentContext) -> None:
+async def until_done(context: AgentContext, store: Store | None = None) -> None:
     """Wait until everything that has been committed by now is done by an agent: no job is open, no tree is due."""
-    slots = await context.store.range(Range(KEYS.slots, prefix_end(KEYS.slots)))
-    policies, _ = await read_policies(context.store, KEYS)
+    store = store or context.store
+    slots = await store.range(Range(KEYS.slots, prefix_end(KEYS.slots)))
+    policies, _ = await read_policies(store, KEYS)
     newest = max(kv.mod_revision for kv in slots.kvs)
     with trio.fail_after(60):
         while True:
