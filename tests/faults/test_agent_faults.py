@@ -75,7 +75,7 @@ async def assert_all_well(sites: Sites) -> None:
     assert await sites.objects(A) == await sites.objects(B)
     assert len(await sites.objects(A)) == 2
     assert await sites.objects(C) == set()
-    assert len(await keys_in(sites.store, "b")) == 2  # type: ignore[arg-type]
+    assert len(await keys_in(sites.store, "b")) == 2
 
 
 async def prepare(sites: Sites) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import trio
 
+from apollofs.fs.filesystem import Filesystem
 from apollofs.metadata.policy import Policy
-from apollofs.metadata.records import ROOT_INO
+from apollofs.metadata.records import ROOT_INO, RenameFlag
 from tests.support.filesystems import LARGE, USER, content, save
 from tests.support.sites import A, B, C, Sites, sites, until_done
 
@@ -14,8 +15,8 @@ __all__ = ["sites"]
 SOON_B = Policy(soon=(B,))
 
 
-async def mkdir(filesystem: object, name: bytes, parent: int = ROOT_INO) -> int:
-    return (await filesystem.mkdir(parent, name, 0o755, USER)).ino  # type: ignore[attr-defined]
+async def mkdir(filesystem: Filesystem, name: bytes, parent: int = ROOT_INO) -> int:
+    return (await filesystem.mkdir(parent, name, 0o755, USER)).ino
 
 
 async def test_what_is_committed_is_copied(sites: Sites) -> None:
@@ -43,7 +44,7 @@ async def test_what_was_there_before_follows_and_inherits(sites: Sites) -> None:
         top = await mkdir(here, b"top")
         below = await mkdir(here, b"below", top)
         old = await save(here, b"old", LARGE)
-        await here.rename(ROOT_INO, b"old", below, b"old", 0)
+        await here.rename(ROOT_INO, b"old", below, b"old", RenameFlag(0))
         outside = await save(here, b"outside", LARGE)
         await sites.set_policy(SOON_B, top)
         await until_done(agent)
@@ -61,7 +62,7 @@ async def test_a_policy_within_another_is_left_alone_until_it_is_cleared(sites: 
         await sites.set_policy(Policy(soon=(C,)), inner)
         await sites.set_policy(SOON_B, top)
         ino = await save(here, b"f", LARGE)
-        await here.rename(ROOT_INO, b"f", inner, b"f", 0)
+        await here.rename(ROOT_INO, b"f", inner, b"f", RenameFlag(0))
         await sites.set_policy(Policy(soon=(C,), bound_s=5), inner)
         await until_done(to_b)
         await until_done(to_c)
