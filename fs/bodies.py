@@ -24,6 +24,7 @@ from apollofs.fs.cache_orders import CacheOrders
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.errors import BodyError
 from apollofs.fs.images import Image, ImageStore, Scrub, is_large
+from apollofs.fs.mount_sites import MountSites
 from apollofs.fs.neighbours import Neighbours, NeighbourVolume
 from apollofs.fs.open_file import BodyTools, OpenFile
 from apollofs.fs.passed_file import PassedFile
@@ -34,6 +35,7 @@ from apollofs.fs.stored_blocks import BlockUploads
 from apollofs.fs.working_copy import WorkingCopy
 from apollofs.fs.writer import BodyVolume, Writer
 from apollofs.metadata.errors import MetadataError
+from apollofs.metadata.placement import Placement
 from apollofs.metadata.records import Body, Inode
 
 log = logging.getLogger(__name__)
@@ -60,15 +62,18 @@ class Bodies:
         orders: CacheOrders,
         staging: StagingArea,
         nursery: trio.Nursery,
+        sites: MountSites,
     ) -> None:
         self.cache = cache
         self.images = images
         self.reader = Reader(cache, images, config, source.block_bytes)
         self.orders = orders
         self._neighbours = Neighbours(volume, self.reader, nursery)
-        self.writer = Writer(volume, source, cache, self.reader, config, nursery)
+        self._sites = sites
+        copies = sites.commit_copies(source)
+        self.writer = Writer(volume, source, cache, self.reader, config, nursery, copies)
         uploads = BlockUploads(source, config.uploads_max)
-        self._tools = BodyTools(volume, self.reader, self.writer, staging, uploads, config)
+        self._tools = BodyTools(volume, self.reader, self.writer, staging, uploads, config, copies)
         self._nursery = nursery
         self._volume = volume
         self._interval_s = config.commit_interval_s
@@ -146,6 +151,7 @@ class Bodies:
         """The file was opened for reading: begin to fetch it if it is small, and what is probably opened next. No
         checkpoint; raises nothing."""
         body = file.body
+        self._sites.will_read(body.inode, self._nursery)
         if body.inode.extents and not is_large(body):
             self.reader.opened(body)
             self._neighbours.opened(file.ino)
@@ -362,15 +368,18 @@ class Bodies:
 
 
 @contextlib.asynccontextmanager
-async def open_bodies(volume: MountVolume, config: BodyConfig, open_store: OpenStore) -> AsyncIterator[Bodies]:
+async def open_bodies(
+    volume: MountVolume, config: BodyConfig, open_store: OpenStore, placement: Placement | None = None
+) -> AsyncIterator[Bodies]:
     """Bodies of a mounted volume; `open_store` opens a site's store by the site's id, at its first use.
 
     At the end nothing is committed any more: `commit_all` comes before. Raises CacheDirectoryUnusable.
     """
     cache_dir = os.fspath(config.cache_dir)
+    sites = MountSites(placement)
     async with (
         open_staging(cache_dir, config.disk_free_bytes_min) as staging,
-        open_blob_source(open_store, volume.superblock.block_bytes) as source,
+        open_blob_source(open_store, volume.superblock.block_bytes, sites.here, sites.copies_of) as source,
         contextlib.AsyncExitStack() as last,
         trio.open_nursery() as nursery,
     ):
@@ -383,7 +392,7 @@ async def open_bodies(volume: MountVolume, config: BodyConfig, open_store: OpenS
         orders = CacheOrders(cache, images, room, config, source.block_bytes)
         await orders.start()
         staging.make_room = cache.make_room
-        bodies = Bodies(volume, config, source, cache, images, orders, staging, nursery)
+        bodies = Bodies(volume, config, source, cache, images, orders, staging, nursery, sites)
         # Only when the nursery's tasks have ended is nobody reading what is staged.
         last.callback(bodies.close)
         nursery.start_soon(bodies.write_back)

@@ -426,7 +426,7 @@ async def open_filesystem(
 
     At the end nothing is committed any more: `sync` comes before. Raises CacheDirectoryUnusable.
     """
-    async with open_bodies(volume, config, open_store) as bodies:
+    async with open_bodies(volume, config, open_store, volume.placement) as bodies:
         delegations = volume.delegations
         kernel = KernelCache(delegations.validity_s, entries=cache_entries, make_room=delegations.make_room)
         delegations.put_above(kernel)

@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 
 from apollofs.metadata import codec, journal
 from apollofs.metadata.check_references import BlobReferences
+from apollofs.metadata.copies import decode_copies
 from apollofs.metadata.errors import CorruptRecord, NotFormatted, UnsupportedFormat
 from apollofs.metadata.format import pages
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.policy import decode_policy
 from apollofs.metadata.records import ROOT_INO, Extent, Inode, Usage
 from apollofs.metadata.store import KeyValue, Range, Store
 
-TABLES = b"SNDPmsuriwtcdvxekgEGRICQAHLafF"
+TABLES = b"SNDPmsurbpiwtcdvxekgEGRICQAHLafFWly"
 """In the order in which they are read: who shares blobs before the inodes, inodes before the names that refer to them.
 """
 
@@ -71,6 +73,8 @@ class Checker:
     loose: list[tuple[str, int]] = field(default_factory=list)
     """(table, ino) of bodies and attributes whose inode has no name; a tombstone may own them."""
     references: BlobReferences = field(default_factory=BlobReferences)
+    copied: set[int] = field(default_factory=set)
+    """Blobs that are said to have copies, and to which nothing was seen to refer yet."""
     exclusives: dict[int, int] = field(default_factory=dict)
     """Who holds a directory exclusively."""
     usage: Usage = Usage(0, 0)
@@ -82,6 +86,8 @@ class Checker:
             "s": self._slot,
             "u": self._usage,
             "r": self._reference,
+            "b": self._copies,
+            "p": self._policy,
             "i": self._inode,
             "w": self._moved,
             "t": self._times,
@@ -203,7 +209,17 @@ class Checker:
         self.references.add(*self.keys.parse_numbers(kv.key))
         yield from ()
 
+    def _copies(self, kv: KeyValue) -> Iterator[Violation]:
+        decode_copies(kv)
+        self.copied.add(self.keys.parse_numbers(kv.key)[0])
+        yield from ()
+
+    def _policy(self, kv: KeyValue) -> Iterator[Violation]:
+        decode_policy(kv.value)
+        yield from ()
+
     def _blobs(self, ino: int, extents: tuple[Extent, ...]) -> Iterator[Violation]:
+        self.copied.difference_update(extent.blob for extent in extents)
         for message in self.references.referred(ino, {extent.blob for extent in extents}):
             yield Violation("r", ino, message)
 
@@ -278,6 +294,7 @@ class Checker:
         ino, _ = self.keys.parse_numbers(kv.key)
         seen = self.inodes.get(ino)
         extents = codec.decode_extents(kv.value)
+        self.copied.difference_update(extent.blob for extent in extents)
         if seen is None:
             self.loose.append(("e", ino))
             return
@@ -288,7 +305,9 @@ class Checker:
     def _tombstone(self, kv: KeyValue) -> Iterator[Violation]:
         stone = codec.decode_tombstone(kv.value, kv.mod_revision)
         self.references.dropped(stone.ino, {blob for blob, _ in stone.blobs})
+        self.copied.difference_update(blob for blob, _ in stone.blobs)
         if stone.inode is not None:
+            self.copied.difference_update(extent.blob for extent in stone.inode.extents)
             self.buried.add(stone.ino)
             if stone.ino in self.inodes:
                 yield Violation("g", stone.ino, "the inode is buried, but has a name")
@@ -306,6 +325,8 @@ class Checker:
                 yield Violation(table, ino, f"{count} keys of an inode that has neither a name nor a tombstone")
         for blob, ino in self.references.left_over(self.buried):
             yield Violation("r", ino, f"it shares blob {blob:#x}, but neither it nor a tombstone of it refers to that")
+        for blob in sorted(self.copied):
+            yield Violation("b", 0, f"copies of blob {blob:#x}, to which nothing refers")
         yield from self._unreachable()
 
     def _whole_inode(self, ino: int, seen: _Seen) -> Iterator[Violation]:

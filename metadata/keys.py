@@ -63,6 +63,11 @@ class Keys:
         self.segments = self.prefix + b"a/"
         self.groups = self.prefix + b"f/"
         self._group_readers = self.prefix + b"F/"
+        self.policies = self.prefix + b"p/"
+        self._copies = self.prefix + b"b/"
+        self._wanted = self.prefix + b"W/"
+        self._agents = self.prefix + b"l/"
+        self._agent_states = self.prefix + b"y/"
         self._table_at = len(self.prefix)
 
     # -- volume-wide -------------------------------------------------------------------------------------------------
@@ -242,6 +247,31 @@ class Keys:
     def group_reader(self, name: str) -> bytes:
         """Who reads for the group."""
         return self._group_readers + name.encode()
+
+    # -- sites -------------------------------------------------------------------------------------------------------
+
+    def policy(self, directory: int) -> bytes:
+        """The policy that was set on `directory`; inodes below it name it by that number."""
+        return self.policies + _U64.pack(directory)
+
+    def copies(self, blob: int) -> bytes:
+        """Which sites have copies of a blob besides its own, and which have begun with one."""
+        return self._copies + _U64.pack(blob)
+
+    def wanted_at(self, site: int) -> bytes:
+        return b"%s%s/" % (self._wanted, _U64.pack(site))
+
+    def wanted(self, site: int, ino: int) -> bytes:
+        """Somebody waits for the body of `ino` to be at `site`."""
+        return b"%s%s/%s" % (self._wanted, _U64.pack(site), _U64.pack(ino))
+
+    def agent(self, site: int) -> bytes:
+        """Who is the agent of a site."""
+        return self._agents + _U64.pack(site)
+
+    def agent_state(self, site: int) -> bytes:
+        """How far a site's agents have come."""
+        return self._agent_states + _U64.pack(site)
 
     # -- parsing -----------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import stat
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeVar
 
 import trio
 
@@ -39,6 +40,7 @@ from apollofs.metadata.ops.rmdir import Rmdir
 from apollofs.metadata.ops.setattr import SetAttributes
 from apollofs.metadata.ops.unlink import Unlink
 from apollofs.metadata.ops.xattr import SetXattr, check_attribute
+from apollofs.metadata.placement import Placement
 from apollofs.metadata.records import (
     TARGET_BYTES_MAX,
     Body,
@@ -55,13 +57,14 @@ from apollofs.metadata.records import (
 )
 from apollofs.metadata.session import Session, SessionOptions, open_session, retry
 from apollofs.metadata.store import Range, Store, prefix_end
-from apollofs.metadata.transact import Transactor
+from apollofs.metadata.transact import Operation, Transactor
 from apollofs.metadata.usage import UsageKeeper, read_usage
 from apollofs.metadata.use_answers import UseAnswers
 from apollofs.metadata.value_history import ValueHistory
 from apollofs.metadata.value_reader import ValueReader
 from apollofs.metadata.view import Recollection
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 NODE_TYPES = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 REOPEN_AFTER_S = 1.0
@@ -102,6 +105,7 @@ class Volume(ValueReader):
         self.uses = UseAnswers(store, keys, self._own_inbox or delegations.inbox)
         """Tells the collector what is open here."""
         self.history = ValueHistory(store, keys, options.operation_deadline_s)
+        self.placement = Placement(store, keys, site.id, self)
         self._lease_hooks: list[Callable[[float], None]] = []
         self.session_lost_hooks: list[Callable[[], None]] = []
         """Called, without await, after a session has been lost and before the next one begins."""
@@ -214,6 +218,11 @@ class Volume(ValueReader):
 
     def _scope(self) -> Scope:
         return Scope(self._keys, self._transactor.moment(self.session))
+
+    async def transact(self, make: Callable[[Scope], Operation[T]]) -> T:
+        """Run one operation in the mount's session. One request."""
+        scope = self._scope()
+        return await self._transactor.run(self.session, make(scope), time_ns=scope.now_ns)
 
     async def settle(self) -> None:
         """On return everything that was answered before is in the store. No request, and no checkpoint, if it is.

@@ -21,6 +21,8 @@ COMMANDS = {
     "trash": ("trash", "trash"),
     "kv": ("kv", "kv"),
     "site": ("site", "site"),
+    "policy": ("policy", "policy"),
+    "agent": ("agent", "agent"),
     "mount": ("mounting", "mount"),
     "umount": ("mounting", "umount"),
     "mounts": ("reports", "mounts"),

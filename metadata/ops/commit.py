@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from apollofs.metadata import extents
+from apollofs.metadata.copies import decode_copies, encode_copies
 from apollofs.metadata.errors import (
     BodyConflict,
     CloneSourceChanged,
@@ -55,6 +56,7 @@ class CommitBody:
             stored, writes = body.store(before, after)
         writes += self._references(view, before)
         writes.append(self.scope.store(home, stored))
+        writes += self._copies(view)
         record = self.scope.change(
             Kind.COMMIT,
             Home(stored, home.location),
@@ -83,6 +85,15 @@ class CommitBody:
                 owners |= {self.ino, source.ino}
         keys = self.scope.keys
         return [Put(keys.reference(blob, ino), b"") for blob in sorted(blobs) for ino in sorted(owners)]
+
+    def _copies(self, view: View) -> list[Put]:
+        """Where the change's blobs are besides their own site, added to what site agents have noted meanwhile."""
+        found = []
+        for blob, sites in self.change.copies:
+            key = self.scope.keys.copies(blob)
+            kv = view.get(key, likely_absent=True)
+            found.append(Put(key, encode_copies(decode_copies(kv).with_complete(*sites))))
+        return found
 
     def _source(self, view: View) -> Inode:
         """Compared as it is now: if it has lost the blobs meanwhile, nothing is committed."""

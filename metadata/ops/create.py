@@ -74,6 +74,7 @@ class Create:
             target=self.target,
             parent=self.parent if is_dir else 0,
             name=self.name if is_dir else b"",
+            policy=directory.policy if is_dir or stat.S_ISREG(self.mode) else 0,
         )
 
     def _file(self, inode: Inode) -> Put | Delete:
