@@ -7,7 +7,10 @@ over.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
+
+import trio
 
 from apollofs.blobstore import Buffer
 from apollofs.blobstore.footer import Footer, pack_footer
@@ -17,10 +20,17 @@ from apollofs.fs.workers import share_out
 from apollofs.metadata.records import Extent
 
 BLOCKS_AT_ONCE = 8
-"""Of one blob; each is in memory."""
+"""Of one blob."""
 
-Turn = Callable[[int], Awaitable[None]]
-"""Waits until so many bytes may be moved."""
+
+@dataclass(frozen=True, slots=True)
+class CopyLimits:
+    """What all copying of a process keeps to."""
+
+    room: trio.CapacityLimiter
+    """Blocks that are in memory at once."""
+    turn: Callable[[int], Awaitable[None]]
+    """Waits until so many bytes may be moved."""
 
 
 def blocks_of(blob: int, length: int, block_bytes: int) -> list[Block]:
@@ -40,7 +50,9 @@ def referred_blocks(blob: int, extents: Iterable[Extent], block_bytes: int) -> s
     }
 
 
-async def copy_blob(source: BlobSource, blob: int, length: int, referred: set[int], site: int, turn: Turn) -> int:
+async def copy_blob(
+    source: BlobSource, blob: int, length: int, referred: set[int], site: int, limits: CopyLimits
+) -> int:
     """Copy every block to `site`, from wherever it is nearest; how many bytes. Durable on return; repeating it is
     harmless. Raises MissingBlob for a block that is `referred` to, CorruptBody, BodyUnavailable, BlobStoreFull.
     """
@@ -48,14 +60,15 @@ async def copy_blob(source: BlobSource, blob: int, length: int, referred: set[in
 
     async def one(block: Block) -> None:
         nonlocal copied
-        await turn(block.length)
-        try:
-            sealed = await source.fetch_block(block, partial(_sealed, block.name))
-        except MissingBlob:
-            if block.index in referred:
-                raise
-            return
-        await source.put_sealed(block, sealed, site)
+        await limits.turn(block.length)
+        async with limits.room:
+            try:
+                sealed = await source.fetch_block(block, partial(_sealed, block.name))
+            except MissingBlob:
+                if block.index in referred:
+                    raise
+                return
+            await source.put_sealed(block, sealed, site)
         copied += block.length
 
     blocks = blocks_of(blob, length, source.block_bytes)

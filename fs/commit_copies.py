@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import trio
 
 from apollofs.blobstore import BlobStoreError
-from apollofs.fs.blob_copies import copy_blob, referred_blocks
+from apollofs.fs.blob_copies import CopyLimits, copy_blob, referred_blocks
 from apollofs.fs.blobs import BlobSource, site_of
 from apollofs.fs.errors import BodyError, BodyUnavailable
 from apollofs.fs.known_copies import KnownCopies
@@ -23,6 +23,7 @@ from apollofs.metadata.policy import Policy
 from apollofs.metadata.records import Extent
 
 log = logging.getLogger(__name__)
+BLOCKS_IN_MEMORY = 8
 BLOBS_MAX = 4096
 """Blobs whose copies by this mount are remembered."""
 
@@ -38,6 +39,7 @@ class CommitCopies:
         self._placement = placement
         self._known = known
         self._sites: tuple[int, ...] = ()
+        self._limits = CopyLimits(trio.CapacityLimiter(BLOCKS_IN_MEMORY), _at_once)
         self._have: dict[int, set[int]] = {}
         """Blob -> the other sites that have all of it, by what this mount has done."""
 
@@ -101,7 +103,7 @@ class CommitCopies:
         blob, length = stored[0].blob, stored[0].blob_length
         referred = referred_blocks(blob, stored, self._source.block_bytes)
         try:
-            await copy_blob(self._source, blob, length, referred, site, _at_once)
+            await copy_blob(self._source, blob, length, referred, site, self._limits)
         except UserError as exc:
             raise BodyUnavailable(f"site {site}: {exc}") from exc
         have.add(site)

@@ -18,6 +18,7 @@ from apollofs.fs.agent.context import AgentContext, AgentOptions
 from apollofs.fs.agent.duties import DUTIES, Duty
 from apollofs.fs.agent.rates import ByteRate, Progress
 from apollofs.fs.agent.state import read_state
+from apollofs.fs.blob_copies import CopyLimits
 from apollofs.fs.blobs import OpenStore, open_blob_source
 from apollofs.fs.known_copies import KnownCopies
 from apollofs.fs.user_error import leaves
@@ -100,7 +101,9 @@ class Agent:
                     options=self._options,
                     state=await read_state(self._store, self._keys, site.id),
                     progress=Progress(),
-                    rate=ByteRate(self._options.bytes_per_s),
+                    limits=CopyLimits(
+                        trio.CapacityLimiter(self._options.blocks_in_memory), ByteRate(self._options.bytes_per_s).turn
+                    ),
                 )
                 log.info("session %d is the agent of site %s", session.number, site.name)
                 elected(context)

@@ -9,8 +9,9 @@ import trio
 
 from apollofs.blobstore import BlobStoreOptions
 from apollofs.fs.agent.backlog import Backlog
-from apollofs.fs.agent.rates import ByteRate, Progress
+from apollofs.fs.agent.rates import Progress
 from apollofs.fs.agent.state import AgentState
+from apollofs.fs.blob_copies import CopyLimits
 from apollofs.fs.blobs import BlobSource
 from apollofs.fs.config import check_bounds
 from apollofs.metadata.keys import Keys
@@ -28,7 +29,8 @@ class AgentOptions:
     bytes_per_s: int = 0
     """Bound of what is copied to this site; 0: none."""
     workers: int = 4
-    """Batches of files that are copied side by side; each has 8 blocks in memory at most."""
+    """Batches of up to 30 files that are copied side by side."""
+    blocks_in_memory: int = 16
     gc_every_s: float = 3600.0
     """Between two runs of the collector; 0: never."""
     gc_grace_s: float = 3600.0
@@ -40,6 +42,7 @@ class AgentOptions:
     def __post_init__(self) -> None:
         check_bounds("rate", self.bytes_per_s, 0, 1 << 50)
         check_bounds("workers", self.workers, 1, 64)
+        check_bounds("blocks-in-memory", self.blocks_in_memory, 1, 1024)
         check_bounds("gc-every", self.gc_every_s, 0, 366 * 86_400)
         check_bounds("gc-grace", self.gc_grace_s, 0, 366 * 86_400)
         check_bounds("lease-ttl", self.lease_ttl_s, 2, 600)
@@ -79,7 +82,7 @@ class AgentContext:
     options: AgentOptions
     state: AgentState
     progress: Progress
-    rate: ByteRate
+    limits: CopyLimits
     backlog: Backlog = field(default_factory=Backlog)
     policies: LivePolicies = field(default_factory=LivePolicies)
 

@@ -32,8 +32,8 @@ from apollofs.metadata.replicas import Referent
 from apollofs.metadata.store import Compare, Delete, Relation, Target
 
 log = logging.getLogger(__name__)
-BLOBS_AT_ONCE = 4
-"""Of one batch."""
+BLOBS_AT_ONCE = 16
+"""Of one batch; how many blocks are in memory is bounded apart from that."""
 BATCH_MAX = 30
 """Files that share their requests."""
 FINISH_ATTEMPTS = 16
@@ -120,7 +120,7 @@ class _Batch:
             context = self._context
             try:
                 size_bytes = await copy_blob(
-                    context.source, number, blob.length, blob.referred, context.site.id, context.rate.turn
+                    context.source, number, blob.length, blob.referred, context.site.id, context.limits
                 )
             except (BodyError, BlobStoreError, UserError) as exc:
                 self._again(blob.jobs, exc)

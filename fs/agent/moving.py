@@ -17,16 +17,15 @@ import trio
 
 from apollofs.fs.agent.backlog import MOVED, Job, Walk
 from apollofs.fs.agent.context import AgentContext
-from apollofs.metadata import codec
 from apollofs.metadata.errors import StaleInode
-from apollofs.metadata.session import SessionOptions, retry
-from apollofs.metadata.store import KeyValue, Range, prefix_end
+from apollofs.metadata.records import DirectoryEntry
+from apollofs.metadata.session import SessionOptions
 from apollofs.metadata.volume import Volume, open_volume
 
 log = logging.getLogger(__name__)
-READ_S = 30.0
 PAGE_KEYS = 1000
-TAGS_AT_ONCE = 16
+TAGS_AT_ONCE = 64
+"""They share transactions."""
 
 
 async def move(context: AgentContext) -> None:
@@ -49,7 +48,7 @@ async def move(context: AgentContext) -> None:
 @asynccontextmanager
 async def _tagging(context: AgentContext) -> AsyncIterator[Volume]:
     """Changes inodes as a mount does: others' delegations are recalled."""
-    options = SessionOptions(slots=TAGS_AT_ONCE, delegations=False, write_back=False)
+    options = SessionOptions(slots=16, delegations=False, write_back=False)
     record = replace(context.record, session=0)
     async with open_volume(context.store, context.keys.volume, context.site.name, options, record) as volume:
         yield volume
@@ -78,36 +77,35 @@ class _TreeWalk:
 
     async def _list(self, directory: int) -> list[int]:
         """The files of a directory become jobs; its subdirectories are returned."""
-        prefix = self._context.keys.dentries_of(directory)
         below: list[int] = []
-        start = prefix
-        while True:
-            asked = Range(start, prefix_end(prefix), limit=PAGE_KEYS)
-            found = await retry(lambda asked=asked: self._context.store.range(asked), READ_S)  # type: ignore[misc]
-            below += await self._page(directory, found.kvs)
-            if not found.more:
-                return below
-            start = found.kvs[-1].key + b"\0"
+        after, more = b"", True
+        while more:
+            # read as a mount reads: what others hold exclusively is in the store before, and need not be read again
+            # to be changed
+            page = await self._volume.readdir(directory, after, PAGE_KEYS)
+            below += await self._page(directory, page.entries)
+            for entry in page.entries:
+                self._volume.forget(entry.ino)
+            more = page.more
+            after = page.entries[-1].name if page.entries else b""
+        return below
 
-    async def _page(self, directory: int, kvs: Sequence[KeyValue]) -> list[int]:
+    async def _page(self, directory: int, entries: Sequence[DirectoryEntry]) -> list[int]:
         below: list[int] = []
-        waiting = iter(kvs)
+        waiting = iter(entries)
 
         async def worker() -> None:
-            for kv in waiting:
-                name = self._context.keys.parse_dentry(kv.key)[1]
-                dentry = codec.decode_dentry(kv.value, kv.mod_revision)
-                known = dentry.inode
-                is_dir = stat.S_ISDIR(dentry.file_type)
-                if not is_dir and not stat.S_ISREG(dentry.file_type):
+            for entry in waiting:
+                is_dir = stat.S_ISDIR(entry.file_type)
+                if not is_dir and not stat.S_ISREG(entry.file_type):
                     continue
-                is_known = known is not None and known.policy == self._number
-                if not is_known and not await self._tag(dentry.ino, directory, name):
+                is_known = entry.inode is not None and entry.inode.policy == self._number
+                if not is_known and not await self._tag(entry.ino, directory, entry.name):
                     continue
                 if is_dir:
-                    below.append(dentry.ino)
+                    below.append(entry.ino)
                 else:
-                    await self._found(dentry.ino, directory, name)
+                    await self._found(entry.ino, directory, entry.name)
 
         async with trio.open_nursery() as nursery:
             for _ in range(TAGS_AT_ONCE):

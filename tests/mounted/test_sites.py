@@ -15,7 +15,8 @@ import pytest
 
 from tests.faults.mount_faults import content, until
 from tests.mounted.agents import objects, running, start_agent, status_of
-from tests.mounted.harness import LocalBodies, Namespace
+from tests.mounted.harness import Bodies, GatewayBodies, LocalBodies, Namespace
+from tests.support.radosgw_server import shared_gateway
 
 pytestmark = pytest.mark.mounted
 KILLS = int(os.environ.get("APOLLOFS_AGENT_KILLS", "3"))
@@ -61,6 +62,25 @@ def test_reads_go_on_when_a_site_loses_its_store(namespace: Namespace) -> None:
     for number in (0, 1):
         assert (south.path / str(number)).read_bytes() == content(number, SIZE)
     (namespace.directory / "gone").rename(namespace.directory / "blobs-west")
+
+
+def test_copies_in_s3_serve_when_a_directory_is_gone(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    sites: list[Bodies] = [
+        LocalBodies("west"),
+        GatewayBodies("east", shared_gateway(request.config), "copies"),
+        LocalBodies("south"),
+    ]
+    with Namespace.made(tmp_path, sites, format_options=("--block-size", "1M")) as namespace:
+        west, south = namespace.mount("west"), namespace.mount("south")
+        for number in range(5):
+            save(west.path, number, 700_000 * number + 20_000)
+        policy(namespace, "--async", "east")
+        with running(namespace, "east"):
+            until(lambda: namespace.report("policy", "get", namespace.url, "/")["progress"] == {"east": "done"}, "done")
+        (namespace.directory / "blobs-west").rename(namespace.directory / "gone")
+        for number in range(5):
+            assert (south.path / str(number)).read_bytes() == content(number, 700_000 * number + 20_000)
+        (namespace.directory / "gone").rename(namespace.directory / "blobs-west")
 
 
 def test_a_commit_is_at_the_named_site_when_fsync_returns(namespace: Namespace) -> None:
