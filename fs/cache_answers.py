@@ -13,8 +13,8 @@ from typing import Any
 from apollofs.fs.cache_orders import CacheOrders
 from apollofs.fs.control import Handler
 from apollofs.fs.errors import BodyError
-from apollofs.fs.tasks import each
 from apollofs.fs.user_error import UserError
+from apollofs.fs.workers import share_out
 from apollofs.metadata.errors import MetadataError
 from apollofs.metadata.records import FILE_BYTES_MAX, Body
 from apollofs.metadata.volume import Volume
@@ -81,5 +81,5 @@ async def _for_each(request: Mapping[str, Any], call: Callable[[int], Awaitable[
         except (UserError, BodyError, MetadataError) as exc:
             failed[str(ino)] = str(exc)
 
-    await each(one, inos, min(FILES_AT_ONCE, max(1, len(inos))))
+    await share_out(one, inos, min(FILES_AT_ONCE, max(1, len(inos))))
     return {"failed": failed}

@@ -17,7 +17,7 @@ from apollofs.fs.cache import BlockCache
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.errors import BodyUnavailable
 from apollofs.fs.images import Image, ImageStore, is_large
-from apollofs.fs.tasks import each
+from apollofs.fs.workers import share_out
 from apollofs.metadata import extents
 from apollofs.metadata.records import Body, Extent
 
@@ -179,7 +179,7 @@ class Reader:
                 if len(wanted) == 1:
                     await fetch(0)
                 else:
-                    await each(fetch, range(len(wanted)), min(len(wanted), FETCHES_MAX))
+                    await share_out(fetch, range(len(wanted)), min(len(wanted), FETCHES_MAX))
         except trio.TooSlowError as exc:
             raise self._too_slow() from exc
         return [found[index] for index in range(len(wanted))]

@@ -23,7 +23,7 @@ from apollofs.fs.fetching import Fetch
 from apollofs.fs.images.files import ImageFile
 from apollofs.fs.images.map_file import NO_TRUST
 from apollofs.fs.local_io import read_at_once, read_fully
-from apollofs.fs.tasks import each
+from apollofs.fs.workers import share_out
 from apollofs.metadata.extents import Extents
 
 log = logging.getLogger(__name__)
@@ -212,7 +212,7 @@ class Image:
         Blocks are fetched side by side. Returns also where the disk doesn't take them: then `is_complete` stays False.
         """
         blocks = self._blocks(offset, min(length, self.size_bytes - offset))
-        await each(self._ensure, blocks, min(len(blocks), ENSURE_TASKS_MAX))
+        await share_out(self._ensure, blocks, min(len(blocks), ENSURE_TASKS_MAX))
 
     def prefetch(self, offset: int, length: int) -> None:
         """Begin to fetch what will probably be read, as far as downloads are idle. Waits for nothing."""
