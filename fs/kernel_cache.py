@@ -85,13 +85,13 @@ class KernelCache:
 
     def __init__(
         self,
-        validity_s: Callable[[], float],
+        validity_s: Callable[[int], float],
         *,
         entries: bool = True,
         make_room: Callable[[], None] = lambda: None,
         table: PageTable | None = None,
     ) -> None:
-        """`validity_s` says for how many seconds the lease is proven. Without `entries` only attributes and pages are
+        """`validity_s` says for how many seconds a group may be kept. Without `entries` only attributes and pages are
         given. `make_room` is called when NAMES_MAX is reached: something that is held should be given back. `table` is
         told of the files that have pages."""
         self.pages = KernelPages(table)
@@ -154,7 +154,7 @@ class KernelCache:
 
     def attributes(self, group: int, ino: int) -> float:
         """For how many seconds the kernel may keep the attributes of `ino`, which are in a held group."""
-        validity_s = self._validity_s() if self._notifier is not None else 0.0
+        validity_s = self._validity_s(group) if self._notifier is not None else 0.0
         if validity_s <= 0:
             return 0.0
         share = self._share(group, validity_s)
@@ -174,7 +174,7 @@ class KernelCache:
 
     def entry(self, group: int, name: bytes) -> float:
         """For how many seconds the kernel may keep what it is told about a name, also that there is none."""
-        validity_s = self._validity_s() if self._notifier is not None and self._entries else 0.0
+        validity_s = self._validity_s(group) if self._notifier is not None and self._entries else 0.0
         if validity_s <= 0:
             return 0.0
         share = self._share(group, validity_s)
@@ -201,7 +201,7 @@ class KernelCache:
 
     def gives_listing(self, group: int) -> int:
         """A listing of a held, completely known directory is about to be handed out; its epoch, or 0: don't keep it."""
-        validity_s = self._validity_s() if self.takes_listings else 0.0
+        validity_s = self._validity_s(group) if self.takes_listings else 0.0
         if validity_s <= 0:
             return 0
         share = self._share(group, validity_s)
@@ -372,10 +372,10 @@ class KernelCache:
         if share is not None:
             share.hurried.set()
 
-    async def drop_all(self) -> None:
-        """As `drop`, of all groups; none is held. Ends at the latest when everything has run out."""
-        groups = list(self._shares)
-        left_s = max((share.until for share in self._shares.values()), default=0.0) - boot_time()
+    async def drop_all(self, kept: Collection[int] = ()) -> None:
+        """As `drop`, of all groups but `kept`; no other is held. Ends at the latest when everything has run out."""
+        groups = [group for group in self._shares if group not in kept]
+        left_s = max((self._shares[group].until for group in groups), default=0.0) - boot_time()
         with trio.move_on_after(max(0.0, left_s)):
             async with trio.open_nursery() as nursery:
                 for group in groups:

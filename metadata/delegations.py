@@ -36,6 +36,7 @@ from apollofs.metadata.keys import Keys
 from apollofs.metadata.pauses import Pauses
 from apollofs.metadata.recalls import SHARE, Recalls
 from apollofs.metadata.returns import NOTED, CacheAbove, Returns
+from apollofs.metadata.seals import Seals
 from apollofs.metadata.session import Committed, Session
 from apollofs.metadata.store import (
     Compare,
@@ -63,7 +64,8 @@ class Delegations:
         self._enabled = enabled
         self._recalls = Recalls(store, keys, wait_s)
         self._session: Session | None = None
-        self.cache = GroupCache(keys, self._is_proven)
+        self.seals = Seals(store, keys, lambda group: self._returns.above.drop(group), self._return)
+        self.cache = self.seals.cache = GroupCache(keys, self._is_proven, self.seals.trusts)
         self._acquiring: dict[int, Acquisition] = {}
         self.ahead = Ahead(keys, self.cache, enabled=enabled and write_back, wait_s=wait_s)
         self._returns = Returns(keys, self.ahead)
@@ -75,6 +77,7 @@ class Delegations:
         self._tickets = 0
         self.inbox = Inbox(store, keys)
         self.inbox.add(self)
+        self.inbox.add(self.seals)
         self.counts: Counter[str] = Counter()
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -100,12 +103,20 @@ class Delegations:
         self._touched.clear()
 
     async def drop_above(self) -> None:
-        """After `end`, before the next session begins: what the cache above has goes too."""
-        await self._returns.above.drop_all()
+        """After `end`, before the next session begins: what the cache above has goes too, but for what seals cover."""
+        await self._returns.above.drop_all(self.cache.groups.keys() | self.seals.dropping)
 
-    def validity_s(self) -> float:
-        """For how many seconds from now the lease, and with it what is held, is proven."""
+    def validity_s(self, group: int) -> float:
+        """For how many seconds from now what is held of a group is proven: by the lease, or by a seal."""
+        held = self.cache.groups.get(group)
+        if held is not None and held.seal:
+            return self.seals.left_s(held.seal)
         return self._session.proven_s if self._session is not None else 0.0
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the lease, and with it what is held by delegations, is proven."""
+        return self._is_proven()
 
     def _is_proven(self) -> bool:
         return self._session is not None and self._session.proven
@@ -117,6 +128,7 @@ class Delegations:
             nursery.start_soon(self._returns.serve, session)
             nursery.start_soon(self.ahead.serve, session)
             nursery.start_soon(self.exclusives.share_idle)
+            nursery.start_soon(self.seals.serve, session)
 
     def recalled(self, wanted: tuple[int, ...], what: bytes) -> None:
         """See `inbox.Listener`."""
@@ -147,8 +159,11 @@ class Delegations:
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 
-    def learn(self, group: int, asked: Iterable[Range], answers: Iterable[RangeResult], revision: int) -> None:
-        """Keep the answers to a read as of `revision`, if the group has been held since then."""
+    def learn(self, group: int, asked: Sequence[Range], answers: Sequence[RangeResult], revision: int) -> None:
+        """Keep the answers to a read as of `revision`, if the group has been held since then, or a seal covers it."""
+        if self._enabled:
+            taken = group in self.cache.groups or group in self._acquiring or group in self._returns
+            self.seals.see(group, asked, answers, revision, free=not taken)
         self.cache.learn(group, asked, answers, revision)
         self.trim()
 
@@ -185,6 +200,8 @@ class Delegations:
         if not self._may_take():
             return False
         if group in self.cache.groups or group in self._acquiring or group in self._returns:
+            return False
+        if self.seals.keeps_from(group):
             return False
         return self._pauses.is_over(group)
 
@@ -403,15 +420,20 @@ class Delegations:
         self.exclusives.share(group)
 
     def _return(self, group: int) -> None:
+        held = self.cache.groups.get(group)
         self.cache.drop(group)
+        if held is not None and held.seal:
+            self.seals.let_go(group, held.seal)
+            return
         self._returns.ask(group)
         if group in self._claimed:
             self._returns.above.hurry(group)
 
     def _drop_all(self) -> None:
         self._poison_all()
-        for group in list(self.cache.groups):
-            self._return(group)
+        for group, held in list(self.cache.groups.items()):
+            if not held.seal:
+                self._return(group)
 
     def _poison_all(self) -> None:
         for acquisition in self._acquiring.values():

@@ -58,6 +58,10 @@ class Keys:
         self.collector = self.prefix + b"C"
         self.answers = self.prefix + b"A/"
         self._questions = self.prefix + b"Q/"
+        self.seal_counter = self.prefix + b"Z"
+        self.seals = self.prefix + b"Z/"
+        self._trusts = self.prefix + b"z/"
+        self._terms = self.prefix + b"Y/"
         self._table_at = len(self.prefix)
 
     # -- volume-wide -------------------------------------------------------------------------------------------------
@@ -213,6 +217,27 @@ class Keys:
     def collection_notice(self, session: int, collector: int, batch: int) -> bytes:
         """A notice to `session` that the collector has asked something; three numbers tell it from recalls."""
         return b"%s%s/%s/%s/%s" % (self._inboxes, *map(_U64.pack, (session, collector, batch, 0)))
+
+    # -- seals -------------------------------------------------------------------------------------------------------
+
+    def seal(self, number: int) -> bytes:
+        return self.seals + _U64.pack(number)
+
+    def trusts_in(self, seal: int) -> bytes:
+        return b"%s%s/" % (self._trusts, _U64.pack(seal))
+
+    def trust(self, seal: int, session: int) -> bytes:
+        """`session` caches what the seal covers, for a term after it last heard the seal confirmed; no lease."""
+        return self.trusts_in(seal) + _U64.pack(session)
+
+    def seal_term(self, seal: int) -> bytes:
+        """Bound to a lease of the seal's term, which began when the seal had ended: until it is over mounts that were
+        not heard of may trust the seal."""
+        return self._terms + _U64.pack(seal)
+
+    def seal_notice(self, session: int, seal: int) -> bytes:
+        """A notice to `session` that a seal that it trusts has ended; four numbers tell it from other notices."""
+        return b"%s%s/%s/%s/%s/%s" % (self._inboxes, *map(_U64.pack, (session, seal, 0, 0, 0)))
 
     # -- parsing -----------------------------------------------------------------------------------------------------
 

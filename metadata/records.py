@@ -30,6 +30,8 @@ class InodeFlag(enum.IntFlag):
     INLINE = 0x100
     """The body is in `v/<ino>`, not in blobs."""
     HAS_POLICY = 0x800
+    WAYPOINT = 0x1000
+    """Of a directory: a sealed tree lies below it, so its name, owner and mode stay as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ class Inode(NamedTuple):
     """How many keys `e/<ino>/<page>` hold the extents; 0: they are in the record."""
     extents_bytes: int = 0
     """Sum of the extents' lengths, kept where they are paged out."""
+    seal: int = 0
+    """The number of the seal that keeps it as it is (`seal_records.py`); 0: none."""
 
     @property
     def is_dir(self) -> bool:

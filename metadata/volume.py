@@ -10,6 +10,7 @@ import contextlib
 import logging
 import stat
 from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 
 import trio
 
@@ -54,12 +55,13 @@ from apollofs.metadata.records import (
 )
 from apollofs.metadata.session import Session, SessionOptions, open_session, retry
 from apollofs.metadata.store import Range, Store, prefix_end
-from apollofs.metadata.transact import Transactor
+from apollofs.metadata.transact import Operation, Transactor
 from apollofs.metadata.usage import UsageKeeper, read_usage
 from apollofs.metadata.use_answers import UseAnswers
 from apollofs.metadata.view import Recollection
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 NODE_TYPES = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 REOPEN_AFTER_S = 1.0
 MEND_EVERY_S = 5.0
@@ -204,6 +206,7 @@ class Volume(NamespaceReader):
                     await self.delegations.ahead.finish(session)
                 with trio.move_on_after(5), contextlib.suppress(MetadataError):
                     await self._usage.flush(session)
+                    await self.delegations.seals.leave(session)
             self.delegations.end()
             await self.locks.close()
             await session.close()
@@ -222,6 +225,11 @@ class Volume(NamespaceReader):
     def losses(self) -> int:
         """How often a lost session took answered operations with it."""
         return self.delegations.ahead.losses
+
+    async def perform(self, make: Callable[[Scope], Operation[T]]) -> T:
+        """One request: an operation that has no method here."""
+        scope = self._scope()
+        return await self._transactor.run(self.session, make(scope), time_ns=scope.now_ns)
 
     # -- names -------------------------------------------------------------------------------------------------------
 
@@ -361,6 +369,7 @@ class Volume(NamespaceReader):
         """Counters for `status`, by what they are of."""
         return {
             "delegations": {**self.delegations.statistics(), "reads_asked": self.asked},
+            "seals": self.delegations.seals.statistics(),
             "locks": self.locks.statistics(),
             **self._transactor.statistics(),
         }
@@ -402,6 +411,7 @@ async def open_volume(
         options,
     )
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(opened.delegations.seals.watch)
         await nursery.start(opened.serve, record)
         await opened.warm_up()
         try:

@@ -21,18 +21,18 @@ def kernel() -> Kernel:
 
 @pytest.fixture
 def cache(kernel: Kernel) -> KernelCache:
-    cache = KernelCache(lambda: VALIDITY_S)
+    cache = KernelCache(lambda _: VALIDITY_S)
     attach(cache, kernel)
     return cache
 
 
 def test_nothing_is_given_before_there_is_a_mount() -> None:
-    cache = KernelCache(lambda: VALIDITY_S)
+    cache = KernelCache(lambda _: VALIDITY_S)
     assert cache.attributes(D, FILE) == cache.entry(D, b"f") == 0
 
 
 def test_nothing_is_given_while_the_lease_is_not_proven(kernel: Kernel) -> None:
-    cache = KernelCache(lambda: 0.0)
+    cache = KernelCache(lambda _: 0.0)
     attach(cache, kernel)
     assert cache.attributes(D, FILE) == cache.entry(D, b"f") == 0
     assert not cache.holds(D)
@@ -40,14 +40,14 @@ def test_nothing_is_given_while_the_lease_is_not_proven(kernel: Kernel) -> None:
 
 def test_entries_are_given_only_where_they_can_be_outdated(kernel: Kernel) -> None:
     kernel.has_epochs = False
-    cache = KernelCache(lambda: VALIDITY_S)
+    cache = KernelCache(lambda _: VALIDITY_S)
     attach(cache, kernel)
     assert cache.attributes(D, FILE) == VALIDITY_S
     assert cache.entry(D, b"f") == 0
 
 
 def test_entries_can_be_switched_off(kernel: Kernel) -> None:
-    cache = KernelCache(lambda: VALIDITY_S, entries=False)
+    cache = KernelCache(lambda _: VALIDITY_S, entries=False)
     attach(cache, kernel)
     assert cache.entry(D, b"f") == 0
 
@@ -98,7 +98,7 @@ async def test_who_waits_for_others_is_let_go_without_the_lock(cache: KernelCach
 
 async def test_mounts_below_are_not_outdated(kernel: Kernel) -> None:
     kernel.submounts = True
-    cache = KernelCache(lambda: 0.2)
+    cache = KernelCache(lambda _: 0.2)
     attach(cache, kernel)
     cache.entry(D, b"f")
     with kernel.lock:
@@ -189,7 +189,7 @@ async def test_names_that_are_gone_take_up_no_room(cache: KernelCache, kernel: K
 
 def test_room_is_made_when_all_is_given(kernel: Kernel) -> None:
     asked: list[str] = []
-    cache = KernelCache(lambda: VALIDITY_S, make_room=lambda: asked.append("room"))
+    cache = KernelCache(lambda _: VALIDITY_S, make_room=lambda: asked.append("room"))
     attach(cache, kernel)
     for number in range(NAMES_MAX):
         cache.entry(D, b"%d" % number)
@@ -212,7 +212,7 @@ async def test_a_listing_goes_with_its_group(cache: KernelCache, kernel: Kernel)
 
 
 def test_a_listing_is_not_given_without_a_proven_lease(kernel: Kernel) -> None:
-    cache = KernelCache(lambda: 0.0)
+    cache = KernelCache(lambda _: 0.0)
     attach(cache, kernel)
     assert cache.gives_listing(D) == 0
     assert not cache.holds_listing(D, 0)

@@ -108,7 +108,7 @@ def test_a_table_is_told_which_files_have_pages() -> None:
 async def test_pages_go_with_their_group_even_when_the_attributes_have_run_out() -> None:
     kernel = Kernel()
     left = [VALIDITY_S]
-    cache = KernelCache(lambda: left[0])
+    cache = KernelCache(lambda _: left[0])
     attach(cache, kernel)
     left[0] = 1e-9
     cache.attributes(D, FILE)
