@@ -26,7 +26,7 @@ from apollofs.metadata.records import MountRecord
 from apollofs.metadata.returns import NOTED
 from apollofs.metadata.seal_records import TERM_S_MAX, TERM_S_MIN, Phase, SealRecord, decode_seal
 from apollofs.metadata.session import Session, retry
-from apollofs.metadata.store import NOW, KeyValue, Op, Put, Range, RangeResult, Store, WatchBatch, prefix_end
+from apollofs.metadata.store import NOW, KeyValue, Op, Put, Range, Store, WatchBatch, prefix_end
 from apollofs.metadata.volume import Volume
 
 READ_S = 30.0
@@ -73,6 +73,17 @@ async def read_seals(store: Store, keys: Keys) -> list[SealRecord]:
     """All standing seals, by number. One request. Raises DeadlineExceeded, StoreError."""
     found = await retry(lambda: store.range(Range(keys.seals, prefix_end(keys.seals))), READ_S)
     return [decode_seal(kv.value, kv.mod_revision) for kv in found.kvs]
+
+
+async def trusting(store: Store, keys: Keys, number: int) -> list[Trusting]:
+    """Who trusts a seal, or did and has not said that it is over. One request. DeadlineExceeded, StoreError."""
+    trusts = keys.trusts_in(number)
+    asked = (Range(trusts, prefix_end(trusts), keys_only=True), Range(keys.mounts, prefix_end(keys.mounts)))
+    result = await retry(lambda: store.txn((), asked), READ_S)
+    held, mounted = [found for found in result.ranges if found is not None]
+    mounts = {record.session: record for record in map(_mount, mounted.kvs)}
+    sessions = [keys.parse_numbers(kv.key)[1] for kv in held.kvs]
+    return [Trusting(session, mounts.get(session)) for session in sessions]
 
 
 class Sealing:
@@ -160,7 +171,7 @@ class Sealing:
         self._count(await self._volume.perform(lambda scope: Mark(scope, directory, names, old, new)))
 
     async def _unmark(self, directory: int, number: int) -> None:
-        self._count(int(await self._volume.perform(lambda scope: Unmark(scope, directory, number))))
+        self._count(await self._volume.perform(lambda scope: Unmark(scope, directory, number)))
 
     async def _has(self, directory: int, number: int) -> bool:
         """Whether a directory still has the number: what is below one that was cleared was cleared before."""
@@ -217,26 +228,13 @@ class Sealing:
             for batches in changes:
                 nursery.start_soon(_pass_on, batches, send)
             while not await self._release(record.number):
-                self.progress = SealProgress(Phase.ENDING, 0, await self._trusting(record.number))
+                self.progress = SealProgress(Phase.ENDING, 0, await trusting(self._store, self._keys, record.number))
                 await self._notify(session, record.number, asked)
                 self._tell(self.progress)
                 failed = await receive.receive()
                 if failed is not None:
                     raise failed
             nursery.cancel_scope.cancel()
-
-    async def _trusting(self, number: int) -> list[Trusting]:
-        trusts = self._keys.trusts_in(number)
-        asked = (
-            Range(trusts, prefix_end(trusts), keys_only=True),
-            Range(self._keys.mounts, prefix_end(self._keys.mounts)),
-        )
-        found = [each for each in (await retry(lambda: self._store.txn((), asked), READ_S)).ranges if each is not None]
-        mounts = {record.session: record for record in map(_mount, found[1].kvs)}
-        return [Trusting(session, mounts.get(session)) for session in self._sessions(found[0])]
-
-    def _sessions(self, found: RangeResult) -> list[int]:
-        return [self._keys.parse_numbers(kv.key)[1] for kv in found.kvs]
 
     async def _notify(self, session: Session, number: int, asked: set[int]) -> None:
         """A notice to each that lives and was not asked yet; who begins a new session later looks by itself."""

@@ -119,17 +119,17 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Unmark:
-    """Take the number out of a directory, after all that is in it. Replies whether it had it."""
+    """Take the number out of a directory, after all that is in it. Replies how many had it: 1 or 0."""
 
     scope: Scope
     directory: int
     number: int
 
-    def decide(self, view: View) -> Decision[bool]:
+    def decide(self, view: View) -> Decision[int]:
         home = _directory(self.scope, view, self.directory)
         if home.inode.seal != self.number:
-            return Decision(lambda _, __: False)
-        return Decision(lambda _, __: True, [self.scope.store(home, home.inode._replace(seal=0))], NOTED)
+            return Decision(lambda _, __: 0)
+        return Decision(lambda _, __: 1, [self.scope.store(home, home.inode._replace(seal=0))], NOTED)
 
 
 @dataclass(frozen=True, slots=True)
