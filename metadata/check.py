@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from apollofs.metadata import codec, journal
 from apollofs.metadata.check_references import BlobReferences
 from apollofs.metadata.check_seals import SealsSeen
+from apollofs.metadata.copies import decode_copies
 from apollofs.metadata.errors import CorruptRecord, NotFormatted, UnsupportedFormat
 from apollofs.metadata.format import pages
 from apollofs.metadata.keys import Keys
@@ -21,7 +22,7 @@ from apollofs.metadata.records import ROOT_INO, Extent, Inode, Usage
 from apollofs.metadata.seal_records import decode_count, decode_seal
 from apollofs.metadata.store import KeyValue, Range, Store
 
-TABLES = b"SNDPmsuZzYriwtcdvxekgEGRICQA"
+TABLES = b"SNDPmsuZzYrbiwtcdvxekgEGRICQA"
 """In the order in which they are read: who shares blobs before the inodes, inodes before the names that refer to them.
 """
 
@@ -88,6 +89,7 @@ class Checker:
             "z": self._of_seal,
             "Y": self._of_seal,
             "r": self._reference,
+            "b": self._copies,
             "i": self._inode,
             "w": self._moved,
             "t": self._times,
@@ -212,6 +214,10 @@ class Checker:
 
     def _reference(self, kv: KeyValue) -> Iterator[Violation]:
         self.references.add(*self.keys.parse_numbers(kv.key))
+        yield from ()
+
+    def _copies(self, kv: KeyValue) -> Iterator[Violation]:
+        decode_copies(kv)
         yield from ()
 
     def _blobs(self, ino: int, extents: tuple[Extent, ...]) -> Iterator[Violation]:

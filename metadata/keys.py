@@ -58,6 +58,7 @@ class Keys:
         self.collector = self.prefix + b"C"
         self.answers = self.prefix + b"A/"
         self._questions = self.prefix + b"Q/"
+        self._copies = self.prefix + b"b/"
         self.seal_counter = self.prefix + b"Z"
         self.seals = self.prefix + b"Z/"
         self._trusts = self.prefix + b"z/"
@@ -217,6 +218,12 @@ class Keys:
     def collection_notice(self, session: int, collector: int, batch: int) -> bytes:
         """A notice to `session` that the collector has asked something; three numbers tell it from recalls."""
         return b"%s%s/%s/%s/%s" % (self._inboxes, *map(_U64.pack, (session, collector, batch, 0)))
+
+    # -- sites -------------------------------------------------------------------------------------------------------
+
+    def copies(self, blob: int) -> bytes:
+        """Which sites have copies of a blob besides its own, and which have begun with one."""
+        return self._copies + _U64.pack(blob)
 
     # -- seals -------------------------------------------------------------------------------------------------------
 

@@ -105,7 +105,7 @@ class Sealing:
         """
         if not TERM_S_MIN <= term_s <= TERM_S_MAX:
             raise SealRefused(f"a term of {term_s:g} s: from {TERM_S_MIN:g} s to {TERM_S_MAX / 86_400:g} days")
-        record = await self._volume.perform(lambda scope: BeginSeal(scope, root, term_s))
+        record = await self._volume.transact(lambda scope: BeginSeal(scope, root, term_s))
         if record.phase is Phase.SEALED:
             return record
         self.progress = SealProgress(Phase.SEALING, 1)
@@ -131,7 +131,7 @@ class Sealing:
         await self._remove(number)
 
     async def _advance(self, number: int, since: tuple[Phase, ...], phase: Phase, lease: int = 0) -> SealRecord:
-        return await self._volume.perform(lambda scope: Advance(scope, number, since, phase, lease))
+        return await self._volume.transact(lambda scope: Advance(scope, number, since, phase, lease))
 
     # -- the walk ----------------------------------------------------------------------------------------------------
 
@@ -168,10 +168,10 @@ class Sealing:
             frame.below = [ino for ino in frame.below if await self._has(ino, old)]
 
     async def _mark(self, directory: int, names: tuple[bytes, ...], old: int, new: int) -> None:
-        self._count(await self._volume.perform(lambda scope: Mark(scope, directory, names, old, new)))
+        self._count(await self._volume.transact(lambda scope: Mark(scope, directory, names, old, new)))
 
     async def _unmark(self, directory: int, number: int) -> None:
-        self._count(await self._volume.perform(lambda scope: Unmark(scope, directory, number)))
+        self._count(await self._volume.transact(lambda scope: Unmark(scope, directory, number)))
 
     async def _has(self, directory: int, number: int) -> bool:
         """Whether a directory still has the number: what is below one that was cleared was cleared before."""
@@ -194,7 +194,7 @@ class Sealing:
         others = [decode_seal(kv.value, kv.mod_revision) for kv in standing.kvs]
         above = paths_of([record for record in others if record.number != number])
         as_of = counted.kvs[0].mod_revision if counted.kvs else 0
-        return await self._volume.perform(lambda scope: EndSeal(scope, number, above, as_of))
+        return await self._volume.transact(lambda scope: EndSeal(scope, number, above, as_of))
 
     # -- those who trust it ------------------------------------------------------------------------------------------
 
@@ -213,7 +213,7 @@ class Sealing:
                 await self._wait(session, record, changes)
 
     async def _release(self, number: int) -> bool:
-        return await self._volume.perform(lambda scope: Release(scope, number)) is not None
+        return await self._volume.transact(lambda scope: Release(scope, number)) is not None
 
     async def _watch(self, stack: AsyncExitStack, key: bytes, end: bytes) -> AsyncIterator[WatchBatch]:
         batches = await stack.enter_async_context(self._store.watch(key, end, start_revision=NOW))

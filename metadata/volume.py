@@ -226,7 +226,7 @@ class Volume(NamespaceReader):
         """How often a lost session took answered operations with it."""
         return self.delegations.ahead.losses
 
-    async def perform(self, make: Callable[[Scope], Operation[T]]) -> T:
+    async def transact(self, make: Callable[[Scope], Operation[T]]) -> T:
         """One request: an operation that has no method here."""
         scope = self._scope()
         return await self._transactor.run(self.session, make(scope), time_ns=scope.now_ns)

@@ -18,6 +18,7 @@ COMMANDS = {
     "destroy": ("volume", "destroy"),
     "gc": ("collecting", "gc"),
     "trash": ("trash", "trash"),
+    "publish": ("publish", "publish"),
     "seal": ("sealing", "seal"),
     "unseal": ("sealing", "unseal"),
     "seals": ("sealing", "seals"),
