@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
 import trio
@@ -164,16 +164,20 @@ class Publication:
         directories = [root]
         while directories:
             directory = directories.pop()
-            async for files, below in self._pages(directory):
-                directories += below
-                lacking = await self._replication.lacking(files, self._sites)
-                if lacking:
-                    lacked = True
-                    await self._patiently(files)
-                self._progress.files += len(files)
-                self._progress.size_bytes += sum(extent.length for file in files for extent in file.extents)
-                self._tell(self._progress)
+            async with aclosing(self._pages(directory)) as pages:
+                async for files, below in pages:
+                    directories += below
+                    lacked = await self._look_at(files) or lacked
         return lacked
+
+    async def _look_at(self, files: Sequence[StoredFile]) -> bool:
+        lacking = await self._replication.lacking(files, self._sites)
+        if lacking:
+            await self._patiently(files)
+        self._progress.files += len(files)
+        self._progress.size_bytes += sum(extent.length for file in files for extent in file.extents)
+        self._tell(self._progress)
+        return bool(lacking)
 
     async def _patiently(self, files: Sequence[StoredFile]) -> None:
         """Have copied what these files lack, again while a site can't be reached and may be waited for."""
@@ -193,7 +197,7 @@ class Publication:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    async def _pages(self, directory: int) -> AsyncIterator[tuple[list[StoredFile], list[int]]]:
+    async def _pages(self, directory: int) -> AsyncGenerator[tuple[list[StoredFile], list[int]], None]:
         """The files of a directory with bodies in blobs, some at a time, and its subdirectories."""
         prefix = self._keys.dentries_of(directory)
         start, more = prefix, True

@@ -1,5 +1,5 @@
-"""Seals, explored exhaustively: no mount, and no kernel, answers from a tree that was sealed and then changed; unsealing
-comes to its end whoever is cut off. Each rule is needed."""
+"""Seals, explored exhaustively: no mount, and no kernel, answers from a tree that was sealed and then changed, and
+unsealing comes to its end whoever is cut off. Each rule is needed."""
 
 from __future__ import annotations
 

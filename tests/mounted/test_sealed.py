@@ -7,7 +7,7 @@ import os
 import random
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -116,25 +116,30 @@ def test_sealed_data_stays_readable_in_a_partition(
     read_all(tree)
 
 
+def refused(mount: Mount, tree: Path) -> list[Callable[[], object]]:
+    """All that would change a sealed tree."""
+    return [
+        lambda: (tree / "new").touch(),
+        lambda: os.mkdir(tree / "part" / "new"),
+        lambda: os.unlink(tree / "file1"),
+        lambda: os.rename(tree / "file1", tree / "other"),
+        lambda: os.rename(tree / "file1", mount.path / "out"),
+        lambda: os.rename(mount.path / "data" / "open", tree / "in"),
+        lambda: os.link(tree / "file1", mount.path / "link"),
+        lambda: os.truncate(tree / "file1", 0),
+        lambda: os.chmod(tree / "file1", 0o600),
+        lambda: os.utime(tree),
+        lambda: os.setxattr(tree / "file1", "user.a", b"b"),
+        lambda: os.close(os.open(tree / "file1", os.O_WRONLY)),
+        lambda: os.rename(tree, mount.path / "moved"),
+    ]
+
+
 def test_what_is_sealed_can_not_be_changed_from_any_mount(namespace: Namespace, west: Mount, east: Mount) -> None:
     place = seal(namespace, west, LONG)
     for mount in (west, east):
         tree = mount.path / place
-        for call in (
-            lambda tree=tree: (tree / "new").touch(),
-            lambda tree=tree: os.mkdir(tree / "part" / "new"),
-            lambda tree=tree: os.unlink(tree / "file1"),
-            lambda tree=tree: os.rename(tree / "file1", tree / "other"),
-            lambda tree=tree: os.rename(tree / "file1", mount.path / "out"),
-            lambda tree=tree: os.rename(mount.path / "data" / "open", tree / "in"),
-            lambda tree=tree: os.link(tree / "file1", mount.path / "link"),
-            lambda tree=tree: os.truncate(tree / "file1", 0),
-            lambda tree=tree: os.chmod(tree / "file1", 0o600),
-            lambda tree=tree: os.utime(tree),
-            lambda tree=tree: os.setxattr(tree / "file1", "user.a", b"b"),
-            lambda tree=tree: os.close(os.open(tree / "file1", os.O_WRONLY)),
-            lambda tree=tree: os.rename(tree, mount.path / "moved"),
-        ):
+        for call in refused(mount, tree):
             assert errno_of(call) == errno.EROFS
         assert errno_of(os.rename, mount.path / "data", mount.path / "moved") == errno.EBUSY
         assert errno_of(os.chmod, mount.path / "data", 0o700) == errno.EBUSY

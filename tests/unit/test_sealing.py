@@ -75,12 +75,13 @@ async def read_all(volume: Volume, tree: Tree) -> list[Inode]:
     return found
 
 
-async def trusted(volume: Volume, tree: Tree, groups: int = 2) -> None:
-    """Read until so many directories are cached under the seal."""
+async def trusted(volume: Volume, tree: Tree, groups: int = 3) -> None:
+    """Read until so many directories are cached under the seal, and all that is in them."""
     with trio.fail_after(30):
         while volume.statistics()["seals"]["groups"] < groups:
             await read_all(volume, tree)
             await trio.sleep(0.01)
+    await read_all(volume, tree)
 
 
 REFUSED: dict[str, tuple[type[Exception], Callable[[Volume, Tree], Awaitable[object]]]] = {
@@ -219,9 +220,10 @@ async def test_a_new_session_goes_on_trusting(store: MemoryStore) -> None:
         await trusted(b, tree)
         before = b.session.number
         b.session.give_up()
-        with trio.fail_after(30):
-            while not (await store.range(Range(KEYS.trust(number, before + 1)))).kvs:
-                await trio.sleep(0.01)
+        key = KEYS.trust(number, before + 1)
+        async with store.watch(key, start_revision=1) as changes:
+            with trio.fail_after(30):
+                await anext(changes)
         assert not (await store.range(Range(KEYS.trust(number, before)))).kvs
         asked = b.asked
         await b.readdir(tree.root, b"", 1000)
