@@ -16,6 +16,9 @@ from apollofs.metadata.session import SessionOptions
 from apollofs.metadata.store import Store
 from apollofs.metadata.volume import Volume, open_volume
 
+SLOTS = 12
+"""A tree is marked by several transactions at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
@@ -67,6 +70,6 @@ class SealedTrees:
     async def _volume(self) -> AsyncIterator[Volume]:
         site = (await list_sites(self._store, self._keys.volume))[0]
         record = replace(command_record(self._version), site=site.name)
-        options = SessionOptions(slots=4, delegations=False, write_back=False)
+        options = SessionOptions(slots=SLOTS, delegations=False, write_back=False)
         async with open_volume(self._store, self._keys.volume, site.name, options, record) as volume:
             yield volume

@@ -179,7 +179,7 @@ class Delegations:
 
     def make_room(self) -> None:
         """The cache above is full: give back what was taken first, unless something is being given back already."""
-        if self.cache.groups and not len(self._returns):
+        if self.cache.groups and not len(self._returns) and not self.seals.dropping:
             self._return(self.cache.least_used())
 
     # -- taking ------------------------------------------------------------------------------------------------------
