@@ -212,6 +212,19 @@ async def test_what_is_sealed_is_cached_without_delegations(store: MemoryStore) 
             await b.lookup(tree.part, b"file")
 
 
+async def test_a_mount_that_ends_need_not_be_waited_for(store: MemoryStore) -> None:
+    async with mounted(store) as a:
+        tree = await Tree(store, a).make()
+        number = await tree.seal()
+        async with mounted(store) as b:
+            await trusted(b, tree)
+            assert await tree.keys_of("z") == 1
+        assert await tree.keys_of("z") == 0
+        with trio.fail_after(60):
+            await tree.unseal(number)
+    await assert_sound(store)
+
+
 @pytest.mark.expects_log("has lost its lease")
 async def test_a_new_session_goes_on_trusting(store: MemoryStore) -> None:
     async with mounted(store) as a, mounted(store) as b:
