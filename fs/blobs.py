@@ -1,10 +1,15 @@
-"""Blobs as the filesystem sees them: numbers, cut into blocks, each an object in the store of the blob's site."""
+"""Blobs as the filesystem sees them: numbers, cut into blocks, each an object in the store of the blob's site.
+
+Other sites may have copies, under the same names (`metadata/replicas.py`). A block is read from the nearest site, and
+from another one if that does not answer.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,13 +29,24 @@ from apollofs.blobstore import (
 from apollofs.blobstore.footer import Footer
 from apollofs.blobstore.listing import closing
 from apollofs.fs.errors import BodyError, BodyUnavailable, CorruptBody, MissingBlob
+from apollofs.fs.hedging import Hedged
+from apollofs.fs.nearness import Nearness
+from apollofs.fs.user_error import UserError
+from apollofs.fs.workers import share_out
+from apollofs.metadata.errors import MetadataError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 SITE_SHIFT = 56
+SPREAD_MAX = 4096
 _BLOCK_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{16}/[0-9a-f]{8}")
 
 OpenStore = Callable[[int], Awaitable[BlockStore]]
 """Opens the store of the site with this id; raises BlobStoreError or MetadataError if there is none."""
+
+
+CopiesOf = Callable[[int], Awaitable[Sequence[int]]]
+"""Which sites have all of a blob besides its own, as far as is known; raises nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,44 +121,117 @@ class BlobSource:
     raises, if that is no BlobStoreError. A store that could not be opened is tried again at the next use.
     """
 
-    def __init__(self, open_store: OpenStore, block_bytes: int) -> None:
+    def __init__(
+        self, open_store: OpenStore, block_bytes: int, here: int = 0, copies_of: CopiesOf | None = None
+    ) -> None:
+        """`here`: the reader's site, 0 if it has none. Without `copies_of` each blob is read at its own site."""
         self.block_bytes = block_bytes
+        self.nearness = Nearness(here)
+        self._copies_of = copies_of
+        self._spread: dict[int, set[int]] = {}
+        """Blobs that are being written to other sites too; where one block could not be put, the site is taken out."""
         self._open_store = open_store
         self._stores: dict[int, BlockStore] = {}
         self._opening = trio.Lock()
 
     async def read_block(self, block: Block, offset: int = 0, length: int | None = None) -> memoryview:
         """Verified bytes `[offset, offset + length)` of a block; `length` None: to its end."""
-        with _translated(block):
-            store = await self._store(site_of(block.blob))
-            return await store.read_block(block.name, block.length, offset, length)
+
+        async def read(site: int) -> memoryview:
+            with _translated(block):
+                store = await self._store(site)
+                return await store.read_block(block.name, block.length, offset, length)
+
+        return await self._nearest(block, block.length - offset if length is None else length, read)
 
     async def fetch_block(self, block: Block, then: Callable[[memoryview, Footer], T]) -> T:
         """A whole block, verified, and its checksums, given to `then` in the thread that read it; what that returns.
 
         `then` raises nothing, and may run after the call was cancelled or has been repeated.
         """
-        with _translated(block):
-            store = await self._store(site_of(block.blob))
-            return await store.fetch_block(block.name, block.length, then)
 
-    async def put_block(self, block: Block, data: Buffer) -> None:
-        """Store a block; durable on return. `data` must not change meanwhile. Repeating it is harmless."""
+        async def fetch(site: int) -> T:
+            with _translated(block):
+                store = await self._store(site)
+                return await store.fetch_block(block.name, block.length, then)
+
+        return await self._nearest(block, block.length, fetch)
+
+    async def _nearest(self, block: Block, size_bytes: int, read: Callable[[int], Awaitable[T]]) -> T:
+        home, near = site_of(block.blob), self.nearness
+        if self._copies_of is None:
+            return await read(home)
+        copies_of = self._copies_of
+
+        async def sites() -> list[int]:
+            return near.order((home, *await copies_of(block.blob)))
+
+        first = home if home == near.here and near.is_well(home) else (await sites())[0]
+        what = f"block {block.index} of blob {block.blob:#x}"
+        return await Hedged(what, size_bytes, read, near).run(first, sites)
+
+    async def read_at(self, block: Block, site: int) -> memoryview:
+        """A whole block, verified, from one site's store only."""
+        with _translated(block):
+            return await (await self._store(site)).read_block(block.name, block.length)
+
+    async def put_block(self, block: Block, data: Buffer, site: int = 0) -> None:
+        """Store a block, at its own site or (not 0) as a copy at another; durable on return. `data` must not change
+        meanwhile. Repeating it is harmless."""
         assert len(data) == block.length
-        with _translated(block):
-            store = await self._store(site_of(block.blob))
-            await store.put(block.name, data)
 
-    async def put_sealed(self, block: Block, sealed: Buffer) -> None:
+        async def put(site: int) -> None:
+            with _translated(block):
+                await (await self._store(site)).put(block.name, data)
+
+        await self._put(block, site, put)
+
+    async def put_sealed(self, block: Block, sealed: Buffer, site: int = 0) -> None:
         """As `put_block`, of the block's bytes with their footer behind them (`BlockStore.put_sealed`)."""
-        with _translated(block):
-            store = await self._store(site_of(block.blob))
-            await store.put_sealed(block.name, sealed)
 
-    async def delete_block(self, block: Block) -> None:
-        """Remove a block's object. One that is not there is no error."""
+        async def put(site: int) -> None:
+            with _translated(block):
+                await (await self._store(site)).put_sealed(block.name, sealed)
+
+        await self._put(block, site, put)
+
+    def spread(self, blob: int, sites: set[int]) -> None:
+        """From now on blocks that are put of this blob, which has none yet, go to these sites too."""
+        if sites:
+            self._spread[blob] = sites
+        while len(self._spread) > SPREAD_MAX:
+            self._spread.pop(next(iter(self._spread)))
+
+    def end_spread(self, blob: int) -> set[int]:
+        """No more blocks will be put: the other sites that have all that were."""
+        return self._spread.pop(blob, set())
+
+    async def _put(self, block: Block, site: int, put: Callable[[int], Awaitable[None]]) -> None:
+        """At `site`; or (0) at the blob's own, which alone must succeed, and at those that it is spread to."""
+        others = self._spread.get(block.blob) if not site else None
+        if not others:
+            await put(site or site_of(block.blob))
+            return
+
+        async def copy(elsewhere: int) -> None:
+            try:
+                await put(elsewhere)
+            except (BodyError, BlobStoreError, UserError, MetadataError) as exc:
+                log.info("block %d of blob %#x is not at site %d yet: %s", block.index, block.blob, elsewhere, exc)
+                self.nearness.troubled(elsewhere, str(exc))
+                others.discard(elsewhere)
+
+        async def one(at: int) -> None:
+            await (put if at == site_of(block.blob) else copy)(at)
+
+        sites = (site_of(block.blob), *others)
+        await share_out(one, sites, len(sites))
+
+    async def delete_block(self, block: Block, site: int = 0) -> None:
+        """Remove a block's object from the store of its own site, or of another one. One that is not there is no
+        error."""
         with _translated(block):
-            store = await self._store(site_of(block.blob))
+            store = await self._store(site or site_of(block.blob))
             await store.delete(block.name)
 
     async def objects(self, site: int) -> AsyncIterator[BlobStat]:
@@ -175,9 +264,11 @@ class BlobSource:
 
 
 @contextlib.asynccontextmanager
-async def open_blob_source(open_store: OpenStore, block_bytes: int) -> AsyncIterator[BlobSource]:
+async def open_blob_source(
+    open_store: OpenStore, block_bytes: int, here: int = 0, copies_of: CopiesOf | None = None
+) -> AsyncIterator[BlobSource]:
     """A BlobSource that closes its stores at the end."""
-    source = BlobSource(open_store, block_bytes)
+    source = BlobSource(open_store, block_bytes, here, copies_of)
     try:
         yield source
     finally:

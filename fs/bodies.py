@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Protocol
 
 import trio
@@ -22,7 +23,8 @@ from apollofs.fs.cache import BlockCache
 from apollofs.fs.cache_orders import CacheOrders
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.errors import BodyError
-from apollofs.fs.images import Image, ImageStore, is_large
+from apollofs.fs.images import Image, ImageStore, Scrub, is_large
+from apollofs.fs.mount_sites import MountSites
 from apollofs.fs.neighbours import Neighbours, NeighbourVolume
 from apollofs.fs.open_file import BodyTools, OpenFile
 from apollofs.fs.passed_file import PassedFile
@@ -33,6 +35,7 @@ from apollofs.fs.stored_blocks import BlockUploads
 from apollofs.fs.working_copy import WorkingCopy
 from apollofs.fs.writer import BodyVolume, Writer
 from apollofs.metadata.errors import MetadataError
+from apollofs.metadata.placement import Placement
 from apollofs.metadata.records import Body, Inode
 
 log = logging.getLogger(__name__)
@@ -59,15 +62,18 @@ class Bodies:
         orders: CacheOrders,
         staging: StagingArea,
         nursery: trio.Nursery,
+        sites: MountSites,
     ) -> None:
         self.cache = cache
         self.images = images
         self.reader = Reader(cache, images, config, source.block_bytes)
         self.orders = orders
         self._neighbours = Neighbours(volume, self.reader, nursery)
-        self.writer = Writer(volume, source, cache, self.reader, config, nursery)
+        self._sites = sites
+        copies = sites.commit_copies(source)
+        self.writer = Writer(volume, source, cache, self.reader, config, nursery, copies)
         uploads = BlockUploads(source, config.uploads_max)
-        self._tools = BodyTools(volume, self.reader, self.writer, staging, uploads, config)
+        self._tools = BodyTools(volume, self.reader, self.writer, staging, uploads, config, copies)
         self._nursery = nursery
         self._volume = volume
         self._interval_s = config.commit_interval_s
@@ -75,6 +81,8 @@ class Bodies:
         self._opens: dict[int, int] = {}
         self._opening: dict[int, int] = {}
         """Inodes whose body is being read for an open file that is not there yet."""
+        self._held: Counter[int] = Counter()
+        """Inodes whose open file is used by what has no handle of it."""
         self._failing: set[int] = set()
         self._retiring: set[int] = set()
         self.renew: Callable[[OpenFile], OpenFile] = lambda file: file
@@ -85,6 +93,24 @@ class Bodies:
     def find(self, ino: int) -> OpenFile | None:
         """The open file of an inode, if it is open here (or still has uncommitted bytes)."""
         return self._files.get(ino)
+
+    @contextlib.contextmanager
+    def held(self, ino: int) -> Iterator[OpenFile | None]:
+        """As `find`, for who has no handle and waits for something: the file is not forgotten before the block ends,
+        even if its last handle is closed. It may become another object."""
+        file = self._files.get(ino)
+        if file is None:
+            yield None
+            return
+        self._held[ino] += 1
+        try:
+            yield file
+        finally:
+            self._held[ino] -= 1
+            if not self._held[ino]:
+                del self._held[ino]
+            if ino in self._files:
+                self._forget_if_unused(self._files[ino])
 
     async def open(self, ino: int) -> OpenFile:
         """The inode's open file, as of now; `release` must follow. One request.
@@ -125,6 +151,7 @@ class Bodies:
         """The file was opened for reading: begin to fetch it if it is small, and what is probably opened next. No
         checkpoint; raises nothing."""
         body = file.body
+        self._sites.will_read(body.inode, self._nursery)
         if body.inode.extents and not is_large(body):
             self.reader.opened(body)
             self._neighbours.opened(file.ino)
@@ -154,7 +181,9 @@ class Bodies:
         file.close()
 
     def _is_unused(self, file: OpenFile) -> bool:
-        return not self._opens.get(file.ino, 0) and not file.is_dirty and self._files.get(file.ino) is file
+        if self._opens.get(file.ino, 0) or file.ino in self._held:
+            return False
+        return not file.is_dirty and self._files.get(file.ino) is file
 
     # -- files that the kernel writes --------------------------------------------------------------------------------
 
@@ -339,15 +368,18 @@ class Bodies:
 
 
 @contextlib.asynccontextmanager
-async def open_bodies(volume: MountVolume, config: BodyConfig, open_store: OpenStore) -> AsyncIterator[Bodies]:
+async def open_bodies(
+    volume: MountVolume, config: BodyConfig, open_store: OpenStore, placement: Placement | None = None
+) -> AsyncIterator[Bodies]:
     """Bodies of a mounted volume; `open_store` opens a site's store by the site's id, at its first use.
 
     At the end nothing is committed any more: `commit_all` comes before. Raises CacheDirectoryUnusable.
     """
     cache_dir = os.fspath(config.cache_dir)
+    sites = MountSites(placement)
     async with (
         open_staging(cache_dir, config.disk_free_bytes_min) as staging,
-        open_blob_source(open_store, volume.superblock.block_bytes) as source,
+        open_blob_source(open_store, volume.superblock.block_bytes, sites.here, sites.copies_of) as source,
         contextlib.AsyncExitStack() as last,
         trio.open_nursery() as nursery,
     ):
@@ -360,10 +392,11 @@ async def open_bodies(volume: MountVolume, config: BodyConfig, open_store: OpenS
         orders = CacheOrders(cache, images, room, config, source.block_bytes)
         await orders.start()
         staging.make_room = cache.make_room
-        bodies = Bodies(volume, config, source, cache, images, orders, staging, nursery)
+        bodies = Bodies(volume, config, source, cache, images, orders, staging, nursery, sites)
         # Only when the nursery's tasks have ended is nobody reading what is staged.
         last.callback(bodies.close)
         nursery.start_soon(bodies.write_back)
+        nursery.start_soon(Scrub(images).serve)
         try:
             yield bodies
         finally:

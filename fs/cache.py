@@ -33,6 +33,8 @@ MISSES_REMEMBERED = 4096
 PARTIAL_READS_MAX = 2
 """So many scattered reads of a block are served by range; with the next one it is worth having whole."""
 WARNING_INTERVAL_S = 60.0
+FETCHES_MAX = 2
+"""A block that was given up while it was written is fetched once more for who wants it here."""
 EVICTIONS_MAX = 8
 """Rounds of making room on a full disk before a block is not cached."""
 
@@ -115,14 +117,34 @@ class BlockCache:
         """Have a block here, or if not `whole`, once it was wanted several times. Raises as `read`."""
         if block in self._index and block not in self._fetches:
             return
-        if block in self._fetches or whole or self._is_popular(block):
+        if block not in self._fetches and not whole and not self._is_popular(block):
+            return
+        for _ in range(FETCHES_MAX):
             fetch = self._fetches.get(block) or self._fetch(block)
             await fetch.result()
             await fetch.ended.wait()
+            if block in self._index:
+                return
 
     async def insert(self, block: Block, data: bytes | bytearray) -> None:
-        """Put a block that was just stored; `data` must not change until the call has returned. Raises nothing."""
-        await self._store(block, data)
+        """Put a block that was just stored; `data` must not change until the call has returned. Raises nothing.
+
+        Who reads it meanwhile has it from memory.
+        """
+        if block in self._fetches:
+            return
+        fetch = self._fetches[block] = Fetch()
+        fetch.arrived(memoryview(data))
+        try:
+            await self._store(block, data)
+        finally:
+            del self._fetches[block]
+            fetch.end()
+
+    async def settle(self) -> None:
+        """Wait until what is on its way now has come to rest."""
+        for fetch in list(self._fetches.values()):
+            await fetch.ended.wait()
 
     async def make_room(self, size: int) -> None:
         """Somebody needs the disk: give up so many bytes, if there are so many. Raises nothing."""
@@ -207,6 +229,9 @@ class BlockCache:
                 lacking, stayed = await self._in_thread(partial(self._write, block, data, victims))
                 self._room.came_back(stayed)
                 stored = lacking <= 0
+                if stored and block not in self._index:
+                    # it was given up while it was written, and its file perhaps deleted before it was there
+                    await self._in_thread(partial(self._files.remove, [block]))
                 if stored:
                     return
                 victims = self._room.give_up(self._room.bytes - lacking)
@@ -215,7 +240,7 @@ class BlockCache:
         except OSError as exc:
             self._warn(f"a file can't be written: {exc}")
         finally:
-            if stored:
+            if stored and block in self._index:
                 self._index.add(block)
             else:
                 self._index.drop(block)

@@ -85,6 +85,10 @@ class CacheIndex:
             self.bytes -= sealed_length(block.length)
         self._footers.pop(block, None)
 
+    def came_back(self, block: Block, size_bytes: int) -> None:
+        """As a shelf of the room: the block stays."""
+        self.add(block)
+
     def remove(self, blocks: Sequence[Block]) -> Sequence[Block]:
         """As a shelf of the room: delete the files. Blocks; raises OSError."""
         self._files.remove(blocks)

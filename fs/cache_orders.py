@@ -94,6 +94,7 @@ class CacheOrders:
 
     async def drop_all(self) -> None:
         """Delete all that is neither open nor pinned. Raises nothing."""
+        await self._cache.settle()
         await self._cache.make_room(self._room.bytes)
 
     async def pin(self, body: Body) -> None:

@@ -143,7 +143,7 @@ class Collection:
             if self._options.dry_run:
                 self._count(verdict, len(group))
                 return
-            failed = await self._delete_blobs(verdict.garbage)
+            failed = await self._delete_blobs(verdict)
             if failed:
                 group = self._without(group, failed, FAILED)
             elif await self._collector.release(verdict):
@@ -171,7 +171,8 @@ class Collection:
     # -- uploads -----------------------------------------------------------------------------------------------------
 
     async def _collect_uploads(self, site: SiteRecord) -> None:
-        """Remove the blobs in a site's store that ended sessions have left, and nothing refers to."""
+        """Remove the blobs in a site's store that ended sessions have left, and nothing refers to: uploads, and what an
+        agent that was killed has copied of a blob while that was being removed."""
         try:
             found: dict[int, _Upload] = {}
             listed = 0
@@ -181,20 +182,20 @@ class Collection:
                         await self._pace.step()
                     listed += 1
                     block = block_named(entry.name, max(0, entry.size_bytes))
-                    if block is None or site_of(block.blob) != site.id:
+                    if block is None:
                         continue
                     if block.blob not in found and len(found) >= self._options.candidates_max:
-                        await self._remove_uploads(found)
+                        await self._remove_uploads(site.id, found)
                         found.clear()
                     upload = found.setdefault(block.blob, _Upload(0, 0, 0.0))
                     upload.blocks = max(upload.blocks, block.index + 1)
                     upload.bytes += block.length
                     upload.newest_s = max(upload.newest_s, entry.modified_s)
-            await self._remove_uploads(found)
+            await self._remove_uploads(site.id, found)
         except (BodyError, BlobStoreError, UserError) as exc:
             self.report.fail(f"site {site.name}: {exc}")
 
-    async def _remove_uploads(self, found: Mapping[int, _Upload]) -> None:
+    async def _remove_uploads(self, site: int, found: Mapping[int, _Upload]) -> None:
         old_s = time.time() - self._options.grace_s
         left = await self._unreferenced(found)
         young = {blob for blob in left if found[blob].newest_s > old_s}
@@ -202,7 +203,9 @@ class Collection:
         dead = sorted(left - young)
         failed: set[int] = set()
         if not self._options.dry_run:
-            failed = await self._delete(Block(blob, index, 0) for blob in dead for index in range(found[blob].blocks))
+            failed = await self._delete(
+                (site, Block(blob, index, 0)) for blob in dead for index in range(found[blob].blocks)
+            )
         removed = [found[blob] for blob in dead if blob not in failed]
         self.report.uploads.blobs += len(removed)
         self.report.uploads.bytes += sum(upload.bytes for upload in removed)
@@ -216,37 +219,39 @@ class Collection:
 
     # -- objects -----------------------------------------------------------------------------------------------------
 
-    async def _delete_blobs(self, blobs: Mapping[int, int]) -> set[int]:
-        """Delete the objects of these blobs (number -> length); those of which some are left."""
+    async def _delete_blobs(self, verdict: Verdict) -> set[int]:
+        """Delete the objects of all garbage, at every site; the blobs of which some are left."""
         size = self._source.block_bytes
         return await self._delete(
-            block_of(blob, length, index, size)
-            for blob, length in blobs.items()
+            (site, block_of(blob, length, index, size))
+            for blob, length in verdict.garbage.items()
+            for site in (site_of(blob), *verdict.elsewhere.get(blob, ()))
             for index in range(block_count(length, size))
         )
 
-    async def _delete(self, blocks: Iterator[Block]) -> set[int]:
+    async def _delete(self, objects: Iterator[tuple[int, Block]]) -> set[int]:
+        """Delete blocks at sites; the blobs of which some are left."""
         failed: set[int] = set()
 
         async def worker() -> None:
-            for block in blocks:
-                if site_of(block.blob) in self._down:
+            for site, block in objects:
+                if site in self._down:
                     failed.add(block.blob)
                 elif block.blob not in failed:
                     await self._pace.step()
-                    await self._delete_one(block, failed)
+                    await self._delete_one(site, block, failed)
 
         async with trio.open_nursery() as nursery:
             for _ in range(DELETES_AT_ONCE):
                 nursery.start_soon(worker)
         return failed
 
-    async def _delete_one(self, block: Block, failed: set[int]) -> None:
+    async def _delete_one(self, site: int, block: Block, failed: set[int]) -> None:
         try:
-            await self._source.delete_block(block)
+            await self._source.delete_block(block, site)
         except (BodyError, BlobStoreError, UserError) as exc:
             failed.add(block.blob)
-            self._down.add(site_of(block.blob))
+            self._down.add(site)
             self.report.fail(str(exc))
             log.info("an object could not be deleted: %s", exc)
 

@@ -30,6 +30,10 @@ GAUGES = frozenset(
         ("bodies", "dirty_files"),
         ("bodies", "cache_bytes"),
         ("blob_store", "in_flight"),
+        ("agent", "elected"),
+        ("agent", "backlog"),
+        ("agent", "lag_s"),
+        ("agent", "rate"),
     }
 )
 """What goes up and down; everything else only grows."""

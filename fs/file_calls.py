@@ -22,6 +22,7 @@ from apollofs.fs.open_file import OpenFile
 from apollofs.fs.orphans import changed_here
 from apollofs.fs.page_table import PageWatch, Unwatched
 from apollofs.fs.passing import Passing
+from apollofs.fs.stale_opens import StaleOpens
 from apollofs.metadata.errors import (
     FileTooLarge,
     InvalidArgument,
@@ -53,6 +54,7 @@ class FileCalls:
         self._bodies = bodies
         self.passing = Passing(bodies, self._replaced)
         """Which opens the kernel serves by itself."""
+        self._stale = StaleOpens(volume, bodies)
         self.following = Following(volume, bodies, self.passing)
         self._handles: HandleTable[FileHandle] = HandleTable()
         self._lock_owners: dict[int, set[tuple[LockKind, int]]] = {}
@@ -93,6 +95,7 @@ class FileCalls:
             except StaleInode:
                 file = self._bodies.find(ino)
                 if file is None:
+                    self._stale.refused(ino)
                     raise
                 file.orphan()
         return self._bodies.open_known(Body(file.inode))

@@ -26,6 +26,7 @@ from apollofs.fs.directories import Directories, Entries, OpenedDirectory
 from apollofs.fs.file_calls import FileCalls
 from apollofs.fs.kernel_cache import KernelCache
 from apollofs.fs.leftovers import settle
+from apollofs.fs.open_file import OpenFile
 from apollofs.metadata.errors import (
     EntryExists,
     InvalidArgument,
@@ -109,19 +110,21 @@ class Filesystem(FileCalls):
     async def _fresh(self, inode: Inode) -> Attributes:
         """As `_attributes`; a body that another mount has changed is taken over first, so that what is read next is
         at least as new as these attributes."""
-        file = self._bodies.find(inode.ino)
-        if file is not None:
-            try:
-                file = await self._bodies.refresh(file, inode)
-                self._pages.refreshed(inode.ino)
-            except StaleInode:
-                file.orphan()
-            if self._pages.settle(inode.ino, file.version, file.shown):
-                await self.kernel.drop_pages((inode.ino,))
-        return self._attributes(inode)
+        with self._bodies.held(inode.ino) as file:
+            if file is not None:
+                try:
+                    file = await self._bodies.refresh(file, inode)
+                    self._pages.refreshed(inode.ino)
+                except StaleInode:
+                    file.orphan()
+                if self._pages.settle(inode.ino, file.version, file.shown):
+                    await self.kernel.drop_pages((inode.ino,))
+            return self._attributes(inode)
 
     def cached_lookup(self, parent: int, name: bytes) -> Attributes | None:
         """As `lookup`, where nobody need be asked; None: call that. NoSuchEntry where that is known."""
+        if self._stale.concerns(parent):
+            return None
         cached = self._volume.cached_lookup(parent, name)
         return self._current(cached, (parent, name)) if cached is not None else None
 
@@ -150,7 +153,8 @@ class Filesystem(FileCalls):
 
     async def lookup(self, parent: int, name: bytes) -> Attributes:
         """The inode that a name means. NoSuchEntry, NameTooLong."""
-        attributes = await self._fresh(await self._volume.lookup(parent, name))
+        found = self._stale if self._stale.concerns(parent) else self._volume
+        attributes = await self._fresh(await found.lookup(parent, name))
         return self.cached_lookup(parent, name) or attributes
 
     def absent(self, parent: int, name: bytes) -> float:
@@ -160,16 +164,17 @@ class Filesystem(FileCalls):
     async def getattr(self, ino: int) -> Attributes:
         """Newest attributes; of what has lost its name since it was opened or entered here, the last known, with nlink
         0. StaleInode for a file that has no name any more and is not open here: the kernel then walks the path anew."""
-        file = self._bodies.find(ino)
-        if file is not None and file.orphaned:
-            return self._attributes(file.inode)
-        try:
-            inode = await self._volume.getattr(ino)
-        except StaleInode:
-            if file is None:
-                return self._removed_directory(ino)
-            file.orphan()
-            return self._attributes(file.inode)
+        with self._bodies.held(ino) as file:
+            if file is not None and file.orphaned:
+                return self._attributes(file.inode)
+            try:
+                inode = await self._volume.getattr(ino)
+            except StaleInode:
+                if file is None:
+                    self._stale.refused(ino)
+                    return self._removed_directory(ino)
+                file.orphan()
+                return self._attributes(file.inode)
         attributes = await self._fresh(inode)
         return self.cached_getattr(ino) or attributes
 
@@ -181,12 +186,15 @@ class Filesystem(FileCalls):
 
     async def setattr(self, ino: int, change: SetAttr, fh: int | None = None) -> Attributes:
         """chmod, chown, utimensat, truncate: at once, for all mounts."""
-        file = self._bodies.find(ino)
-        if file is None:
-            attributes = self._attributes(await self._volume.setattr(ino, change))
-            return self.cached_getattr(ino) or attributes
+        with self._bodies.held(ino) as file:
+            if file is not None:
+                return await self._setattr_open(file, change)
+        attributes = self._attributes(await self._volume.setattr(ino, change))
+        return self.cached_getattr(ino) or attributes
+
+    async def _setattr_open(self, file: OpenFile, change: SetAttr) -> Attributes:
         if change.size_bytes is not None:
-            self._pages.written(ino)
+            self._pages.written(file.ino)
             file = self.passing.changing(file)
             await file.truncate(change)
             if file.orphaned:
@@ -418,7 +426,7 @@ async def open_filesystem(
 
     At the end nothing is committed any more: `sync` comes before. Raises CacheDirectoryUnusable.
     """
-    async with open_bodies(volume, config, open_store) as bodies:
+    async with open_bodies(volume, config, open_store, volume.placement) as bodies:
         delegations = volume.delegations
         kernel = KernelCache(delegations.validity_s, entries=cache_entries, make_room=delegations.make_room)
         delegations.put_above(kernel)

@@ -36,8 +36,7 @@ class Following:
         """Until cancelled."""
         while True:
             await trio.sleep(POLL_S)
-            inodes = [*self._passing.read_inodes, *(file.ino for file in self._bodies.passed_files)]
-            behind = [ino for ino in inodes if self._may_be_behind(ino)]
+            behind = [ino for ino in self._passing.read_inodes if self._may_be_behind(ino)]
             await share_out(self._look, behind, min(LOOKS_MAX, len(behind)))
 
     def _may_be_behind(self, ino: int) -> bool:
@@ -52,15 +51,17 @@ class Following:
             await self.bring_up(ino)
         except (BodyError, BlobStoreError, MetadataError) as exc:
             log.info("inode %#x could not be brought up to date, and is tried again: %s", ino, exc)
+        except Exception:  # a bug that one file meets must not end the mount
+            log.exception("inode %#x could not be brought up to date", ino)
 
     async def bring_up(self, ino: int) -> None:
         """Have processes that read the file by passthrough read the newest body. Raises what reading does."""
-        file = self._bodies.find(ino)
-        if file is None:
-            return
-        try:
-            inode = await self._volume.getattr(ino)
-        except StaleInode:
-            file.orphan()
-            return
-        await self._bodies.refresh(file, inode)
+        with self._bodies.held(ino) as file:
+            if file is None:
+                return
+            try:
+                inode = await self._volume.getattr(ino)
+            except StaleInode:
+                file.orphan()
+                return
+            await self._bodies.refresh(file, inode)

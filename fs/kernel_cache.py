@@ -91,9 +91,9 @@ class KernelCache:
         make_room: Callable[[], None] = lambda: None,
         table: PageTable | None = None,
     ) -> None:
-        """`validity_s` says for how many seconds a group may be kept. Without `entries` only attributes and pages are
-        given. `make_room` is called when NAMES_MAX is reached: something that is held should be given back. `table` is
-        told of the files that have pages."""
+        """`validity_s` says for how many seconds what is held of a group is proven. Without `entries` only attributes
+        and pages are given. `make_room` is called when NAMES_MAX is reached: something that is held should be given
+        back. `table` is told of the files that have pages."""
         self.pages = KernelPages(table)
         self._validity_s = validity_s
         self._make_room = make_room

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import trio
 
+from apollofs.fs.commit_copies import CommitCopies
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.errors import BodyLost, BodyUnavailable, MissingBlob
 from apollofs.fs.file_state import FileState
@@ -52,6 +53,7 @@ class BodyTools:
     staging: StagingArea
     uploads: BlockUploads
     config: BodyConfig
+    copies: CommitCopies
 
 
 class OpenFile:

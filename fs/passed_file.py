@@ -46,7 +46,9 @@ class PassedFile(OpenFile):
     def __init__(self, tools: BodyTools, body: Body, copy: WorkingCopy) -> None:
         super().__init__(tools, body)
         self.copy = copy
-        self._stored = StoredBlocks(tools.uploads, tools.volume.new_blob)
+        self._stored = StoredBlocks(tools.uploads, self._new_blob)
+        self.has_readers = False
+        """Whether descriptors, of before it became a working copy, read it by passthrough."""
         self._clean: Moment | None = copy.moment()
         self._attempted: BodyChange | None = None
         """Sent, and its outcome is not known."""
@@ -58,6 +60,11 @@ class PassedFile(OpenFile):
         self._dirty_seen_s: float | None = None
         self._rest_until_s = 0.0
         self.is_lost = False
+
+    def _new_blob(self) -> int:
+        blob = self._tools.volume.new_blob()
+        self._tools.copies.begin(self._state.inode.policy, blob)
+        return blob
 
     # -- what it is now ----------------------------------------------------------------------------------------------
 
@@ -296,10 +303,14 @@ class PassedFile(OpenFile):
         if told and not changed:
             return None
         self._stored.finish_blobs()
+        layout = self._stored.layout(size)
+        before = {extent.blob for extent in base.inode.extents}
+        new = [extent for extent in layout if extent.blob not in before]
         return BodyChange(
             base.inode.body_version,
             size,
-            extents=self._stored.layout(size),
+            extents=layout,
+            copies=await self._tools.copies.settle(base.inode.policy, new),
             rewrites_all=True,
             lifts_inline=base.inode.is_inline,
             mtime_ns=self._mtime_ns(),

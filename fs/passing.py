@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -33,6 +34,8 @@ from apollofs.metadata.errors import MetadataError
 
 log = logging.getLogger(__name__)
 SEEN_BY_DAEMON = os.O_APPEND | os.O_SYNC | os.O_DSYNC | os.O_DIRECT
+CLEARED_BY_WRITING = stat.S_ISUID | stat.S_ISGID
+"""Bits that a write takes away; past the daemon nobody would."""
 POLL_S = 0.1
 """How often files that are being written are looked at for blocks to be stored."""
 QUIET_NS = 1_000_000_000
@@ -152,7 +155,7 @@ class Passing:
             return False
         if flags & os.O_ACCMODE != os.O_WRONLY or flags & SEEN_BY_DAEMON or file.orphaned:
             return False
-        if file.size_bytes or file.is_dirty:
+        if file.size_bytes or file.is_dirty or file.inode.mode & CLEARED_BY_WRITING:
             return False
         if self.modes.is_ordinary(file.ino) or self._bodies.opens(file.ino) != 1:
             self.modes.refused += 1
@@ -189,6 +192,7 @@ class Passing:
             passed = self._bodies.make_private(file, image)
         except BlockingIOError as exc:
             raise ImageShared(f"inode {file.ino:#x}: {exc.strerror}") from exc
+        passed.has_readers = True
         self._release_image(file.ino)
         self._on_replaced(file, passed)
         return passed
@@ -221,8 +225,8 @@ class Passing:
 
     @property
     def read_inodes(self) -> list[int]:
-        """Inodes that are read by passthrough from an image as of some version."""
-        return list(self._images)
+        """Inodes that are read by passthrough, as of some version: nothing but the daemon shows them a newer one."""
+        return [*self._images, *(file.ino for file in self._bodies.passed_files if file.has_readers)]
 
     # -- in the background -------------------------------------------------------------------------------------------
 

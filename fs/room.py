@@ -29,6 +29,10 @@ class Shelf(Protocol):
         """The key is about to leave; no checkpoint."""
         ...
 
+    def came_back(self, key: Any, size_bytes: int) -> None:
+        """It could not be removed: `Room.add` it again. No checkpoint."""
+        ...
+
     def remove(self, keys: Sequence[Any]) -> Sequence[Any]:
         """Delete what the keys stand for; those that are in use elsewhere, and stay. Blocks. Raises OSError."""
         ...
@@ -174,7 +178,7 @@ class Room:
     def came_back(self, victims: Sequence[Victim]) -> None:
         """They could not be removed: another mount uses them."""
         for victim in victims:
-            self.add(victim.shelf, victim.key, victim.size_bytes)
+            victim.shelf.came_back(victim.key, victim.size_bytes)
 
     def _entry(self, key: Hashable) -> _Entry | None:
         return self._probation.get(key) or self._kept.get(key) or self._held.get(key)

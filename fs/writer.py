@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -19,6 +19,7 @@ import trio
 
 from apollofs.fs.blobs import BlobSource, Block, block_count, block_of
 from apollofs.fs.cache import BlockCache
+from apollofs.fs.commit_copies import CommitCopies, Copied
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.errors import BodyUnavailable
 from apollofs.fs.packing import Packer
@@ -27,7 +28,7 @@ from apollofs.fs.reader import Reader
 from apollofs.fs.segments import Segment
 from apollofs.fs.workers import share_out
 from apollofs.metadata.errors import BodyConflict, TooManyExtents
-from apollofs.metadata.records import Body, BodyChange, Inode, SetAttr, Superblock
+from apollofs.metadata.records import Body, BodyChange, Extent, Inode, SetAttr, Superblock
 from apollofs.metadata.session import Session
 
 CONFLICTS_MAX = 64
@@ -95,6 +96,8 @@ class _Stored:
     inline: bool
     place: Place | None
     data: bytes
+    copies: Copied = ()
+    """Where the upload is besides its own site, as the file's policy asks for."""
 
     def serves(self, plan: Plan) -> bool:
         return self.inline == plan.inline and self.content == plan.content
@@ -111,8 +114,10 @@ class Writer:
         reader: Reader,
         config: BodyConfig,
         nursery: trio.Nursery,
+        copies: CommitCopies,
     ) -> None:
         """`nursery` must outlive every commit."""
+        self._copies = copies
         self._volume = volume
         self._source = source
         self._cache = cache
@@ -135,6 +140,8 @@ class Writer:
             for _ in range(CONFLICTS_MAX):
                 plan, stored = await self._prepare(source, stored, places, rewrite=rewrite)
                 change = plan.inline_change(stored.data) if plan.inline else plan.blob_change(stored.place)
+                if stored.copies:
+                    change = replace(change, copies=stored.copies)
                 try:
                     with source.transacting(change):
                         inode = await self._volume.commit_body(source.ino, change, session)
@@ -163,9 +170,17 @@ class Writer:
             elif 0 < plan.length <= self.packer.member_bytes_max:
                 place = await self.packer.put(partial(self._bytes_of, source, plan, 0, plan.length))
                 places.callback(self.packer.release, place)
-                stored = _Stored(plan.content, False, place, b"")
+                stored = _Stored(plan.content, False, place, b"", await self._copied(plan, place))
             else:
-                stored = _Stored(plan.content, False, await self._upload(source, plan), b"")
+                uploaded = await self._upload(source, plan)
+                stored = _Stored(plan.content, False, uploaded, b"", await self._copied(plan, uploaded))
+
+    async def _copied(self, plan: Plan, place: Place | None) -> Copied:
+        """See that the file's other sites have the upload too, if its policy makes a commit wait for that."""
+        if place is None:
+            return ()
+        stored = Extent(0, plan.length, place.blob, place.offset, place.blob_length)
+        return await self._copies.settle(plan.base.inode.policy, [stored])
 
     def _plan(self, source: CommitSource, *, rewrite: bool) -> Plan:
         return make_plan(source.base(), source.dirty(), self._volume.superblock.inline_bytes_max, rewrite=rewrite)
@@ -178,6 +193,7 @@ class Writer:
         if not length:
             return None
         blob = self._volume.new_blob()
+        self._copies.begin(plan.base.inode.policy, blob)
         count = block_count(length, block_bytes)
         blocks = (block_of(blob, length, index, block_bytes) for index in range(count))
         await share_out(partial(self._upload_block, source, plan), blocks, min(count, self._uploads_max))

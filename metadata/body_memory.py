@@ -23,7 +23,7 @@ class BodyMemory:
         """Remember it, unless a newer one is there."""
         inode = body.inode
         held = self._bodies.get(inode.ino)
-        if not (inode.is_inline or inode.extent_pages):
+        if inode.copy or not (inode.is_inline or inode.extent_pages):
             return
         if held is not None:
             if held.inode.body_version > inode.body_version:
@@ -36,8 +36,8 @@ class BodyMemory:
 
     def of(self, inode: Inode) -> Body | None:
         """The body of an inode as this record has it; None if that must be read."""
-        if not (inode.is_inline or inode.extent_pages):
-            return Body(inode)
+        if inode.copy or not (inode.is_inline or inode.extent_pages):
+            return Body(inode, inode.copy)
         held = self._bodies.get(inode.ino)
         if held is None or held.inode.body_version != inode.body_version:
             return None

@@ -18,11 +18,12 @@ from apollofs.metadata.copies import decode_copies
 from apollofs.metadata.errors import CorruptRecord, NotFormatted, UnsupportedFormat
 from apollofs.metadata.format import pages
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.policy import decode_policy
 from apollofs.metadata.records import ROOT_INO, Extent, Inode, Usage
 from apollofs.metadata.seal_records import decode_count, decode_seal
 from apollofs.metadata.store import KeyValue, Range, Store
 
-TABLES = b"SNDPmsuZzYrbiwtcdvxekgEGRICQA"
+TABLES = b"SNDPmsuZzYrbpiwtcdvxekgEGRICQAHLafFWly"
 """In the order in which they are read: who shares blobs before the inodes, inodes before the names that refer to them.
 """
 
@@ -75,6 +76,8 @@ class Checker:
     """(table, ino) of bodies and attributes whose inode has no name; a tombstone may own them."""
     references: BlobReferences = field(default_factory=BlobReferences)
     seals: SealsSeen = field(default_factory=SealsSeen)
+    copied: set[int] = field(default_factory=set)
+    """Blobs that are said to have copies, and to which nothing was seen to refer yet."""
     exclusives: dict[int, int] = field(default_factory=dict)
     """Who holds a directory exclusively."""
     usage: Usage = Usage(0, 0)
@@ -90,6 +93,7 @@ class Checker:
             "Y": self._of_seal,
             "r": self._reference,
             "b": self._copies,
+            "p": self._policy,
             "i": self._inode,
             "w": self._moved,
             "t": self._times,
@@ -107,6 +111,8 @@ class Checker:
             "C": self._collecting,
             "Q": self._collecting,
             "A": self._collecting,
+            "L": self._elected,
+            "F": self._elected,
         }.get(table)
         if visitor is None:
             return
@@ -126,7 +132,7 @@ class Checker:
     def _slot(self, kv: KeyValue) -> Iterator[Violation]:
         session = self.keys.parse_numbers(kv.key)[0]
         journal.decode(kv.value)
-        if session not in self.sessions:
+        if session and session not in self.sessions:
             yield Violation("s", 0, f"a journal slot of session {session}, which has no mount")
 
     def _usage(self, kv: KeyValue) -> Iterator[Violation]:
@@ -178,6 +184,11 @@ class Checker:
         if not kv.lease:
             yield Violation(kv.key[len(self.keys.prefix) :][:1].decode(), 0, "a key of the collector without lease")
 
+    def _elected(self, kv: KeyValue) -> Iterator[Violation]:
+        """Who archives the change log, and who reads it for a group: for as long as they are alive."""
+        if not kv.lease:
+            yield Violation(kv.key[len(self.keys.prefix) :][:1].decode(), 0, "an elected one's key without lease")
+
     # -- inodes ------------------------------------------------------------------------------------------------------
 
     def _inode(self, kv: KeyValue) -> Iterator[Violation]:
@@ -206,6 +217,8 @@ class Checker:
         self.counted = Usage(self.counted.bytes + allocated, self.counted.inodes + 1)
         if inode.is_inline and inode.inline_bytes > inode.size_bytes:
             yield Violation("i", inode.ino, "its inline body is longer than the file")
+        if inode.copy and len(inode.copy) != inode.inline_bytes:
+            yield Violation("i", inode.ino, "the copy of its inline body is not the body")
         if not inode.is_file and (inode.extents or inode.is_inline):
             yield Violation("i", inode.ino, "it has a body, but is no regular file")
         yield from _check_extents("i", inode.ino, inode.extents, inode.size_bytes)
@@ -218,9 +231,15 @@ class Checker:
 
     def _copies(self, kv: KeyValue) -> Iterator[Violation]:
         decode_copies(kv)
+        self.copied.add(self.keys.parse_numbers(kv.key)[0])
+        yield from ()
+
+    def _policy(self, kv: KeyValue) -> Iterator[Violation]:
+        decode_policy(kv.value)
         yield from ()
 
     def _blobs(self, ino: int, extents: tuple[Extent, ...]) -> Iterator[Violation]:
+        self.copied.difference_update(extent.blob for extent in extents)
         for message in self.references.referred(ino, {extent.blob for extent in extents}):
             yield Violation("r", ino, message)
 
@@ -297,6 +316,7 @@ class Checker:
         ino, _ = self.keys.parse_numbers(kv.key)
         seen = self.inodes.get(ino)
         extents = codec.decode_extents(kv.value)
+        self.copied.difference_update(extent.blob for extent in extents)
         if seen is None:
             self.loose.append(("e", ino))
             return
@@ -307,7 +327,9 @@ class Checker:
     def _tombstone(self, kv: KeyValue) -> Iterator[Violation]:
         stone = codec.decode_tombstone(kv.value, kv.mod_revision)
         self.references.dropped(stone.ino, {blob for blob, _ in stone.blobs})
+        self.copied.difference_update(blob for blob, _ in stone.blobs)
         if stone.inode is not None:
+            self.copied.difference_update(extent.blob for extent in stone.inode.extents)
             self.buried.add(stone.ino)
             if stone.ino in self.inodes:
                 yield Violation("g", stone.ino, "the inode is buried, but has a name")
@@ -326,6 +348,8 @@ class Checker:
         for blob, ino in self.references.left_over(self.buried):
             yield Violation("r", ino, f"it shares blob {blob:#x}, but neither it nor a tombstone of it refers to that")
         yield from (Violation("Z", ino, message) for ino, message in self.seals.finish())
+        for blob in sorted(self.copied):
+            yield Violation("b", 0, f"copies of blob {blob:#x}, to which nothing refers")
         yield from self._unreachable()
 
     def _whole_inode(self, ino: int, seen: _Seen) -> Iterator[Violation]:

@@ -11,8 +11,9 @@ Rules
    inode that refers to it has a key; that of the tombstone's inode counts as dropped unless it was put after the
    tombstone: then the inode refers to the blob again, or a later tombstone speaks of it. Where one transaction did
    both, the inode itself is looked at.
-4. Objects first, then the keys `r/`, then the tombstone with all keys of a dead inode, in one transaction. Done again
-   after an interruption at any place, each step finds itself done.
+4. Objects first, at every site that `b/` names too (`replicas.py`), then the keys `r/` and `b/`, then the tombstone
+   with all keys of a dead inode, in one transaction. Done again after an interruption at any place, each step finds
+   itself done.
 5. Two inodes that drop one blob at the same time can't each take the other for the one that is left: the transaction
    that removes a key `r/` compares that the one it relies on is still there.
 """
@@ -29,10 +30,12 @@ import trio
 
 from apollofs.metadata import codec
 from apollofs.metadata.codec import Tombstone
+from apollofs.metadata.election import Election
 from apollofs.metadata.errors import CollectorBusy
 from apollofs.metadata.format import read_superblock
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import Extent, MountRecord
+from apollofs.metadata.replicas import Replicas
 from apollofs.metadata.returns import NOTED
 from apollofs.metadata.session import Committed, Session, SessionOptions, open_session, retry
 from apollofs.metadata.store import (
@@ -75,7 +78,7 @@ class Stone:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Keys `r/` that go in one transaction, and what that compares."""
+    """Keys `r/` and `b/` that go in one transaction, and what that compares."""
 
     compares: tuple[Compare, ...]
     deletes: tuple[Delete, ...]
@@ -89,6 +92,8 @@ class Verdict:
     """Blob -> its length; nobody refers to it, nor ever will."""
     shared: dict[int, int] = field(default_factory=dict)
     """Others still refer to these."""
+    elsewhere: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Garbage of which objects may be at these sites too, besides its own."""
     releases: list[Release] = field(default_factory=list)
 
 
@@ -99,18 +104,13 @@ class Collector:
         self._store = store
         self._keys = keys
         self.session = session
+        self._replicas = Replicas(store, keys)
         self.questions = UseQuestions(store, keys, session, answer_wait_s)
 
     async def elect(self) -> None:
         """Become the volume's collector for as long as the session lives. Raises CollectorBusy."""
-        key = self._keys.collector
-        put = Put(key, codec.encode_mount(self.session.record), self.session.lease_id)
-        free = Compare(key, Target.VERSION, Relation.EQUAL, 0)
-        outcome = await self.session.commit((free,), (put,), NOTED, time_ns=time.time_ns(), orelse=(Range(key),))
-        if not isinstance(outcome, Committed):
-            found = outcome.ranges[0]
-            assert found is not None
-            other = codec.decode_mount(found.kvs[0].value)
+        other = await Election(self._store, self._keys, self.session, self._keys.collector).stand()
+        if other is not None:
             raise CollectorBusy(f"garbage is being collected already, by process {other.pid} on {other.host}")
         await self.questions.forget_earlier()
 
@@ -189,6 +189,12 @@ class Collector:
             others = sorted(there.keys() - set(gone))
             (verdict.shared if others else verdict.garbage)[blob] = lengths[blob]
             verdict.releases += _releases(gone, there, others)
+        for blob, copies in (await self._replicas.read(verdict.garbage)).items():
+            if copies.sites:
+                key = self._keys.copies(blob)
+                verdict.elsewhere[blob] = copies.sites
+                unchanged = Compare(key, Target.MOD, Relation.EQUAL, copies.revision)
+                verdict.releases.append(Release((unchanged,), (Delete(key),)))
         return verdict
 
     async def _has_dropped(self, blob: int, stone: Stone, put_revision: int) -> bool:
@@ -234,7 +240,8 @@ class Collector:
         return found
 
     async def release(self, verdict: Verdict) -> bool:
-        """Remove the keys `r/` of the inodes that have dropped a blob. Objects of garbage must be gone before.
+        """Remove the keys `r/` of the inodes that have dropped a blob, and those that say where garbage had copies.
+        Objects of garbage must be gone before.
 
         False: something has changed since it was judged; judge again.
         """

@@ -41,7 +41,6 @@ from apollofs.metadata.session import Committed, Session
 from apollofs.metadata.store import (
     Compare,
     Delete,
-    KeyValue,
     Put,
     Range,
     RangeResult,
@@ -50,6 +49,7 @@ from apollofs.metadata.store import (
     Target,
     prefix_end,
 )
+from apollofs.metadata.turns import Turns
 
 log = logging.getLogger(__name__)
 TOUCHED_MAX = 8192
@@ -62,19 +62,20 @@ class Delegations:
     def __init__(self, store: Store, keys: Keys, *, enabled: bool, write_back: bool, wait_s: float) -> None:
         self._keys = keys
         self._enabled = enabled
-        self._recalls = Recalls(store, keys, wait_s)
+        self.recalls = Recalls(store, keys, wait_s)
         self._session: Session | None = None
-        self.seals = Seals(store, keys, lambda group: self._returns.above.drop(group), self._return)
-        self.cache = self.seals.cache = GroupCache(keys, self._is_proven, self.seals.trusts)
+        self.seals = Seals(store, keys, lambda group: self._returns.above.drop(group), self.give_back, enabled)
+        self.cache = self.seals.cache = GroupCache(keys, lambda: self.is_proven, self.seals.trusts)
         self._acquiring: dict[int, Acquisition] = {}
         self.ahead = Ahead(keys, self.cache, enabled=enabled and write_back, wait_s=wait_s)
         self._returns = Returns(keys, self.ahead)
-        self.exclusives = Exclusives(keys, self.cache, self._returns, self._recalls, enabled=enabled and write_back)
+        self.exclusives = Exclusives(keys, self.cache, self._returns, self.recalls, enabled=enabled and write_back)
         self._pauses = Pauses()
         self._touched: dict[int, None] = {}
         self._claimed: Counter[int] = Counter()
         """Groups on which operations of this mount wait for others."""
         self._tickets = 0
+        self.turns = Turns(keys, self, self.recalls, self._returns, acquiring=self._acquiring, claimed=self._claimed)
         self.inbox = Inbox(store, keys)
         self.inbox.add(self)
         self.inbox.add(self.seals)
@@ -88,15 +89,16 @@ class Delegations:
 
     def begin(self, session: Session) -> None:
         self.end()
-        self._recalls.session = session
+        self.recalls.session = session
         self._session = session if self._enabled else None
         self.ahead.begin(session)
 
     def end(self) -> None:
         """The session is gone, and with it everything that was cached under it."""
-        self._session = self._recalls.session = None
+        self._session = self.recalls.session = None
         self.inbox.hearing = False
         self.ahead.end()
+        self.turns.end()
         self.cache.clear()
         self._poison_all()
         self._returns.clear()
@@ -107,18 +109,15 @@ class Delegations:
         await self._returns.above.drop_all(self.cache.groups.keys() | self.seals.dropping)
 
     def validity_s(self, group: int) -> float:
-        """For how many seconds from now what is held of a group is proven: by the lease, or by a seal."""
-        held = self.cache.groups.get(group)
-        if held is not None and held.seal:
-            return self.seals.left_s(held.seal)
-        return self._session.proven_s if self._session is not None else 0.0
+        """For how many seconds from now what is held of a group is proven; 0 where it is held only for a turn."""
+        sealed_s = self.seals.left_s(group)
+        if sealed_s is not None:
+            return sealed_s
+        return self._session.proven_s if self._session is not None and not self.turns.is_passing(group) else 0.0
 
     @property
     def is_proven(self) -> bool:
         """Whether the lease, and with it what is held by delegations, is proven."""
-        return self._is_proven()
-
-    def _is_proven(self) -> bool:
         return self._session is not None and self._session.proven
 
     async def serve(self, session: Session) -> None:
@@ -129,6 +128,8 @@ class Delegations:
             nursery.start_soon(self.ahead.serve, session)
             nursery.start_soon(self.exclusives.share_idle)
             nursery.start_soon(self.seals.serve, session)
+            if self.exclusives.enabled:
+                nursery.start_soon(self.turns.serve, session)
 
     def recalled(self, wanted: tuple[int, ...], what: bytes) -> None:
         """See `inbox.Listener`."""
@@ -147,40 +148,40 @@ class Delegations:
         return {
             "held": len(self.cache.groups),
             "shared": self.exclusives.shared,
+            "turns": self.turns.taken,
+            "turns_missed": self.turns.missed,
             "cached_keys": self.cache.keys,
             "taken": self.counts["taken"],
             "returned": self._returns.returned,
             "returning": len(self._returns),
             "return_s": round(self._returns.spent_s, 3),
             "recalls_heard": self.counts["recalls_heard"],
-            "recalls_sent": self._recalls.sent,
-            "recall_wait_s": round(self._recalls.waited_s, 3),
+            "recalls_sent": self.recalls.sent,
+            "recall_wait_s": round(self.recalls.waited_s, 3),
         }
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 
     def learn(self, group: int, asked: Sequence[Range], answers: Sequence[RangeResult], revision: int) -> None:
         """Keep the answers to a read as of `revision`, if the group has been held since then, or a seal covers it."""
-        if self._enabled:
-            taken = group in self.cache.groups or group in self._acquiring or group in self._returns
-            self.seals.see(group, asked, answers, revision, free=not taken)
+        self.seals.see(group, asked, answers, revision, busy=self._is_busy(group))
         self.cache.learn(group, asked, answers, revision)
         self.trim()
 
-    def learn_all(self, group: int, dentries: Iterable[KeyValue], revision: int) -> None:
-        """Keep a whole listing, read as of one revision, if the group has been held since then."""
-        self.cache.learn_all(group, dentries, revision)
+    def learn_page(self, group: int, start: bytes, page: RangeResult, revision: int) -> None:
+        """Keep a page of a listing, read as of `revision`, if the group has been held since then."""
+        self.cache.learn_page(group, start, page, revision)
         self.trim()
 
     def trim(self) -> None:
         """Give back what is too much. Not between `write_ahead` and the queueing of what it applied."""
         while self.cache.is_full:
-            self._return(self.cache.least_used())
+            self.give_back(self.cache.least_used())
 
     def make_room(self) -> None:
         """The cache above is full: give back what was taken first, unless something is being given back already."""
         if self.cache.groups and not len(self._returns) and not self.seals.dropping:
-            self._return(self.cache.least_used())
+            self.give_back(self.cache.least_used())
 
     # -- taking ------------------------------------------------------------------------------------------------------
 
@@ -197,15 +198,17 @@ class Delegations:
 
     def can_take(self, group: int) -> bool:
         """Whether the group may be taken now: not if it is held, given back, or hot elsewhere."""
-        if not self._may_take():
+        if not self.may_take():
             return False
-        if group in self.cache.groups or group in self._acquiring or group in self._returns:
-            return False
-        if self.seals.keeps_from(group):
+        if group in self.cache.groups or self._is_busy(group) or self.seals.keeps_from(group):
             return False
         return self._pauses.is_over(group)
 
-    def _may_take(self) -> bool:
+    def _is_busy(self, group: int) -> bool:
+        return group in self._acquiring or group in self._returns or self.turns.is_taking(group)
+
+    def may_take(self) -> bool:
+        """Whether anything may be taken now."""
         if self._session is None or not self.inbox.hearing or not self._session.proven:
             return False
         return not self._session.in_doubt
@@ -241,7 +244,7 @@ class Delegations:
             for group, acquisition in acquisitions.items():
                 del self._acquiring[group]
                 if self._session is session and (acquisition.poisoned or not taken):
-                    self._return(group)  # whether or not the key is there
+                    self.give_back(group)  # whether or not the key is there
         if outcome.ranges is None:
             found = None
         else:
@@ -295,7 +298,7 @@ class Delegations:
         if self._session is not session:
             return []
         found: list[Put | Delete] = []
-        if born and self._may_take():
+        if born and self.may_take():
             self._acquiring[born] = Acquisition()
             found += self._born(session, born)
         found += self._gone(session, self._removed(writes))
@@ -331,7 +334,7 @@ class Delegations:
         if birth is not None and not birth.poisoned and revision and self._session is not None:
             self._hold_born(born, writes, revision, exclusive=not birth.shared)
         elif birth is not None and revision and self._session is not None:
-            self._return(born)
+            self.give_back(born)
         self.trim()
 
     def _hold_born(
@@ -379,10 +382,6 @@ class Delegations:
 
     # -- recalls -----------------------------------------------------------------------------------------------------
 
-    def held_by_others(self, session: Session, found: Sequence[RangeResult]) -> bool:
-        """Whether the answers to `guards`' questions name another holder."""
-        return bool(self._recalls.others(session, found))
-
     def new_claim(self) -> Claim:
         """For an operation that may have to wait; end it with `release`."""
         self._tickets += 1
@@ -403,37 +402,41 @@ class Delegations:
                 claim.groups[group] = None
                 self._claimed[group] += 1
             self._returns.above.hurry(group)
-        await self._recalls.recall(session, found, claim)
+        for group, _ in self.recalls.others(session, found):
+            self.turns.rivals.recalled(group)
+        await self.recalls.recall(session, found, claim)
 
     def _recall(self, group: int) -> None:
         """Somebody wants to write: drop the cache now, the key after it."""
         self.counts["recalls_heard"] += 1
+        if self.turns.recalled(group):
+            return
+        self.turns.rivals.recalled(group)
         self._pauses.begin(group)
         if group in self._acquiring:
             self._acquiring[group].poisoned = True
-        self._return(group)
+        self.give_back(group)
 
     def _share(self, group: int) -> None:
         """Somebody wants to read what this mount holds exclusively."""
         if group in self._acquiring:
             self._acquiring[group].shared = True
+        self.turns.rivals.read_elsewhere(group)
         self.exclusives.share(group)
 
-    def _return(self, group: int) -> None:
-        held = self.cache.groups.get(group)
-        self.cache.drop(group)
-        if held is not None and held.seal:
-            self.seals.let_go(group, held.seal)
+    def give_back(self, group: int) -> None:
+        """Drop what is cached of a group, and end its delegation, whether or not its key is there. No checkpoint."""
+        if self.seals.let_go(group):
             return
+        self.cache.drop(group)
         self._returns.ask(group)
         if group in self._claimed:
             self._returns.above.hurry(group)
 
     def _drop_all(self) -> None:
         self._poison_all()
-        for group, held in list(self.cache.groups.items()):
-            if not held.seal:
-                self._return(group)
+        for group in [group for group, held in self.cache.groups.items() if not held.seal]:
+            self.give_back(group)
 
     def _poison_all(self) -> None:
         for acquisition in self._acquiring.values():

@@ -92,6 +92,29 @@ class CollectorBusy(MetadataError):
     """Garbage of this volume is being collected already; the message says by whom."""
 
 
+class ChangesLost(MetadataError):
+    """Part of the change log is gone: compacted before it was archived, or past its retention.
+
+    The log can be had again from `first` on, as text of a position.
+    """
+
+    def __init__(self, message: str, first: str) -> None:
+        super().__init__(message)
+        self.first = first
+
+
+class RoleLost(MetadataError):
+    """Somebody else archives, or reads for the group, by now: the lease has ended. Nothing was changed since."""
+
+
+class RoleTaken(MetadataError):
+    """Somebody else archives, or reads for the group; the message says who."""
+
+
+class ArchiveUnavailable(MetadataError):
+    """A segment of the change log can't be read or stored."""
+
+
 class CorruptRecord(MetadataError):
     """A record does not decode."""
 
@@ -113,6 +136,19 @@ class StaleInode(NamespaceError):
 
 class EntryExists(NamespaceError):
     """The name exists already."""
+
+
+class RevisionConflict(NamespaceError):
+    """A value is not the one that a conditional change of it was for: nothing was changed.
+
+    `name` is its key, `revision` the one that it has now (0: there is none).
+    """
+
+    def __init__(self, name: bytes, revision: int) -> None:
+        now = f"is at revision {revision}" if revision else "does not exist"
+        super().__init__(f"{name.decode('utf-8', 'backslashreplace')!r} {now}")
+        self.name = name
+        self.revision = revision
 
 
 class NotADirectory(NamespaceError):

@@ -7,7 +7,8 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from apollofs.metadata import codec
+from apollofs.metadata import codec, journal
+from apollofs.metadata.changes.archive_index import has_segments_at
 from apollofs.metadata.errors import (
     AlreadyFormatted,
     InvalidArgument,
@@ -17,8 +18,11 @@ from apollofs.metadata.errors import (
     SiteInUse,
     UnknownSite,
 )
+from apollofs.metadata.journal import Change, Kind, SlotRecord
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.policy import decode_policy, read_policies
 from apollofs.metadata.records import ROOT_INO, Inode, MountRecord, SiteRecord, Superblock
+from apollofs.metadata.replicas import forget_site
 from apollofs.metadata.store import Compare, Delete, KeyValue, Put, Range, Relation, Store, Target, prefix_end
 
 SITE_ID_MAX = 255
@@ -58,6 +62,7 @@ async def format_volume(
         Put(keys.site(site_name), codec.encode_site(SiteRecord(1, site_name, site_store))),
         Put(keys.inode(ROOT_INO), codec.encode_inode(root)),
         Put(keys.times(ROOT_INO), codec.encode_times(codec.Times(now_ns, now_ns))),
+        Put(keys.log_beginning, journal.encode(_beginning(root, now_ns))),
     )
     compare = Compare(keys.superblock, Target.VERSION, Relation.EQUAL, 0)
     try:
@@ -69,6 +74,12 @@ async def format_volume(
     if not made:
         raise AlreadyFormatted(f"volume {volume!r} exists already; `apollofs destroy` removes it")
     return superblock
+
+
+def _beginning(root: Inode, now_ns: int) -> SlotRecord:
+    """The first record of the change log: the root directory."""
+    change = Change(Kind.MKDIR, root.ino, root.parent, b"", now_ns, root.mode, uid=root.uid, gid=root.gid)
+    return SlotRecord(0, 0, now_ns, (change,))
 
 
 def _check_sizes(block_bytes: int, inline_bytes_max: int) -> None:
@@ -129,7 +140,8 @@ async def _site_keys(store: Store, keys: Keys) -> tuple[KeyValue, ...]:
 
 
 async def remove_site(store: Store, volume: str, name: str) -> None:
-    """Take a site away. Raises UnknownSite; SiteInUse while it is mounted, holds any body, or is the last one."""
+    """Take a site away; copies there are forgotten, and stay in its store. Raises UnknownSite; SiteInUse while it is
+    mounted, a policy names it, bodies were written there, or it is the last one."""
     keys = Keys(volume)
     sites = await list_sites(store, volume)
     site = next((site for site in sites if site.name == name), None)
@@ -139,11 +151,24 @@ async def remove_site(store: Store, volume: str, name: str) -> None:
         raise SiteInUse(f"{name!r} is the only site of volume {volume!r}")
     for mount in await list_mounts(store, volume):
         if mount.site == name:
-            raise SiteInUse(f"site {name!r} is mounted on {mount.host} at {mount.mountpoint}: unmount it first")
+            raise SiteInUse(_user_of(mount))
+    if await has_segments_at(store, keys, site.id):
+        raise SiteInUse(f"site {name!r} holds segments of the change log")
     holder = await _first_body_at(store, keys, site.id)
     if holder is not None:
         raise SiteInUse(f"site {name!r} holds bodies of {holder}")
-    await store.txn((), (Delete(keys.site(name)),))
+    policies, _ = await read_policies(store, keys)
+    named = sum(decode_policy(kv.value).names(site.id) for kv in policies.values())
+    if named:
+        raise SiteInUse(f"site {name!r} is named by {named} policies: see `apollofs policy list`")
+    await forget_site(store, keys, site.id)
+    await store.txn((), (Delete(keys.site(name)), Delete(keys.agent_state(site.id))))
+
+
+def _user_of(mount: MountRecord) -> str:
+    if mount.serves_files:
+        return f"site {mount.site!r} is mounted on {mount.host} at {mount.mountpoint}: unmount it first"
+    return f"site {mount.site!r} is used by process {mount.pid} on {mount.host}: end it first"
 
 
 async def _first_body_at(store: Store, keys: Keys, site_id: int) -> str | None:

@@ -14,6 +14,8 @@ from apollofs.metadata.store import Delete, KeyValue, Put, Range, RangeResult
 GROUPS_MAX = 8192
 KEYS_MAX = 400_000
 """Cached keys over all groups."""
+PAGED_KEYS_MAX = KEYS_MAX // 2
+"""A group that has more is learnt no further by listing it page by page."""
 Answer = tuple[KeyValue | None]
 
 
@@ -37,6 +39,7 @@ class GroupCache:
 
     def hold(self, group: int, revision: int) -> Group:
         """It was taken as of `revision`; nothing is known of it yet."""
+        self.drop(group)
         held = self.groups[group] = Group(group, revision)
         return held
 
@@ -111,10 +114,10 @@ class GroupCache:
             return None
         return None if self._keys.children_of(group) in self._pending else held.children
 
-    def listing(self, group: int) -> list[KeyValue] | None:
-        """All dentries of a completely known directory, in name order."""
+    def listing(self, group: int, keys_max: int) -> list[KeyValue] | None:
+        """All dentries of a completely known directory, in name order; None if more keys of it are cached."""
         held = self.usable(group)
-        if held is None or not held.complete:
+        if held is None or not held.complete or len(held.known) > keys_max:
             return None
         prefix = self._keys.dentries_of(group)
         if any(key.startswith(prefix) for key in self._pending):
@@ -140,15 +143,20 @@ class GroupCache:
                 held.learn(question.key, answer.kvs[0] if answer.kvs else None, revision)
         self.keys += len(held.known) - before
 
-    def learn_all(self, group: int, dentries: Iterable[KeyValue], revision: int) -> None:
-        """Keep a whole listing, read as of one revision, if the group has been held since then."""
+    def learn_page(self, group: int, start: bytes, page: RangeResult, revision: int) -> None:
+        """Keep dentries that were read as of `revision`, if the group has been held since then: those from the key
+        `start` on, up to the limit of the read. Pages that follow each other, as of one revision, make the group
+        complete with the last one. A group that has very many is not kept further: it would drive out all others.
+        """
         held = self.groups.get(group)
-        if held is None or revision < held.taken_revision:
+        if held is None or revision < held.taken_revision or len(held.known) > PAGED_KEYS_MAX:
             return
         before = len(held.known)
-        for kv in dentries:
+        for kv in page.kvs:
             held.learn(kv.key, kv, revision)
-        held.complete = True
+        if start == self._keys.dentries_of(group) or held.paged == (start, revision):
+            held.paged = (page.kvs[-1].key + b"\0", revision) if page.more else None
+            held.complete = held.complete or not page.more
         self.keys += len(held.known) - before
 
     def apply(self, group: int, write: Put | Delete, revision: int, *, queued: bool = False) -> None:

@@ -55,6 +55,12 @@ class Request:
     """Puts of the batch that stand for this request's put of the same key (directory times)."""
     leads: list[Request] | None = None
     """The batch that this request's task shall commit."""
+    further: tuple[Change, ...] = ()
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """All that it does, for the journal."""
+        return (self.change, *self.further) if self.change else ()
 
 
 class GroupCommit:
@@ -110,9 +116,8 @@ class GroupCommit:
         self._in_flight += 1
         began = trio.current_time()
         try:
-            changes = (request.change,) if request.change else ()
             return await request.session.commit(
-                request.compares, request.then, changes, time_ns=request.time_ns, orelse=request.orelse
+                request.compares, request.then, request.changes, time_ns=request.time_ns, orelse=request.orelse
             )
         finally:
             self._note(1, began)
@@ -158,7 +163,7 @@ class GroupCommit:
         for member in batch:
             compares.update(dict.fromkeys(member.compares))
             places.append([self._place(op, then, times) for op in member.then])
-        changes = tuple(member.change for member in batch if member.change)
+        changes = tuple(change for member in batch for change in member.changes)
         began = trio.current_time()
         with trio.CancelScope(shield=True):
             outcome = await batch[0].session.commit(tuple(compares), then, changes, time_ns=batch[0].time_ns)

@@ -32,6 +32,8 @@ class Group:
     children_changed: int = 0
     complete: bool = False
     """Every dentry there is, is known."""
+    paged: tuple[bytes, int] | None = None
+    """All dentries before this key are known as of this revision, from the first pages of a listing."""
     used: bool = True
     """It was asked for since it was last thought of giving back."""
     seal: int = 0
@@ -42,6 +44,10 @@ class Group:
     """When this mount last changed it ahead of the store, by trio's clock."""
     exclusion_asked: int = 0
     """The number of the transaction under way that makes it so, if nobody has wanted the group since it was sent."""
+    in_turns: bool = False
+    """Other mounts change it too, and each has its turn (`turns.py`). This one's lasts until `turn_until` at most, by
+    trio's clock, once another waits."""
+    turn_until: float = 0.0
     changes: int = 0
     """How many operations of this mount have changed it while it was not exclusive."""
     attributes: tuple[tuple[KeyValue, KeyValue | None, int], Inode] | None = None
@@ -81,6 +87,8 @@ class Claim:
     groups: dict[int, None] = field(default_factory=dict)
     waits: dict[bytes, Delete] = field(default_factory=dict)
     """The keys in the store that say so; the operation's own transaction deletes them."""
+    since: int = 0
+    """As of which revision it stands in line for a turn."""
 
 
 def groups_written(keys: Keys, writes: Iterable[Put | Delete]) -> dict[int, None]:

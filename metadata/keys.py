@@ -58,7 +58,16 @@ class Keys:
         self.collector = self.prefix + b"C"
         self.answers = self.prefix + b"A/"
         self._questions = self.prefix + b"Q/"
+        self.archive_state = self.prefix + b"H"
+        self.archiver = self.prefix + b"L"
+        self.segments = self.prefix + b"a/"
+        self.groups = self.prefix + b"f/"
+        self._group_readers = self.prefix + b"F/"
+        self.policies = self.prefix + b"p/"
         self._copies = self.prefix + b"b/"
+        self._wanted = self.prefix + b"W/"
+        self._agents = self.prefix + b"l/"
+        self._agent_states = self.prefix + b"y/"
         self.seal_counter = self.prefix + b"Z"
         self.seals = self.prefix + b"Z/"
         self._trusts = self.prefix + b"z/"
@@ -219,11 +228,54 @@ class Keys:
         """A notice to `session` that the collector has asked something; three numbers tell it from recalls."""
         return b"%s%s/%s/%s/%s" % (self._inboxes, *map(_U64.pack, (session, collector, batch, 0)))
 
+    # -- change log --------------------------------------------------------------------------------------------------
+
+    @property
+    def log_beginning(self) -> bytes:
+        """The record of the root's making; session 0 is nobody's."""
+        return self.slot(0, 0)
+
+    @property
+    def log_mark(self) -> bytes:
+        """Put by who wants to know where the log ends now."""
+        return self.slot(0, 1)
+
+    def segment(self, last_revision: int) -> bytes:
+        """A segment of the archive; the first one not before a position's key holds that position."""
+        return self.segments + _U64.pack(last_revision)
+
+    def group(self, name: str) -> bytes:
+        """How far a group of consumers has read."""
+        return self.groups + name.encode()
+
+    def group_reader(self, name: str) -> bytes:
+        """Who reads for the group."""
+        return self._group_readers + name.encode()
+
     # -- sites -------------------------------------------------------------------------------------------------------
+
+    def policy(self, directory: int) -> bytes:
+        """The policy that was set on `directory`; inodes below it name it by that number."""
+        return self.policies + _U64.pack(directory)
 
     def copies(self, blob: int) -> bytes:
         """Which sites have copies of a blob besides its own, and which have begun with one."""
         return self._copies + _U64.pack(blob)
+
+    def wanted_at(self, site: int) -> bytes:
+        return b"%s%s/" % (self._wanted, _U64.pack(site))
+
+    def wanted(self, site: int, ino: int) -> bytes:
+        """Somebody waits for the body of `ino` to be at `site`."""
+        return b"%s%s/%s" % (self._wanted, _U64.pack(site), _U64.pack(ino))
+
+    def agent(self, site: int) -> bytes:
+        """Who is the agent of a site."""
+        return self._agents + _U64.pack(site)
+
+    def agent_state(self, site: int) -> bytes:
+        """How far a site's agents have come."""
+        return self._agent_states + _U64.pack(site)
 
     # -- seals -------------------------------------------------------------------------------------------------------
 
@@ -277,3 +329,8 @@ class Keys:
 def volumes_prefix() -> bytes:
     """Prefix of all volumes in a store."""
     return _ROOT
+
+
+def volume_of(key: bytes) -> str:
+    """The volume that a key below `volumes_prefix` belongs to."""
+    return key[len(_ROOT) : key.index(b"/", len(_ROOT))].decode()

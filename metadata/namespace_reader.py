@@ -124,6 +124,8 @@ class NamespaceReader:
     async def _dentry(self, parent: int, key: bytes) -> tuple[Dentry | None, Inode | None]:
         """What a name means, and the inode that it refers to if that came along."""
         known = self._groups.peek(parent, key)
+        if known is None and await self.delegations.turns.have(parent):
+            known = self._groups.peek(parent, key)
         if known is not None:
             kv = known[0]
             return (codec.decode_dentry(kv.value, kv.mod_revision) if kv is not None else None), None
@@ -213,6 +215,8 @@ class NamespaceReader:
     async def getattr(self, ino: int) -> Inode:
         """No request for what is delegated; otherwise one, unless another mount has moved the file."""
         cached = self.cached_getattr(ino)
+        if cached is None and await self.delegations.turns.have(self._locations.get(ino, (ino, b""))[0]):
+            cached = self.cached_getattr(ino)
         if cached is not None:
             return cached.inode
         inode, _ = await self._by_number(ino, ())
@@ -267,6 +271,7 @@ class NamespaceReader:
             asked = Range(start, prefix_end(prefix), limit=limit, revision=revision)
             self.asked += 1
             _, (found,) = await self._transactor.read([asked])
+            self.delegations.learn_page(directory, start, found, revision or found.revision)
             return self._page(directory, found.kvs, found.more, revision or found.revision)
         wanted = {directory: self._listing_questions(directory, limit)}
         if self.delegations.held_or_free(directory):
@@ -276,17 +281,14 @@ class NamespaceReader:
         else:
             read = {directory: await self._read_group(directory, wanted[directory])}
         for each, answers in read.items():
-            if not answers[0].more:
-                self.delegations.learn_all(each, answers[0].kvs, answers[0].revision)
+            self.delegations.learn_page(each, self._keys.dentries_of(each), answers[0], answers[0].revision)
         found = read[directory][0]
         return self._first_page(directory, found.kvs, found.more, found.revision)
 
     def cached_listing(self, directory: int) -> DirectoryPage | None:
         """As `readdir` from the first name on, of what is delegated and completely known; None: ask."""
-        listed = self._groups.listing(directory)
-        if listed is None or len(listed) > LISTING_MAX:
-            return None
-        return self._first_page(directory, listed, False, 0)
+        listed = self._groups.listing(directory, LISTING_MAX)
+        return self._first_page(directory, listed, False, 0) if listed is not None else None
 
     def knows_all(self, directory: int, since: int = 0) -> bool:
         """Whether a directory is delegated and completely known, without a break since a revision (0: since any)."""
@@ -305,7 +307,7 @@ class NamespaceReader:
             return []
         siblings = self._walks.after(own.parent, directory, LISTINGS_AHEAD)
         delegations = self.delegations
-        return [each for each in siblings if delegations.held_or_free(each) and self._groups.listing(each) is None]
+        return [each for each in siblings if delegations.held_or_free(each) and not self.knows_all(each)]
 
     def _first_page(self, directory: int, kvs: Sequence[KeyValue], more: bool, revision: int) -> DirectoryPage:
         page = self._page(directory, kvs, more, revision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +17,13 @@ from apollofs.metadata.returns import NOTED
 from apollofs.metadata.session import Session, retry
 from apollofs.metadata.store import NOW, Delete, Op, Put, Range, RangeResult, Store, prefix_end
 
+log = logging.getLogger(__name__)
 NOTICES_IN_TRANSACTION = 100
 DROP = b""
 SHARE = b"s"
 """What a notice asks for: give the group back, or let others read it."""
 RETRY_S = 0.1
+STOP_WAITING_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,43 @@ class Recalls:
 
         with contextlib.suppress(SessionLost):
             await self._until_gone(session, {self._keys.exclusives_on(group) for group, _ in holders}, ask)
+
+    async def stand_in_line(self, session: Session, group: int, claim: Claim) -> None:
+        """Wait until those who hold a group have given it back, and those who waited for that before this `claim` have
+        gone on: a request, another one for holders that were not known, and one event of a watch for each.
+
+        `claim.waits` stays in the store. Raises DeadlineExceeded, SessionLost, StoreError.
+        """
+        line = self._keys.writers_on(group)
+        prefixes = [self._keys.delegations_on(group), line]
+        mine = self._keys.writer(group, session.number, claim.ticket)
+
+        async def ask() -> _Asked:
+            puts = [] if claim.since else [Put(mine, b"", session.lease_id)]
+            claim.waits[mine] = Delete(mine)
+            asked = [Range(prefix, prefix_end(prefix), keys_only=True) for prefix in prefixes]
+            outcome = await session.commit((), [*puts, *asked], NOTED, time_ns=time.time_ns())
+            claim.since = claim.since or outcome.revision
+            if outcome.ranges is not None:
+                answers = outcome.ranges[len(puts) :]
+            else:
+                answers = (await retry(lambda: self._store.txn((), asked), self._wait_s)).ranges
+            found = [answer for answer in answers if answer is not None]
+            holders = self.others(session, found[:1])
+            await self._notify(session, holders)
+            self.sent += len(holders)
+            before = {kv.key for kv in found[1].kvs if kv.create_revision < claim.since}
+            return _Asked({self._keys.delegation(*holder) for holder in holders} | before, outcome.revision)
+
+        await self._until_gone(session, prefixes, ask)
+
+    async def leave_line(self, session: Session, claim: Claim) -> None:
+        """The operation ended without its transaction: it wants nobody's delegation any more. No errors."""
+        with trio.move_on_after(STOP_WAITING_S, shield=True):
+            try:
+                await session.commit((), list(claim.waits.values()), NOTED, time_ns=0)
+            except MetadataError as exc:
+                log.info("a waiting writer's key stays until the session ends: %s", exc)
 
     async def _claim(
         self, session: Session, known: Sequence[tuple[int, int]], claim: Claim

@@ -29,7 +29,6 @@ class InodeFlag(enum.IntFlag):
     APPEND_ONLY = 0x20
     INLINE = 0x100
     """The body is in `v/<ino>`, not in blobs."""
-    HAS_POLICY = 0x800
     WAYPOINT = 0x1000
     """Of a directory: a sealed tree lies below it, so its name, owner and mode stay as they are."""
 
@@ -85,6 +84,10 @@ class Inode(NamedTuple):
     """How many keys `e/<ino>/<page>` hold the extents; 0: they are in the record."""
     extents_bytes: int = 0
     """Sum of the extents' lengths, kept where they are paged out."""
+    copy: bytes = b""
+    """The inline body once more, of a file that was put as a value and is very small; else empty."""
+    policy: int = 0
+    """Of which directory the site policy applies (`policy.py`); 0: of none. Inherited at creation."""
     seal: int = 0
     """The number of the seal that keeps it as it is (`seal_records.py`); 0: none."""
 
@@ -168,6 +171,8 @@ class BodyChange:
     """The extents' blob holds bytes of other files too, so the inode's reference to it is put."""
     cloned_from: int = 0
     """The extents are in blobs of this inode, which must still refer to them: else CloneSourceChanged."""
+    copies: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    """(blob, sites that have all of it besides its own), of the extents' blobs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,7 @@ class Returns:
         """As `_asked`, of groups that are only to be shared."""
         self._shared: dict[int, None] = {}
         self._wakeup = trio.Event()
+        self._gone = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery | None = None
         self.returned = 0
         self.spent_s = 0.0
@@ -112,6 +113,12 @@ class Returns:
         self._ready.clear()
         self._shares.clear()
         self._shared.clear()
+        self._gone.unpark_all()
+
+    async def through(self, group: int) -> None:
+        """Wait until a group is neither being given back nor shared, or the session is gone. No checkpoint if so."""
+        while group in self._asked or group in self._shares:
+            await self._gone.park()
 
     def share(self, group: int) -> None:
         """Let others read a group that is no longer held exclusively, whether or not the key that says so is there."""
@@ -210,3 +217,4 @@ class Returns:
                 if self._asked.get(group) == asked[group]:
                     self._asked.pop(group, None)
                     self.spent_s += trio.current_time() - self._since.pop(group, trio.current_time())
+            self._gone.unpark_all()

@@ -69,6 +69,11 @@ class _Trust:
     """What was cached under it, and given to the kernel."""
 
     @property
+    def left_s(self) -> float:
+        """Seconds from now."""
+        return max(0.0, self.until - boot_time())
+
+    @property
     def lasts(self) -> bool:
         return boot_time() < self.until
 
@@ -87,12 +92,18 @@ class Seals:
     back the delegation on a group."""
 
     def __init__(
-        self, store: Store, keys: Keys, drop: Callable[[int], Awaitable[None]], give_back: Callable[[int], None]
+        self,
+        store: Store,
+        keys: Keys,
+        drop: Callable[[int], Awaitable[None]],
+        give_back: Callable[[int], None],
+        enabled: bool,
     ) -> None:
         self._store = store
         self._keys = keys
         self._drop = drop
         self._give_back = give_back
+        self._enabled = enabled
         self.cache: GroupCache
         """Set by who makes both."""
         self._trusts: dict[int, _Trust] = {}
@@ -116,10 +127,13 @@ class Seals:
         trust = self._trusts.get(number)
         return trust is not None and trust.lasts
 
-    def left_s(self, number: int) -> float:
-        """For how many seconds from now it may."""
-        trust = self._trusts.get(number)
-        return max(0.0, trust.until - boot_time()) if trust is not None else 0.0
+    def left_s(self, group: int) -> float | None:
+        """For how many seconds from now what is held of a group may be answered; None: it is not held under a seal."""
+        held = self.cache.groups.get(group)
+        if held is None or not held.seal:
+            return None
+        trust = self._trusts.get(held.seal)
+        return trust.left_s if trust is not None else 0.0
 
     def keeps_from(self, group: int) -> bool:
         """Whether the group must not be taken by a delegation now: it is covered, or being dropped."""
@@ -153,10 +167,12 @@ class Seals:
     # -- learning: no awaits -----------------------------------------------------------------------------------------
 
     def see(
-        self, group: int, asked: Iterable[Range], answers: Iterable[RangeResult], revision: int, *, free: bool
+        self, group: int, asked: Iterable[Range], answers: Iterable[RangeResult], revision: int, *, busy: bool
     ) -> None:
-        """A group was read as of `revision`: if a trusted seal covers it, it is held under that from now on. `free`: it
-        is neither held by a delegation nor being taken or given back."""
+        """A group was read as of `revision`: if a trusted seal covers it, it is held under that from now on. `busy`: it
+        is being taken by a delegation, or given back."""
+        if not self._enabled:
+            return
         number = self._number_of(group, asked, answers)
         trust = self._trusts.get(number)
         if number and trust is None:
@@ -164,7 +180,7 @@ class Seals:
         if trust is None or not trust.lasts or group in self.dropping:
             return
         held = self.cache.groups.get(group)
-        if free and held is None and revision >= trust.record.revision:
+        if not busy and held is None and revision >= trust.record.revision:
             self.cache.hold(group, revision).seal = number
             trust.groups.add(group)
         elif held is not None and not held.seal:
@@ -205,13 +221,18 @@ class Seals:
 
     # -- ending ------------------------------------------------------------------------------------------------------
 
-    def let_go(self, group: int, number: int) -> None:
-        """A group that was held under a seal is not any more: the kernel drops it too."""
-        trust = self._trusts.get(number)
+    def let_go(self, group: int) -> bool:
+        """If a group is held under a seal, it is not any more, and the kernel drops it too. Whether it was."""
+        held = self.cache.groups.get(group)
+        if held is None or not held.seal:
+            return False
+        self.cache.drop(group)
+        trust = self._trusts.get(held.seal)
         if trust is not None:
             trust.groups.discard(group)
         self.dropping.add(group)
         self._changed.set()
+        return True
 
     def _end(self, number: int) -> None:
         """A seal is not trusted any more."""
@@ -239,7 +260,7 @@ class Seals:
                 for group in self.dropping - under_way:
                     under_way.add(group)
                     nursery.start_soon(self._drop_group, group, under_way)
-                next_s = min((self.left_s(number) for number in self._trusts), default=float("inf"))
+                next_s = min((trust.left_s for trust in self._trusts.values()), default=float("inf"))
                 with trio.move_on_after(next_s):
                     await changed.wait()
 

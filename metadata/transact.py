@@ -22,13 +22,12 @@ from apollofs.metadata.errors import (
     BodyConflict,
     CorruptRecord,
     DeadlineExceeded,
-    MetadataError,
     NamespaceError,
     TooManyExtents,
 )
 from apollofs.metadata.group_commit import GroupCommit, Request
 from apollofs.metadata.groups import Claim
-from apollofs.metadata.journal import Change, Kind
+from apollofs.metadata.journal import Change
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import Usage
 from apollofs.metadata.session import Committed, Session, retry
@@ -37,7 +36,6 @@ from apollofs.metadata.view import HeldView, NotHeld, Recollection, Unread, View
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-STOP_WAITING_S = 5.0
 CONFLICTS_BEFORE_BACKOFF = 3
 NO_USAGE = Usage(0, 0)
 
@@ -60,6 +58,8 @@ class Decision(Generic[T]):
     """The directory that it makes."""
     rests_elsewhere: bool = False
     """It rests on groups that it doesn't write: so it is never queued, as what is queued compares only those."""
+    further: tuple[Change, ...] = ()
+    """What it does after `change`, if it does several things at once; then it `rests_elsewhere`."""
 
 
 class Operation(Protocol[T]):
@@ -123,6 +123,8 @@ class Transactor:
         while self._ahead.is_full:
             await self._ahead.settled()
         queued = self._queue(session, operation, time_ns)
+        if queued is None and await self._turn(self._held.unheld, changes=at_once):
+            queued = self._queue(session, operation, time_ns)
         if queued is not None:
             place, reply = queued
             if not at_once:
@@ -136,7 +138,15 @@ class Transactor:
         finally:
             self._delegations.release(claim)
             if claim.waits:
-                await self._stop_waiting(session, list(claim.waits.values()))
+                await self._delegations.recalls.leave_line(session, claim)
+
+    async def _turn(self, group: int | None, *, changes: bool) -> bool:
+        """If this mount competes with others for a group that it needs, wait for its turn: whether it has come."""
+        if group is None:
+            return False
+        if changes:
+            self._delegations.turns.rivals.changes(group)
+        return await self._delegations.turns.have(group)
 
     def _queue(self, session: Session, operation: Operation[T], time_ns: int) -> tuple[int, T] | None:
         """Decide on what is held exclusively, and have it committed: its place in the queue (0: there is nothing to
@@ -144,6 +154,7 @@ class Transactor:
         ahead = self._ahead
         if not ahead.accepts(session):
             return None
+        self._held.unheld = None
         try:
             decision = operation.decide(self._held)
         except (NotHeld, CorruptRecord):
@@ -170,13 +181,13 @@ class Transactor:
                 if not decision.writes and view.guessed:
                     raise Unread
             except Unread:
-                await self._refresh(view)
+                await self._refresh(attempt)
                 continue
             except (NamespaceError, BodyConflict, TooManyExtents, CorruptRecord):
                 # records that were remembered at different times may contradict each other: only a fresh read decides
                 if not view.guessed:
                     raise
-                await self._refresh(view)
+                await self._refresh(attempt)
                 continue
             if not decision.writes:
                 return decision.reply(0, ())
@@ -208,6 +219,7 @@ class Transactor:
             decision.change,
             attempt.time_ns,
             questions,
+            further=decision.further,
         )
         pending = delegations.start_write(decision.writes)
         revision, applied = 0, None
@@ -228,18 +240,10 @@ class Transactor:
         known = len(questions) - len(holders)
         view.learn(questions[:known], outcome.ranges[:known], outcome.revision)
         held = [found for found in outcome.ranges[known:] if found is not None]
-        if delegations.held_by_others(session, held):
+        if delegations.recalls.others(session, held):
             await delegations.recall_others(session, held, decision.writes, attempt.claim)
             view.unlearn()
         return None
-
-    async def _stop_waiting(self, session: Session, waits: list[Delete]) -> None:
-        """The operation ended without its transaction: it wants nobody's delegation any more."""
-        with trio.move_on_after(STOP_WAITING_S, shield=True):
-            try:
-                await session.commit((), waits, (Change(Kind.NOTHING),), time_ns=0)
-            except MetadataError as exc:
-                log.info("a waiting writer's key stays until the session ends: %s", exc)
 
     async def _finish(self, decision: Decision[T], done: Committed) -> T:
         self._landed(decision, done.revision)
@@ -266,26 +270,31 @@ class Transactor:
         elif not write.range_end:
             self.recollection.note(write.key, None, revision)
 
-    async def _refresh(self, view: View) -> None:
-        questions = view.questions()
-        revision, answers = await self.read(questions)
-        view.learn(questions, answers, revision)
+    async def _refresh(self, attempt: _Attempt) -> None:
+        questions = attempt.view.questions()
+        # a turn would come after this operation if it waits in line already
+        revision, answers = await self.read(questions, turns=not attempt.claim.waits)
+        attempt.view.learn(questions, answers, revision)
 
-    async def read(self, asked: Sequence[Range]) -> tuple[int, list[RangeResult]]:
+    async def read(self, asked: Sequence[Range], *, turns: bool = True) -> tuple[int, list[RangeResult]]:
         """Read all of `asked` as of one revision, in one request; repeated while the store is unreachable.
 
-        What another mount has answered ahead of the store, and what this one has, is in the store before.
+        What another mount has answered ahead of the store, and what this one has, is in the store before. Where this
+        mount competes for a group it has its turn first, unless `turns` is false.
         """
         if self._ahead.touches((), (), asked):
             await self._ahead.before_reading(asked)
         deadline = trio.current_time() + self._deadline_s
         exclusives = self._delegations.exclusives
+        for group in exclusives.unheld(asked) if turns else ():
+            await self._delegations.turns.have(group)
         while True:
             unheld = exclusives.unheld(asked)
             revision, answers = await self._read_once([*asked, *map(exclusives.holder_of, unheld)])
             others = exclusives.others(answers[len(asked) :])
             if others:
-                await exclusives.ask_to_share(others)
+                if not turns or not await self._join(others):
+                    await exclusives.ask_to_share(others)
             elif set(exclusives.unheld(asked)) <= set(unheld):
                 break  # what needed no question was held all the time
             if trio.current_time() > deadline:
@@ -295,6 +304,10 @@ class Transactor:
         for question, answer in zip(asked, answers, strict=True):
             self.recollection.note_range(question, answer)
         return revision, answers
+
+    async def _join(self, holders: Sequence[tuple[int, int]]) -> bool:
+        """Wait for this mount's turn on groups that others hold exclusively: whether any has come."""
+        return any([await self._delegations.turns.have(group, joins=True) for group, _ in holders])
 
     async def _read_once(self, asked: Sequence[Range]) -> tuple[int, list[RangeResult]]:
         if len(asked) == 1:

@@ -162,11 +162,14 @@ class HeldView(View):
         super().__init__(Recollection(0))
         self._keys = keys
         self._cache = cache
+        self.unheld: int | None = None
+        """The group of the fact that was asked for last and is not held."""
 
     def get(self, key: bytes, *, likely_absent: bool = False) -> KeyValue | None:
         """As `View.get`; raises NotHeld."""
         group = self._keys.group_of(key)
         if group is None or not self._cache.is_exclusive(group):
+            self.unheld = group
             raise NotHeld
         known = self._cache.peek(group, key)
         if known is None:
@@ -181,6 +184,7 @@ class HeldView(View):
         """As `View.is_empty`; raises NotHeld."""
         group = self._keys.group_of(prefix)
         if group is None or not self._cache.is_exclusive(group):
+            self.unheld = group
             raise NotHeld
         has_any = self._cache.has_dentries(group)
         if has_any is None:

@@ -1,7 +1,8 @@
 """Volume: one mounted namespace; the face of the metadata layer for `fs`.
 
-Reading is in `namespace_reader.py`. Every mutation is one transaction of the mount's session (`transact.py`); in what
-the mount holds exclusively, names and attributes change at once and their transaction follows (`ahead.py`).
+Reading is in `namespace_reader.py` and `value_reader.py`. Every mutation is one transaction of the mount's session
+(`transact.py`); in what the mount holds exclusively, names and attributes change at once and their transaction follows
+(`ahead.py`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
 import trio
@@ -28,17 +29,18 @@ from apollofs.metadata.errors import (
 from apollofs.metadata.inbox import Inbox
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.locks import LockManager
-from apollofs.metadata.namespace_reader import NamespaceReader
 from apollofs.metadata.ops.commit import CommitBody
 from apollofs.metadata.ops.common import Location, Scope, check_name
 from apollofs.metadata.ops.create import Create
 from apollofs.metadata.ops.link import Link
+from apollofs.metadata.ops.put_values import ABSENT, VALUES_MAX, PutValues, ValueWrite
 from apollofs.metadata.ops.rename import Rename
 from apollofs.metadata.ops.restore import Restore
 from apollofs.metadata.ops.rmdir import Rmdir
 from apollofs.metadata.ops.setattr import SetAttributes
 from apollofs.metadata.ops.unlink import Unlink
 from apollofs.metadata.ops.xattr import SetXattr, check_attribute
+from apollofs.metadata.placement import Placement
 from apollofs.metadata.records import (
     TARGET_BYTES_MAX,
     Body,
@@ -58,10 +60,12 @@ from apollofs.metadata.store import Range, Store, prefix_end
 from apollofs.metadata.transact import Operation, Transactor
 from apollofs.metadata.usage import UsageKeeper, read_usage
 from apollofs.metadata.use_answers import UseAnswers
+from apollofs.metadata.value_history import ValueHistory
+from apollofs.metadata.value_reader import ValueReader
 from apollofs.metadata.view import Recollection
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 NODE_TYPES = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 REOPEN_AFTER_S = 1.0
 MEND_EVERY_S = 5.0
@@ -69,7 +73,7 @@ CLOSE_S = 30.0
 """How long the end of a session waits for what was answered ahead of the store."""
 
 
-class Volume(NamespaceReader):
+class Volume(ValueReader):
     """Made by `open_volume`.
 
     Every method raises NamespaceError leaves as POSIX says, StoreError, DeadlineExceeded; mutations SessionLost too.
@@ -100,6 +104,8 @@ class Volume(NamespaceReader):
         self._own_inbox = None if options.delegations else Inbox(store, keys)
         self.uses = UseAnswers(store, keys, self._own_inbox or delegations.inbox)
         """Tells the collector what is open here."""
+        self.history = ValueHistory(store, keys, options.operation_deadline_s)
+        self.placement = Placement(store, keys, site.id, self)
         self._lease_hooks: list[Callable[[float], None]] = []
         self.session_lost_hooks: list[Callable[[], None]] = []
         """Called, without await, after a session has been lost and before the next one begins."""
@@ -214,6 +220,11 @@ class Volume(NamespaceReader):
     def _scope(self) -> Scope:
         return Scope(self._keys, self._transactor.moment(self.session))
 
+    async def transact(self, make: Callable[[Scope], Operation[T]]) -> T:
+        """Run one operation in the mount's session. One request."""
+        scope = self._scope()
+        return await self._transactor.run(self.session, make(scope), time_ns=scope.now_ns)
+
     async def settle(self) -> None:
         """On return everything that was answered before is in the store. No request, and no checkpoint, if it is.
 
@@ -225,11 +236,6 @@ class Volume(NamespaceReader):
     def losses(self) -> int:
         """How often a lost session took answered operations with it."""
         return self.delegations.ahead.losses
-
-    async def transact(self, make: Callable[[Scope], Operation[T]]) -> T:
-        """One request: an operation that has no method here."""
-        scope = self._scope()
-        return await self._transactor.run(self.session, make(scope), time_ns=scope.now_ns)
 
     # -- names -------------------------------------------------------------------------------------------------------
 
@@ -329,6 +335,29 @@ class Volume(NamespaceReader):
         inode = await self._transactor.run(self.session, operation, time_ns=scope.now_ns)
         self._body_memory.put(Body(inode, change.inline or b""))
         return inode
+
+    async def put_values(
+        self, values: Sequence[ValueWrite], session: Session | None = None
+    ) -> tuple[int, list[Inode | None]]:
+        """Change up to VALUES_MAX values at once (`ops/put_values.py`); the revision, and the files as they are then.
+
+        One request if all are as this mount saw them last. Raises what PutValues does, RequestTooLarge; SessionLost if
+        `session`, in which the bodies were stored, is no longer the mount's.
+        """
+        if session is not None and session is not self.session:
+            raise SessionLost("the values were prepared in a session that has been lost")
+        if len(values) > VALUES_MAX or len({value.location for value in values}) < len(values):
+            raise InvalidArgument(f"a transaction changes up to {VALUES_MAX} keys, each once")
+        for value in values:
+            check_name(value.location[1])
+        # what is answered ahead of the store has no revision yet
+        assert not self._options.write_back or all(value.expected in (None, ABSENT) for value in values)
+        scope = self._scope()
+        done = await self._transactor.run(self.session, PutValues(scope, values), time_ns=scope.now_ns)
+        for value, inode in zip(values, done[1], strict=True):
+            if inode is not None and value.body is not None:
+                self._body_memory.put(Body(inode, value.body.inline or b""))
+        return done
 
     async def getxattr(self, ino: int, name: bytes) -> bytes:
         """One request. NoSuchAttribute."""

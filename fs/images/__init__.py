@@ -9,6 +9,7 @@ Smaller bodies are in the block cache (`fs/cache.py`). Both have one bound (`fs/
 
 from apollofs.fs.images.image import Image
 from apollofs.fs.images.naming import IMAGE_BYTES_MIN, body_key, is_large
+from apollofs.fs.images.scrub import Scrub
 from apollofs.fs.images.store import ImageStore
 
-__all__ = ["IMAGE_BYTES_MIN", "Image", "ImageStore", "body_key", "is_large"]
+__all__ = ["IMAGE_BYTES_MIN", "Image", "ImageStore", "Scrub", "body_key", "is_large"]

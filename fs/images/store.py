@@ -26,7 +26,7 @@ from apollofs.fs.cache import BlockCache
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.fetching import Fetch
 from apollofs.fs.images.bring import BlockBringer
-from apollofs.fs.images.files import FoundImage, ImageFiles
+from apollofs.fs.images.files import FoundImage, ImageFile, ImageFiles
 from apollofs.fs.images.image import Image
 from apollofs.fs.images.naming import body_key, is_large
 from apollofs.fs.room import Room
@@ -216,7 +216,11 @@ class ImageStore:
             return
         if len(image.inos) > 1 or image.is_busy or not image.file.lock_alone():
             raise BlockingIOError(errno.EAGAIN, "the image is in use elsewhere", image.path)
-        self._files.unlink(image.key)
+        try:
+            self._files.unlink(image.key)
+        except OSError:
+            image.file.lock()
+            raise
         image.is_detached = True
         del self._open[image.key]
         self._room.drop(image.key)
@@ -242,8 +246,25 @@ class ImageStore:
         if idle is not None:
             idle.file.close()
 
+    def came_back(self, key: str, size_bytes: int) -> None:
+        self._room.add(self, key, size_bytes)
+
     def remove(self, keys: Sequence[str]) -> Sequence[str]:
         return self._files.remove(keys)
+
+    def keys_there(self) -> list[str]:
+        """Images that nobody has open here."""
+        return [key for key in self._room.keys_of(self) if key not in self._open]
+
+    async def open_file(self, key: str) -> ImageFile | None:
+        """The files of an image that nobody has open here, to be closed again; None if there is none. OSError."""
+        if key in self._open or key in self._opening:
+            return None
+        self.forget(key)
+        header = await self.in_thread(partial(self._files.header, key))
+        if header is None:
+            return None
+        return await self.in_thread(partial(self._files.open, key, header.size_bytes, header.block_bytes))
 
     async def _rescan(self) -> None:
         """See which images there are: other mounts add and delete some."""

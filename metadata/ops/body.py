@@ -63,13 +63,14 @@ class BodyKeys:
             extents=() if pages else after.extents,
             extent_pages=len(pages),
             extents_bytes=sum(extent.length for extent in after.extents) if pages else 0,
+            copy=b"",
         )
         return inode, writes
 
     def store_inline(self, before: Inode, after: Inode, data: bytes) -> tuple[Inode, Writes]:
         """Make `data` the whole body; bytes between it and `after.size_bytes` are a hole."""
         keys = self.scope.keys
-        bare = after._replace(extents=(), extent_pages=0, extents_bytes=0, inline_bytes=len(data))
+        bare = after._replace(extents=(), extent_pages=0, extents_bytes=0, inline_bytes=len(data), copy=b"")
         writes: Writes = [*self.scope.discard(before, bare, self.location)]
         writes += [Delete(keys.extents(after.ino, number)) for number in range(before.extent_pages)]
         if data:

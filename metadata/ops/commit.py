@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from apollofs.metadata import extents
+from apollofs.metadata.copies import decode_copies, encode_copies
 from apollofs.metadata.errors import (
     BodyConflict,
     CloneSourceChanged,
@@ -12,9 +13,9 @@ from apollofs.metadata.errors import (
     OperationNotPermitted,
     StaleInode,
 )
-from apollofs.metadata.journal import Change, Kind
+from apollofs.metadata.journal import Kind
 from apollofs.metadata.ops.body import BodyKeys
-from apollofs.metadata.ops.common import Location, Scope, check_unsealed
+from apollofs.metadata.ops.common import Home, Location, Scope, check_unsealed
 from apollofs.metadata.records import FILE_BYTES_MAX, BodyChange, Inode, InodeFlag, Usage
 from apollofs.metadata.store import Put
 from apollofs.metadata.transact import Decision
@@ -56,7 +57,12 @@ class CommitBody:
             stored, writes = body.store(before, after)
         writes += self._references(view, before)
         writes.append(self.scope.store(home, stored))
-        record = Change(Kind.COMMIT, stored.ino, size_bytes=stored.size_bytes, mode=stored.mode, nlink=stored.nlink)
+        writes += self._copies(view)
+        record = self.scope.change(
+            Kind.COMMIT,
+            Home(stored, home.location),
+            mtime_offset_ns=mtime_ns - self.scope.now_ns if self.change.mtime_ns else None,
+        )
         usage = Usage(stored.allocated_bytes - before.allocated_bytes, 0)
         whole = stored._replace(extents=after.extents if self.change.inline is None else ())
         return Decision(
@@ -80,6 +86,15 @@ class CommitBody:
                 owners |= {self.ino, source.ino}
         keys = self.scope.keys
         return [Put(keys.reference(blob, ino), b"") for blob in sorted(blobs) for ino in sorted(owners)]
+
+    def _copies(self, view: View) -> list[Put]:
+        """Where the change's blobs are besides their own site, added to what site agents have noted meanwhile."""
+        found = []
+        for blob, sites in self.change.copies:
+            key = self.scope.keys.copies(blob)
+            kv = view.get(key, likely_absent=True)
+            found.append(Put(key, encode_copies(decode_copies(kv).with_complete(*sites))))
+        return found
 
     def _source(self, view: View) -> Inode:
         """Compared as it is now: if it has lost the blobs meanwhile, nothing is committed."""

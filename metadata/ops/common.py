@@ -22,6 +22,7 @@ from apollofs.metadata.errors import (
     Sealed,
     StaleInode,
 )
+from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import NAME_BYTES_MAX, Inode, InodeFlag
 from apollofs.metadata.store import Delete, Put
@@ -102,6 +103,33 @@ class Scope:
                 break
             location = target
         raise StaleInode(f"inode {ino:#x} has no name any more")
+
+    # -- recording ---------------------------------------------------------------------------------------------------
+
+    def place(self, home: Home) -> Location:
+        """Where the inode is, as far as its record tells; (0, b"") for a file that has or had several names."""
+        inode = home.inode
+        return home.location or ((inode.parent, inode.name) if inode.is_dir else (0, b""))
+
+    def change(
+        self, kind: Kind, home: Home, *, mtime_offset_ns: int | None = None, atime_offset_ns: int | None = None
+    ) -> Change:
+        """The record of an operation after which the inode is as in `home`: all its attributes."""
+        inode = home.inode
+        return Change(
+            kind,
+            inode.ino,
+            *self.place(home),
+            self.now_ns,
+            inode.mode,
+            inode.size_bytes,
+            uid=inode.uid,
+            gid=inode.gid,
+            body_version=inode.body_version,
+            mtime_offset_ns=mtime_offset_ns,
+            atime_offset_ns=atime_offset_ns,
+            flags=int(inode.flags & (InodeFlag.IMMUTABLE | InodeFlag.APPEND_ONLY)),
+        )
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

@@ -38,7 +38,19 @@ class Create:
         writes = self._directory(inode) if is_dir else [self._file(inode)]
         writes.append(self.scope.touch(self.parent))
         kind = Kind.MKDIR if is_dir else Kind.CREATE
-        change = Change(kind, inode.ino, self.parent, self.name, mode=inode.mode, size_bytes=inode.size_bytes)
+        change = Change(
+            kind,
+            inode.ino,
+            self.parent,
+            self.name,
+            self.scope.now_ns,
+            inode.mode,
+            inode.size_bytes,
+            uid=inode.uid,
+            gid=inode.gid,
+            rdev=inode.rdev,
+            value=inode.target,
+        )
         return Decision(
             lambda revision, _: revised(inode, revision), writes, change, usage=Usage(0, 1), born=inode.ino * is_dir
         )
@@ -62,6 +74,7 @@ class Create:
             target=self.target,
             parent=self.parent if is_dir else 0,
             name=self.name if is_dir else b"",
+            policy=directory.policy if is_dir or stat.S_ISREG(self.mode) else 0,
         )
 
     def _file(self, inode: Inode) -> Put | Delete:

@@ -38,7 +38,7 @@ class Link:
         ]
         if home.location is not None:
             writes += [Put(keys.dentry(*home.location), reference), Delete(keys.moved(inode.ino))]
-        change = Change(Kind.LINK, inode.ino, self.parent, self.name, mode=inode.mode, nlink=inode.nlink)
+        change = Change(Kind.LINK, inode.ino, self.parent, self.name, self.scope.now_ns, inode.mode, nlink=inode.nlink)
         return Decision(lambda revision, _: revised(inode, revision), writes, change)
 
     @staticmethod

@@ -99,7 +99,10 @@ class Rename:
             raise IsADirectory("the new name is a directory")
         if moving.is_dir and not standing.is_dir:
             raise NotADirectory("the new name is not a directory")
-        if standing.is_dir and not view.is_empty(self.scope.keys.dentries_of(standing.ino)):
+        if not standing.is_dir:
+            return
+        # what moves may be in it: then it is not empty, whatever is remembered of it
+        if standing.ino == self.source[0] or not view.is_empty(self.scope.keys.dentries_of(standing.ino)):
             raise DirectoryNotEmpty("the directory to be replaced is not empty")
 
     def _check_tree(self, view: View, inode: Inode, source: Location, target: Location) -> None:
@@ -157,9 +160,11 @@ class Rename:
             kind,
             moved.ino,
             *self.target,
-            *self.source,
-            size_bytes=moved.size_bytes,
-            mode=moved.mode,
+            self.scope.now_ns,
+            moved.mode,
+            moved.size_bytes,
+            old_parent=self.source[0],
+            old_name=self.source[1],
             ino2=other.ino if other is not None else 0,
             nlink2=other.nlink if other is not None else 0,
         )

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from apollofs.metadata import codec
 from apollofs.metadata.errors import EntryExists, NoSuchEntry
-from apollofs.metadata.journal import Change, Kind
-from apollofs.metadata.ops.common import Scope, check_may_add, revised
+from apollofs.metadata.journal import Kind
+from apollofs.metadata.ops.common import Home, Scope, check_may_add, revised
 from apollofs.metadata.records import Inode, Usage
 from apollofs.metadata.store import Delete, Put
 from apollofs.metadata.transact import Decision
@@ -41,6 +41,6 @@ class Restore:
             Put(self.scope.keys.dentry(self.parent, self.name), codec.encode_embedded(inode)),
             self.scope.touch(self.parent),
         ]
-        change = Change(Kind.LINK, inode.ino, self.parent, self.name, mode=inode.mode, nlink=1)
+        change = self.scope.change(Kind.RESTORE, Home(inode, (self.parent, self.name)))
         usage = Usage(inode.allocated_bytes if inode.is_file else 0, 1)
         return Decision(lambda revision, _: revised(inode, revision), writes, change, usage=usage)

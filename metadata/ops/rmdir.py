@@ -32,5 +32,5 @@ class Rmdir:
         inode = home.inode._replace(nlink=0, ctime_ns=self.scope.now_ns)
         writes = self.scope.drop_directory(home.inode)
         writes += [Delete(self.scope.keys.dentry(*location)), self.scope.touch(self.parent)]
-        change = Change(Kind.RMDIR, inode.ino, *location, mode=inode.mode)
+        change = Change(Kind.RMDIR, inode.ino, *location, self.scope.now_ns, inode.mode)
         return Decision(lambda revision, _: revised(inode, revision), writes, change, usage=Usage(0, -1))

@@ -38,7 +38,7 @@ class SetAttributes:
         if self.attr.size_bytes is not None:
             inode, writes = self._resize(view, Home(inode, home.location), self.attr.size_bytes)
         writes.append(self.scope.store(Home(inode, home.location), inode))
-        change = Change(Kind.SETATTR, inode.ino, size_bytes=inode.size_bytes, mode=inode.mode, nlink=inode.nlink)
+        change = self._change(Home(inode, home.location))
         usage = Usage(inode.allocated_bytes - before.allocated_bytes if inode.is_file else 0, 0)
         if not inode.is_dir:
             return Decision(lambda revision, _: inode._replace(revision=revision), writes, change, usage=usage)
@@ -50,6 +50,16 @@ class SetAttributes:
             writes,
             change,
             directory_questions(self.scope.keys, inode.ino),
+        )
+
+    def _change(self, home: Home) -> Change:
+        attr, now_ns = self.attr, self.scope.now_ns
+        resized = attr.size_bytes is not None
+        return self.scope.change(
+            Kind.SETATTR,
+            home,
+            mtime_offset_ns=home.inode.mtime_ns - now_ns if resized or attr.mtime_ns is not None else None,
+            atime_offset_ns=home.inode.atime_ns - now_ns if attr.atime_ns is not None else None,
         )
 
     # -- checks ------------------------------------------------------------------------------------------------------

@@ -29,8 +29,6 @@ class Unlink:
         check_may_remove(directory, home.inode)
         inode, writes = self.scope.drop_name(home, location)
         writes += [Delete(self.scope.keys.dentry(*location)), self.scope.touch(self.parent)]
-        change = Change(
-            Kind.UNLINK, inode.ino, *location, mode=inode.mode, size_bytes=inode.size_bytes, nlink=inode.nlink
-        )
+        change = Change(Kind.UNLINK, inode.ino, *location, self.scope.now_ns, inode.mode, inode.size_bytes, inode.nlink)
         usage = Usage(-inode.allocated_bytes, -1) if inode.nlink == 0 else Usage(0, 0)
         return Decision(lambda revision, _: revised(inode, revision), writes, change, usage=usage)

@@ -59,7 +59,18 @@ class SetXattr:
         writes: list[Put | Delete] = [self.scope.store(home, inode)]
         writes.append(Delete(key) if self.value is None else Put(key, self.value))
         kind = Kind.REMOVEXATTR if self.value is None else Kind.SETXATTR
-        return Decision(lambda _, __: None, writes, Change(kind, self.ino, name=self.name, mode=inode.mode))
+        parent, name = self.scope.place(home)
+        change = Change(
+            kind,
+            self.ino,
+            parent,
+            name,
+            self.scope.now_ns,
+            inode.mode,
+            attribute=self.name,
+            value=self.value or b"",
+        )
+        return Decision(lambda _, __: None, writes, change)
 
     def _check(self, standing: KeyValue | None, home: Home) -> None:
         if standing is None and (self.replace or self.value is None):

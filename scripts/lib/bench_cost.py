@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench_mounts import SITE, namespace, status
+from bench_mounts import SITE, namespace, processor_s, status
 from bench_processes import create, each
 
 from tests.mounted.harness import Mount
@@ -37,7 +37,6 @@ class Meter:
 
     def __init__(self, mount: Mount) -> None:
         self._mount = mount
-        self._ticks = os.sysconf("SC_CLK_TCK")
 
     def measure(self, name: str, paths: Sequence[str], call: Callable[[str], object]) -> Cost:
         """`call` on each path, one after the other."""
@@ -50,10 +49,8 @@ class Meter:
 
     def _read(self) -> tuple[float, float, float]:
         """Seconds of the daemon's processor time; requests of etcd, of the kernel."""
-        fields = Path(f"/proc/{self._mount.pid}/stat").read_text().rpartition(")")[2].split()
         counters = status(self._mount)
-        cpu_s = (int(fields[11]) + int(fields[12])) / self._ticks
-        return cpu_s, counters["etcd"]["requests"], counters["fuse"]["requests"]
+        return processor_s(self._mount), counters["etcd"]["requests"], counters["fuse"]["requests"]
 
 
 def write_small(path: str) -> None:

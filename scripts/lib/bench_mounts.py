@@ -1,7 +1,8 @@
-"""Mounts of one volume with bodies in a local directory, and the counters that their daemons keep."""
+"""Mounts of one volume, and what their daemons cost and count."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 from apollofs.fs.control import ask, socket_path
 from apollofs.fs.mountinfo import mount_at
-from tests.mounted.harness import LocalBodies, Mount, Namespace
+from tests.mounted.harness import Bodies, LocalBodies, Mount, Namespace
 
 SITE = "here"
 ASK_DEADLINE_S = 60.0
@@ -18,11 +19,14 @@ CHECK_DEADLINE_S = 1200.0
 
 
 @contextmanager
-def namespace() -> Iterator[Namespace]:
-    """A volume on an etcd of its own. At the end it is checked and gone; a warning in a daemon's log is an error."""
+def namespace(bodies: Bodies | None = None) -> Iterator[Namespace]:
+    """A volume on an etcd of its own. At the end it is checked and gone; a warning in a daemon's log is an error.
+
+    `bodies`: where it keeps them; a local directory unless given.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="apollofs-bench-") as directory,
-        Namespace.made(Path(directory), [LocalBodies(SITE)]) as made,
+        Namespace.made(Path(directory), [bodies or LocalBodies(SITE)]) as made,
     ):
         made.check_deadline_s = CHECK_DEADLINE_S
         yield made
@@ -36,9 +40,29 @@ def status(mount: Mount) -> dict[str, Any]:
     return ask(socket_path(runtime, entry.device), "status", deadline_s=ASK_DEADLINE_S)
 
 
+def processor_s(mount: Mount) -> float:
+    """The processor time that its daemon has spent so far, seconds: its own, and the kernel's on its behalf."""
+    fields = Path(f"/proc/{mount.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def resident_bytes(mount: Mount) -> int:
     """The memory of its daemon (RSS)."""
+    return _memory(mount, "VmRSS")
+
+
+def resident_peak_bytes(mount: Mount) -> int:
+    """The most that it has had since `forget_peak`, or since it began."""
+    return _memory(mount, "VmHWM")
+
+
+def forget_peak(mount: Mount) -> None:
+    """From now on `resident_peak_bytes` counts anew."""
+    Path(f"/proc/{mount.pid}/clear_refs").write_text("5")
+
+
+def _memory(mount: Mount, field: str) -> int:
     for line in Path(f"/proc/{mount.pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) << 10
     raise RuntimeError(f"the daemon {mount.pid} has ended")

@@ -35,7 +35,7 @@ install_packages() {
     local purpose=$1 need missing=()
     # command:package where the command may have come another way; package alone where only that will do.
     local wanted=(gcc:gcc libc6-dev pkg-config:pkg-config libfuse3-dev fusermount3:fuse3 etcd:etcd-server)
-    [[ $purpose == test ]] && wanted+=(etcdctl:etcd-client ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw)
+    [[ $purpose == test ]] && wanted+=(etcdctl:etcd-client ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw git:git rsync:rsync)
     for need in "${wanted[@]}"; do
         is_present "$need" || missing+=("${need##*:}")
     done

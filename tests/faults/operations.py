@@ -15,6 +15,7 @@ from apollofs.metadata.check import check_volume
 from apollofs.metadata.errors import MetadataError
 from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.ops.put_values import NewBody, ValueWrite
 from apollofs.metadata.records import ROOT_INO, BodyChange, Extent, RenameFlag, SetAttr
 from apollofs.metadata.store import Put, Range, Store, prefix_end
 from apollofs.metadata.volume import Volume
@@ -73,6 +74,8 @@ def mutations() -> dict[str, tuple[Kind, Mutation]]:
         "truncate": (Kind.SETATTR, lambda v, p: v.setattr(p.linked, SetAttr(size_bytes=1 << 20))),
         "commit inline": (Kind.COMMIT, lambda v, p: v.commit_body(p.file, BodyChange(0, 4, inline=b"text"))),
         "commit blob": (Kind.COMMIT, _commit_blob),
+        "put": (Kind.COMMIT, lambda v, p: v.put_values([_value(v, b"file", b"text")])),
+        "put under one of two names": (Kind.COMMIT, lambda v, p: v.put_values([_value(v, b"link", b"text")])),
         "setxattr": (Kind.SETXATTR, lambda v, p: v.setxattr(p.file, b"user.new", b"value", create=True)),
         "removexattr": (Kind.REMOVEXATTR, lambda v, p: v.removexattr(p.file, b"user.old")),
     }
@@ -81,6 +84,10 @@ def mutations() -> dict[str, tuple[Kind, Mutation]]:
 async def _commit_blob(volume: Volume, places: Places) -> object:
     extent = Extent(0, 65536, volume.new_blob(), 0, 65536)
     return await volume.commit_body(places.inner, BodyChange(0, 65536, extents=(extent,), lifts_inline=True))
+
+
+def _value(volume: Volume, name: bytes, data: bytes) -> ValueWrite:
+    return ValueWrite((ROOT_INO, name), None, NewBody(volume.session.new_ino(), len(data), data, (), 0o644, ME))
 
 
 async def contents(store: Store) -> dict[bytes, tuple[bytes, int]]:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.faults.history_hosts import SITES, Schedule, Trio
 from tests.mounted.harness import Namespace
+from tests.mounted.variants import RivalNamespace
 from tests.support.history import NotLinearizable, check
 
 pytestmark = [pytest.mark.faults, pytest.mark.mounted, pytest.mark.slow]
@@ -21,9 +22,9 @@ SEED = int(os.environ.get("APOLLOFS_HISTORY_SEED", "1"))
 STALE_SCHEDULES_MAX = 3
 
 
-@pytest.fixture(scope="module")
-def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
-    with Trio.started(tmp_path_factory.mktemp("trio")) as trio:
+@pytest.fixture(scope="module", params=[Namespace, RivalNamespace], ids=["plain", "turns"])
+def trio(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
+    with Trio.started(tmp_path_factory.mktemp("trio"), request.param) as trio:
         yield trio
 
 

@@ -76,3 +76,4 @@ def test_kill_9_amid_saves(tmp_path: Path) -> None:
         for name in whole:
             assert (east.path / name).read_bytes() == content(int(name), SIZES[int(name) % len(SIZES)]), name
         assert namespace.violations() == []
+        print(f"\n{KILLS} kills: {saved(report)} files saved, none lost or torn")

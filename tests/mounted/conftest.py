@@ -17,6 +17,8 @@ from tests.support.radosgw_server import shared_gateway
 
 _NUMBERS = itertools.count(1)
 NOBODY = 65534
+CACHE_SIZE = "1G"
+"""Of each mount: what is made in a long run must not fill the disk."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Mounted once: mounting for each test would take most of the time."""
     sites: list[Bodies] = [GatewayBodies("west", shared_gateway(request.config), "posix"), LocalBodies("east")]
     with Namespace.made(tmp_path_factory.mktemp("pair"), sites, format_options=("--block-size", "1M")) as namespace:
-        yield Pair(namespace, namespace.mount("west"), namespace.mount("east"))
+        west, east = (namespace.mount(site, "--cache-size", CACHE_SIZE) for site in ("west", "east"))
+        yield Pair(namespace, west, east)
 
 
 @pytest.fixture

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands import World, etcd_server
+from tests.support.commands import World, await_end, etcd_server
 
 pytestmark = pytest.mark.mounted
 
@@ -32,10 +35,16 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 @pytest.fixture
-def mounts(world: World, server: str, request: pytest.FixtureRequest) -> tuple[Path, Path]:
-    """Two mounts of a volume with a tree in it that the second has not read."""
+def url(world: World, server: str, request: pytest.FixtureRequest) -> str:
+    """A formatted volume of this test."""
     url = f"etcd://{server}/{re.sub('[^a-z0-9]', '-', request.node.name)[:60]}"
     world.format(url)
+    return url
+
+
+@pytest.fixture
+def mounts(world: World, url: str) -> tuple[Path, Path]:
+    """Two mounts of a volume with a tree in it that the second has not read."""
     writer, reader = world.mount(url, "writer"), world.mount(url, "reader")
     (writer / "tree" / "below").mkdir(parents=True)
     (writer / "tree" / "large").write_bytes(LARGE)
@@ -111,3 +120,22 @@ def test_the_cache_may_be_deleted_below_a_reader(world: World, mounts: tuple[Pat
     with open("/proc/sys/vm/drop_caches", "w") as file:
         file.write("1")
     read_tree(reader)
+
+
+def test_a_killed_daemon_leaves_no_torn_image(world: World, url: str, mounts: tuple[Path, Path]) -> None:
+    writer, reader = mounts
+    data = random.Random(5).randbytes(40 << 20)
+    (writer / "data").write_bytes(data)
+    for read_bytes in (1 << 20, 12 << 20, 30 << 20):
+        fd = os.open(reader / "data", os.O_RDONLY)
+        assert os.read(fd, read_bytes) == data[:read_bytes]
+        # blocks that are read ahead are on their way
+        pid = world.pid(reader)
+        os.kill(pid, signal.SIGKILL)
+        assert await_end(pid)
+        with contextlib.suppress(OSError):  # the flush finds nobody
+            os.close(fd)
+        world.run("umount", reader)
+        world.mount(url, "reader")
+        assert (reader / "data").read_bytes() == data
+        world.run("cache", "drop", reader / "data")

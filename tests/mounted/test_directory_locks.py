@@ -20,7 +20,7 @@ from tests.mounted import rivals
 from tests.mounted.client import Client
 from tests.mounted.harness import LocalBodies, Mount, Namespace
 from tests.mounted.rivals import Tally, Versions
-from tests.mounted.variants import EagerNamespace, OldKernelNamespace
+from tests.mounted.variants import EagerNamespace, OldKernelNamespace, RivalNamespace
 from tests.mounted.watchdog import Watchdog
 
 pytestmark = [pytest.mark.mounted, pytest.mark.slow]
@@ -31,7 +31,7 @@ LEASE_S = 120
 Mounts = tuple[Mount, Mount]
 
 
-@pytest.fixture(params=[EagerNamespace, OldKernelNamespace], ids=["epochs", "no-epochs"])
+@pytest.fixture(params=[EagerNamespace, OldKernelNamespace, RivalNamespace], ids=["epochs", "no-epochs", "turns"])
 def mounts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mounts]:
     kind: type[Namespace] = request.param
     with kind.made(tmp_path, [LocalBodies("west"), LocalBodies("east")]) as namespace:
@@ -86,9 +86,14 @@ def test_two_mounts_that_change_one_directory_never_wait_for_each_other(
         f"{request.node.name}: {ROUNDS} rounds, {sum(tally.changes for tally in tallies)} changes, "
         f"{sum(tally.looks for tally in tallies)} looks; the slowest call, {slowest.slowest}, took "
         f"{slowest.slowest_s * 1000:.1f} ms; {[count['delegations']['recalls_heard'] for count in counts]} recalls, "
-        f"{[count['kernel_cache']['epochs'] for count in counts]} epochs"
+        f"{[count['kernel_cache']['epochs'] for count in counts]} epochs, "
+        f"{[count['delegations']['turns'] for count in counts]} turns"
     )
-    has_epochs = isinstance(mounts[0].namespace, EagerNamespace)
+    kind = type(mounts[0].namespace)
     for count in counts:
         assert count["delegations"]["recalls_heard"] >= ROUNDS / 2, "else nothing was cached that could be waited for"
-        assert (count["kernel_cache"]["epochs"] > 0) == has_epochs
+        if kind is RivalNamespace:
+            assert count["delegations"]["turns"] >= ROUNDS / 2
+            assert not count["delegations"]["turns_missed"], "else they waited for each other until they gave up"
+        else:
+            assert (count["kernel_cache"]["epochs"] > 0) == (kind is EagerNamespace)

@@ -11,11 +11,13 @@ import ctypes
 import mmap
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.mounted.conftest import Places
+from tests.mounted.watchdog import Watchdog
 
 pytestmark = pytest.mark.mounted
 OPERATIONS = int(os.environ.get("APOLLOFS_FSX_OPERATIONS", "600"))
@@ -29,7 +31,9 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 class Fsx:
     """One file, through one or two paths, and what it must be."""
 
-    def __init__(self, paths: list[Path], seed: int) -> None:
+    def __init__(self, paths: list[Path], seed: int, alive: Callable[[], None]) -> None:
+        """`alive` is called every now and then: as long as it goes on, nothing hangs."""
+        self.alive = alive
         self.rng = random.Random(seed)
         self.paths = paths
         self.body = bytearray()
@@ -56,6 +60,8 @@ class Fsx:
             self.change_sides: 4 if len(self.paths) > 1 else 0,
         }
         for operation in self.rng.choices(list(weights), list(weights.values()), k=operations):
+            if len(self.done) % 100 == 0:
+                self.alive()
             self.done.append(operation.__name__)
             operation()
             assert os.fstat(self.fd).st_size == len(self.body), self.history()
@@ -202,25 +208,29 @@ class Fsx:
             assert path.read_bytes() == self.body, self.history()
 
 
-def test_one_mount(places: Places) -> None:
-    fsx = Fsx([places.here / "file"], SEED)
+def told(watchdog: Watchdog, places: Places) -> Callable[[], None]:
+    return lambda: watchdog.watch(mount.pid for mount in places.pair.mounts)
+
+
+def test_one_mount(places: Places, watchdog: Watchdog) -> None:
+    fsx = Fsx([places.here / "file"], SEED, told(watchdog, places))
     fsx.play(OPERATIONS)
     fsx.close()
     assert (places.there / "file").read_bytes() == fsx.body
 
 
-def test_two_mounts_in_turn(places: Places) -> None:
-    fsx = Fsx([places.here / "file", places.there / "file"], SEED + 1)
+def test_two_mounts_in_turn(places: Places, watchdog: Watchdog) -> None:
+    fsx = Fsx([places.here / "file", places.there / "file"], SEED + 1, told(watchdog, places))
     fsx.play(OPERATIONS)
     fsx.close()
 
 
-def test_without_passthrough(places: Places) -> None:
+def test_without_passthrough(places: Places, watchdog: Watchdog) -> None:
     """As where the daemon may not, or the kernel can't."""
     plain = places.pair.namespace.mount("west", "-o", "passthrough=off", name="plain")
     try:
         assert plain.status()["passthrough"] != "in use"
-        fsx = Fsx([plain.path / places.here.name / "file", places.there / "file"], SEED + 2)
+        fsx = Fsx([plain.path / places.here.name / "file", places.there / "file"], SEED + 2, told(watchdog, places))
         fsx.play(OPERATIONS // 2)
         fsx.close()
         assert plain.status()["bodies"]["passthrough_opens"] == 0

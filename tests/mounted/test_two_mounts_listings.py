@@ -11,7 +11,7 @@ import pytest
 from tests.mounted.client import Client
 from tests.mounted.clients import churn
 from tests.mounted.conftest import Places
-from tests.mounted.counting import cached
+from tests.mounted.counting import asked, cached
 from tests.mounted.harness import Mount
 
 pytestmark = pytest.mark.mounted
@@ -19,6 +19,8 @@ pytestmark = pytest.mark.mounted
 LISTING = ("readdir", "readdirplus")
 MANY = 700
 """Names that need several requests to be listed."""
+PAGES = 2500
+"""Names that etcd is asked for several times."""
 
 
 @pytest.fixture
@@ -43,6 +45,18 @@ def test_a_large_listing_is_answered_by_the_kernel(here: Path, west: Mount) -> N
     names = fill(here, MANY)
     cached(west, lambda: os.listdir(here), LISTING)
     assert sorted(os.listdir(here)) == names
+
+
+def test_attributes_come_with_a_listing_of_several_pages(places: Places) -> None:
+    """As ls -l on another mount than the maker's: not a request for each file."""
+    names = fill(places.here, PAGES)
+    found: list[str] = []
+
+    def list_with_attributes() -> None:
+        found.extend(entry.name for entry in os.scandir(places.there) if entry.stat().st_size == 0)
+
+    assert asked(places.pair.east, list_with_attributes) < PAGES // 10
+    assert sorted(found) == names
 
 
 def test_a_change_of_its_own_is_in_the_next_listing(here: Path, west: Mount) -> None:

@@ -15,3 +15,9 @@ class OldKernelNamespace(Namespace):
     """Whose mounts are eager, and without INC_EPOCH, as before Linux 6.16."""
 
     mount_module = "tests.support.old_kernel_mount"
+
+
+class RivalNamespace(Namespace):
+    """Whose mounts take turns at once on a directory that several of them change."""
+
+    mount_module = "tests.support.rival_mount"

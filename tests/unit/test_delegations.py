@@ -111,8 +111,13 @@ class Schedule:
 
     async def ask_listing(self, volume: Volume) -> None:
         floor = self.subdirectory.done
-        page = await volume.readdir(self.directory, b"", 10)
-        names = [int(entry.name) for entry in page.entries if entry.name != b"f"]
+        limit = self.rng.choice((1, 10))
+        page = await volume.readdir(self.directory, b"", limit)
+        entries = list(page.entries)
+        while page.more:
+            page = await volume.readdir(self.directory, entries[-1].name, limit, page.revision)
+            entries += page.entries
+        names = [int(entry.name) for entry in entries if entry.name != b"f"]
         self.subdirectory.check(floor, lambda version: names == ([version] if version % 2 else []), names)
 
     async def ask_nlink(self, volume: Volume) -> None:

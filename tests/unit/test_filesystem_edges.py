@@ -12,9 +12,9 @@ import trio.testing
 
 from apollofs.fs.errors import BodyLost
 from apollofs.fs.filesystem import Filesystem
-from apollofs.metadata.errors import InvalidArgument, LockConflict, StoreUnavailable
+from apollofs.metadata.errors import InvalidArgument, LockConflict, StaleInode, StoreUnavailable
 from apollofs.metadata.locks import RANGE_END, LockKind, LockType
-from apollofs.metadata.records import NOW, ROOT_INO, Inode, SetAttr
+from apollofs.metadata.records import NOW, ROOT_INO, Inode, RenameFlag, SetAttr
 from apollofs.metadata.store import Range
 from tests.support.filesystems import LARGE, OWNER, USER, Pair, close, content, create, save
 from tests.support.volumes import ME
@@ -32,6 +32,45 @@ async def lose_session(pair: Pair) -> None:
         await pair.here.mkdir(ROOT_INO, b"d", 0o755, USER)
     await lost.lost.wait()
     await trio.testing.wait_all_tasks_blocked(0.05)
+
+
+# -- files that are replaced between lookup and open -------------------------------------------------------------------
+
+
+async def replace(pair: Pair, data: bytes) -> None:
+    """By another mount, while the kernel of this one is between two requests."""
+    await save(pair.there, b"new", data)
+    await pair.there.rename(ROOT_INO, b"new", ROOT_INO, b"f", RenameFlag(0))
+
+
+@pytest.mark.parametrize("data", [b"small", LARGE], ids=["small", "large"])
+async def test_a_name_that_is_replaced_again_and_again_can_be_opened(pair: Pair, data: bytes) -> None:
+    """The kernel asks again once; what it then looks up must be there when it opens it."""
+    await replace(pair, data + b"0")
+    first = await pair.here.lookup(ROOT_INO, b"f")
+    await replace(pair, data + b"1")
+    with pytest.raises(StaleInode):
+        await pair.here.open(first.ino, os.O_RDONLY, USER)
+    for number in range(2, 5):
+        second = await pair.here.lookup(ROOT_INO, b"f")
+        await replace(pair, data + b"%d" % number)
+        assert (await pair.here.getattr(second.ino)).nlink == 0
+        fh = (await pair.here.open(second.ino, os.O_RDONLY, USER)).fh
+        assert bytes(await pair.here.read(fh, 0, 100_000)) == data + b"%d" % (number - 1)
+        await close(pair.here, fh)
+    assert await content(pair.here) == data + b"4"
+
+
+async def test_what_is_held_for_an_open_is_let_go(pair: Pair, autojump_clock: trio.testing.MockClock) -> None:
+    await replace(pair, b"0")
+    first = await pair.here.lookup(ROOT_INO, b"f")
+    await replace(pair, b"1")
+    with pytest.raises(StaleInode):
+        await pair.here.open(first.ino, os.O_RDONLY, USER)
+    second = await pair.here.lookup(ROOT_INO, b"f")
+    assert pair.here._bodies.inodes == [second.ino]
+    await trio.sleep(2)
+    assert pair.here._bodies.inodes == []
 
 
 # -- files without a name ---------------------------------------------------------------------------------------------

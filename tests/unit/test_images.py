@@ -43,6 +43,7 @@ async def stored(mount: Mount, data: bytes, name: bytes = b"f") -> Body:
     await file.write(0, data)
     await file.commit()
     mount.bodies.release(file)
+    await mount.bodies.cache.settle()
     await mount.bodies.cache.make_room(1 << 40)
     return await mount.volume.read_body(file.ino)
 
@@ -251,14 +252,17 @@ async def test_what_anybody_has_open_stays(world: World) -> None:
         for wanted in (body, other):
             await whole(one, wanted)
         held = await opened(two, body)
+        await one.bodies.cache.settle()
         await one.bodies.cache.make_room(1 << 40)
         assert two.bodies.images.find(body)
         assert not two.bodies.images.find(other)
         two.bodies.images.release(held)
         held = await opened(one, body)
+        await one.bodies.cache.settle()
         await one.bodies.cache.make_room(1 << 40)
         assert one.bodies.images.find(body)
         one.bodies.images.release(held)
+        await one.bodies.cache.settle()
         await one.bodies.cache.make_room(1 << 40)
         assert not one.bodies.images.find(body)
         assert one.bodies.images.bytes_used == 0
@@ -338,6 +342,10 @@ async def test_trust_ends_with_a_change_and_with_the_boot(world: World, monkeypa
         assert await image.verify()
 
 
+def fails(key: str) -> None:
+    raise PermissionError(errno.EACCES, "refused", key)
+
+
 async def test_detached_it_is_private_and_the_next_open_has_another(world: World) -> None:
     async with world.mount() as mount, world.mount() as other:
         body = await stored(mount, content(18))
@@ -347,6 +355,12 @@ async def test_detached_it_is_private_and_the_next_open_has_another(world: World
         with pytest.raises(BlockingIOError):
             mount.bodies.images.detach(image)
         other.bodies.images.release(elsewhere)
+        unlink = mount.bodies.images._files.unlink
+        mount.bodies.images._files.unlink = fails  # type: ignore[method-assign]
+        with pytest.raises(PermissionError):
+            mount.bodies.images.detach(image)
+        mount.bodies.images._files.unlink = unlink  # type: ignore[method-assign]
+        assert not await other.bodies.images.drop(body_key(body))  # still shared, still in use
         mount.bodies.images.detach(image)
         assert not mount.bodies.images.find(body)
         os.pwrite(image.fd, b"changed", 0)

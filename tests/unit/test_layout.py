@@ -27,6 +27,7 @@ ADAPTERS = {
     "pyfuse3": ("fs/operations*.py", "fs/wire*.py", "fs/fastloop.py"),
     "click": ("fs/cli/*",),
     "rich": ("fs/cli/*",),
+    "matplotlib": ("fs/sizing/plots.py",),
 }
 
 

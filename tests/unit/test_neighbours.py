@@ -32,6 +32,7 @@ async def write_files(mount: Mount, size: int = 200) -> None:
         await file.write(0, content(at)[:size])
         await file.commit()
         mount.bodies.release(file)
+    await mount.bodies.cache.settle()
     await mount.bodies.cache.make_room(1 << 40)
 
 

@@ -119,6 +119,7 @@ async def test_a_body_that_was_replaced_is_read_anew(world: World, mount: Mount)
         await theirs.write(0, b"new" * 100)
         await theirs.commit()
         world.blobs.fail_reads = [NoSuchBlob("collected")]
+        await mount.bodies.cache.settle()
         await mount.bodies.cache.make_room(1 << 40)
         assert await file.read(0, 1000) == b"new" * 100
 
@@ -133,6 +134,7 @@ async def test_a_read_under_way_goes_on_in_the_body_that_became_known_meanwhile(
         theirs = await other.bodies.open(file.ino)
         await theirs.write(0, b"new" * 100)
         await theirs.commit()
+        await mount.bodies.cache.settle()
         await mount.bodies.cache.make_room(1 << 40)
 
         async def refreshed_and_collected() -> None:
@@ -148,6 +150,7 @@ async def test_a_blob_that_is_missing_for_good_is_an_error(world: World, mount: 
     file = await mount.bodies.open(await mount.create())
     await file.write(0, b"x" * 100)
     await file.commit()
+    await mount.bodies.cache.settle()
     await mount.bodies.cache.make_room(1 << 40)
     world.blobs.fail_reads = [NoSuchBlob("gone"), NoSuchBlob("gone")]
     with pytest.raises(MissingBlob):

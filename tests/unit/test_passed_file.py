@@ -222,6 +222,31 @@ async def test_a_change_elsewhere_reaches_a_file_that_is_not_being_written(world
     assert await mount.content(file.ino) == noise(6, 3 * BLOCK)[:BLOCK] + b"new"
 
 
+async def test_a_file_is_closed_while_a_change_elsewhere_is_fetched(world: World, mount: Mount) -> None:
+    """Whoever has it brought up to date without a handle of his own finds it whole to the end."""
+    file = await passed(mount, await mount.create())
+    kernel_writes(file, 0, noise(6, 3 * BLOCK))
+    await file.commit()
+    async with world.mount("b") as other:
+        there = await opened_there(other)
+        await there.write(BLOCK, b"new")
+        await there.commit()
+
+    async def close() -> None:
+        world.blobs.before_read = None
+        mount.bodies.release(file)
+        await trio.lowlevel.checkpoint()
+
+    world.blobs.before_read = close
+    with mount.bodies.held(file.ino) as held:
+        assert held is file
+        await mount.bodies.refresh(file, await mount.volume.inner.getattr(file.ino))
+        assert mount.bodies.opens(file.ino) == 0
+        assert os.pread(file.copy.fd, 3, BLOCK) == b"new"
+        assert file.shown[0] == 3 * BLOCK
+    await until_forgotten(mount, file.ino)
+
+
 async def test_a_change_elsewhere_is_seen_amid_writing_and_is_not_committed_again(world: World, mount: Mount) -> None:
     file = await passed(mount, await mount.create())
     data = bytearray(noise(6, 5 * BLOCK))

@@ -40,6 +40,7 @@ async def stored(mount: Mount, data: bytes = DATA) -> Body:
     file = await mount.bodies.open(await mount.create())
     await file.write(0, data)
     await file.commit()
+    await mount.bodies.cache.settle()
     await mount.bodies.cache.make_room(1 << 40)
     return await mount.volume.read_body(file.ino)
 

@@ -14,11 +14,15 @@ class OneShelf:
     """Remembers what it was told; `busy` can't be removed."""
 
     def __init__(self) -> None:
+        self.room = Room(0)
         self.forgotten: list[str] = []
         self.busy: set[str] = set()
 
     def forget(self, key: str) -> None:
         self.forgotten.append(key)
+
+    def came_back(self, key: str, size_bytes: int) -> None:
+        self.room.add(self, key, size_bytes)
 
     def remove(self, keys: Sequence[str]) -> Sequence[str]:
         return [key for key in keys if key in self.busy]
@@ -87,7 +91,7 @@ async def test_what_is_held_stays_and_counts(shelf: OneShelf) -> None:
 
 
 async def test_what_is_used_or_pinned_elsewhere_comes_back(shelf: OneShelf) -> None:
-    room = Room(100)
+    room = shelf.room = Room(100)
     room.is_pinned = lambda key: key == "pinned"
     for key in ("pinned", "busy", "free"):
         room.add(shelf, key, 10)

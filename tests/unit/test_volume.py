@@ -252,6 +252,16 @@ async def test_rename_of_types(volumes: Pair) -> None:
     assert (await a.lookup(ROOT_INO, b"d")).ino == full.ino
 
 
+async def test_rename_over_the_directory_that_it_is_in(volumes: Pair) -> None:
+    a, b = volumes
+    outer = await a.mkdir(ROOT_INO, b"outer", 0o755, ME)
+    await a.mkdir(outer.ino, b"inner", 0o755, ME)
+    for volume in (a, b):
+        with pytest.raises(errors.DirectoryNotEmpty):
+            await volume.rename(outer.ino, b"inner", ROOT_INO, b"outer")
+    assert await names(b, outer.ino) == [b"inner"]
+
+
 async def test_rename_to_another_name_of_the_same_file_does_nothing(volumes: Pair) -> None:
     a, b = volumes
     file = await a.mknod(ROOT_INO, b"1", FILE, 0, ME)

@@ -123,6 +123,30 @@ async def test_readdir(counted: tuple[Volume, CountingStore]) -> None:
     assert all(entry.inode is not None for entry in found)
 
 
+async def test_a_listing_of_several_pages_leaves_nothing_to_ask() -> None:
+    store = CountingStore(MemoryStore())
+    await make_volume(store)
+    names = [b"%04d" % number for number in range(250)]
+    async with mounted(store) as maker:
+        made = await maker.mkdir(ROOT_INO, b"d", 0o755, ME)
+        for name in names:
+            await maker.mknod(made.ino, name, stat.S_IFREG | 0o644, 0, ME)
+    async with mounted(store) as volume:
+        await wait_all_tasks_blocked()  # nothing is delegated until recalls reach us
+        with requests(store, 3):
+            page = await volume.readdir(made.ino, b"", 100)
+            while page.more:
+                assert all(volume.delegated_revision(made.ino, entry.name) for entry in page.entries)
+                page = await volume.readdir(made.ino, page.entries[-1].name, 100, page.revision)
+        with requests(store, 0):
+            for name in names:
+                await volume.lookup(made.ino, name)
+            with pytest.raises(NoSuchEntry):
+                await volume.lookup(made.ino, b"absent")
+            assert [entry.name for entry in (await volume.readdir(made.ino, b"", 100)).entries] == names
+    await assert_sound(store)
+
+
 async def test_what_is_delegated_costs_nothing() -> None:
     store = CountingStore(MemoryStore())
     await make_volume(store)

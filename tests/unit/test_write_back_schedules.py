@@ -126,8 +126,8 @@ async def noise(rng: random.Random, volume: Volume, directories: list[int]) -> N
                 await volume.read_body((await volume.lookup(rng.choice(directories), entry.name)).ino)
 
 
-async def run(seed: int, rounds: int, *, mounts: int, outages: bool) -> None:
-    """One schedule; the checker and the counters afterwards."""
+async def run(seed: int, rounds: int, *, mounts: int, outages: bool) -> float:
+    """One schedule; the checker and the counters afterwards. How many turns were taken."""
     base = MemoryStore()
     await make_volume(base)
     async with AsyncExitStack() as stack:
@@ -146,10 +146,13 @@ async def run(seed: int, rounds: int, *, mounts: int, outages: bool) -> None:
             readers.cancel_scope.cancel()
         ahead = sum(volume.statistics()["write_back"]["operations"] for volume in volumes)
         asked = sum(volume.statistics()["delegations"]["shared"] for volume in volumes)
+        turns = sum(volume.statistics()["delegations"]["turns"] for volume in volumes)
+        assert outages or not any(volume.delegations.turns.missed for volume in volumes)
         assert [volume.losses for volume in volumes] == [0] * mounts
     await assert_sound(base)
     assert ahead, "nothing was answered ahead of the store"
     assert asked, "nothing was shared"
+    return turns
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -160,6 +163,21 @@ async def test_what_was_answered_is_seen_everywhere(
     del autojump_clock
     with trio.fail_after(100_000):
         await run(seed, 30, mounts=mounts, outages=False)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("outages", [False, True])
+async def test_and_while_mounts_take_turns(
+    seed: int, outages: bool, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """As above, with mounts that take turns wherever two have changed a directory."""
+    del autojump_clock
+    monkeypatch.setattr("apollofs.metadata.rivals.CHANGES_BEFORE", 1)
+    monkeypatch.setattr("apollofs.metadata.rivals.CHANGES_TO_JOIN", 1)
+    monkeypatch.setattr("apollofs.metadata.rivals.RECENT_S", 5.0)
+    with trio.fail_after(100_000):
+        turns = await run(seed, 30, mounts=3, outages=outages)
+    assert turns, "nobody took a turn"
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -12,6 +12,7 @@ from tests.model.write_back.state import (
     DELETED_ASKED_AGAIN,
     DROP,
     KEPT,
+    SHARE,
     Cached,
     Etcd,
     Flight,
@@ -38,6 +39,8 @@ def steps(world: World, state: State, at: int) -> Iterator[Step]:
             sent = mount._replace(flight=Flight(mount.session, writes))
             yield Step(f"{LETTERS[at]} sends what is queued: {_names(world, writes)}", put(state, at, sent))
     for directory, what in mount.events:
+        if what == DROP and mount.reader.turn and mount.reader.takes == directory:
+            continue  # it ends this turn, or the slice of it
         yield _hear(world, state, at, directory, what)
     for directory in range(len(mount.held)):
         yield from _keys(world, state, at, directory)
@@ -145,6 +148,9 @@ def _left(world: World, mount: Mount, flight: Flight) -> Mount:
 def _hear(world: World, state: State, at: int, directory: int, what: str) -> Step:
     mount = state.mounts[at]
     mount = mount._replace(events=mount.events - {(directory, what)})
+    turn = mount.reader.turn and mount.reader.takes == directory and mount.reader.phase in ("asked", "replied")
+    if turn and what == SHARE and world.on("turn_shared"):
+        mount = mount._replace(reader=mount.reader._replace(poisoned=True))
     for index, caller in enumerate(mount.callers):
         if caller.phase in ("sent", "replied"):
             born = world.scenario.programs[at][index][caller.at].born == directory

@@ -20,12 +20,19 @@ def steps(world: World, state: State, at: int) -> Iterator[Step]:
     elif reader.phase == "begun":
         yield from _ask(world, state, at, mount)
     elif reader.phase == "asked":
-        yield _read(world, state, at, mount) if reader.takes < 0 else _take(world, state, at, mount)
+        yield _asked(world, state, at, mount)
     elif reader.phase == "replied":
         yield _reply(world, state, at, mount)
     elif not reader.holders:
         again = mount._replace(reader=_again(reader))
         yield Step(f"{LETTERS[at]} sees that all is shared", put(state, at, again))
+
+
+def _asked(world: World, state: State, at: int, mount: Mount) -> Step:
+    reader = mount.reader
+    if reader.takes < 0:
+        return _read(world, state, at, mount)
+    return _take_turn(world, state, at, mount) if reader.turn else _take(world, state, at, mount)
 
 
 def _names(keys: tuple[int, ...]) -> str:
@@ -67,6 +74,9 @@ def _ask(world: World, state: State, at: int, mount: Mount) -> Iterator[Step]:
     if world.scenario.takes and _may_take(state, mount, first):
         asked = mount._replace(reader=plain._replace(takes=first, relied=frozenset()))
         yield Step(f"{who} asks for {_names(reader.keys)}, to take directory {first}", put(state, at, asked))
+    if at in world.scenario.turns and _may_take_turn(world, mount, first):
+        asked = mount._replace(reader=plain._replace(takes=first, turn=True, relied=frozenset()))
+        yield Step(f"{who} asks for its turn on directory {first}", put(state, at, asked))
     yield Step(f"{who} asks for {_names(reader.keys)}", put(state, at, mount._replace(reader=plain)))
 
 
@@ -74,6 +84,13 @@ def _may_take(state: State, mount: Mount, directory: int) -> bool:
     if not mount.valid or mount.held[directory] is not None or mount.returns[directory] != KEPT:
         return False
     return (directory, mount.session) not in state.etcd.waiting
+
+
+def _may_take_turn(world: World, mount: Mount, directory: int) -> bool:
+    if not mount.valid or mount.held[directory] is not None:
+        return False
+    under_way = mount.returns[directory] != KEPT or mount.shares[directory] != KEPT
+    return not under_way or not world.on("turn_after_keys")
 
 
 def _holders(world: World, state: State, reader: Reader, but: frozenset[int]) -> frozenset[tuple[int, int]]:
@@ -115,6 +132,21 @@ def _take(world: World, state: State, at: int, mount: Mount) -> Step:
     return Step(text, put(state, at, mount._replace(reader=reader), etcd))
 
 
+def _take_turn(world: World, state: State, at: int, mount: Mount) -> Step:
+    reader, etcd, who = mount.reader, state.etcd, LETTERS[at]
+    directory = reader.takes
+    others = any(group == directory and session != reader.session for group, session in etcd.delegations)
+    waiting = any(group == directory and session != reader.session for group, session in etcd.waiting)
+    if reader.session not in etcd.leases or waiting or (others and world.on("turn_guard")):
+        return Step(f"etcd refuses {who}'s turn", put(state, at, mount._replace(reader=_again(reader))))
+    pair = {(directory, reader.session)}
+    etcd = etcd._replace(delegations=etcd.delegations | pair, exclusive=etcd.exclusive | pair)
+    values = tuple(etcd.values[key] for key in reader.keys)
+    reader = reader._replace(phase="replied", values=values, revision=etcd.revision, got=True)
+    text = f"etcd gives {who} its turn, and reads {_told(world, values)}"
+    return Step(text, put(state, at, mount._replace(reader=reader), etcd))
+
+
 def _reply(world: World, state: State, at: int, mount: Mount) -> Step:
     reader, who = mount.reader, LETTERS[at]
     if reader.takes >= 0:
@@ -152,8 +184,8 @@ def _taken(world: World, mount: Mount) -> Mount:
         return mount
     if not reader.got or reader.poisoned:
         return returned(mount, reader.takes)
-    group = Held(reader.revision, (None,) * len(world.scenario.keys))
+    group = Held(reader.revision, (None,) * len(world.scenario.keys), exclusive=reader.turn)
     mount = mount._replace(held=replaced(mount.held, reader.takes, group))
-    for key, value, revision in reader.own:
+    for key, value, revision in reader.own if world.on("turn_own") or not reader.turn else ():
         mount = world.learnt(mount, key, value, revision)
     return mount

@@ -153,4 +153,44 @@ RENAMES = Scenario(
     crashes=(0,),
 )
 
+TURNS = Scenario(
+    "two mounts change a name, and one of them takes a turn",
+    (0,),
+    programs=(((WRITE_1, WRITE_2),), ((WRITE_3,),)),
+    reads=(((0,),), ()),
+    turns=(0, 1),
+)
+BOTH_TURNS = Scenario(
+    "two mounts take turns, and one changes a name",
+    (0,),
+    programs=(((WRITE_1, WRITE_2),), ()),
+    reads=(((0,),), ((0,),)),
+    turns=(0, 1),
+)
+TURN_AGAIN = Scenario(
+    "a mount takes a turn twice, and changes a name, which another reads",
+    (0,),
+    programs=(((WRITE_1,),), ()),
+    reads=(((0,),), ((0,),)),
+    reads_max=2,
+    turns=(0,),
+)
+TURN_READ = Scenario(
+    "a mount that shares a directory takes a turn, and changes a name, which another reads",
+    (0,),
+    programs=(((WRITE_1,),), ()),
+    reads=(((0,),), ((0,),)),
+    turns=(0, 1),
+    held=((0, 0),),
+    exclusive=((0, 0),),
+)
+TURN_LAPSES = Scenario(
+    "a mount takes a turn, and its lease ends at any moment",
+    (0,),
+    programs=(((WRITE_1,),), ((WRITE_3,),)),
+    reads=(((0,),), ()),
+    turns=(0, 1),
+    lapses=(0,),
+)
+
 QUICK = tuple(value for value in list(globals().values()) if isinstance(value, Scenario))

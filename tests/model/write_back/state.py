@@ -112,6 +112,8 @@ class Reader(NamedTuple):
     phase: str = "idle"
     keys: tuple[int, ...] = ()
     takes: int = -1
+    turn: bool = False
+    """It takes the group exclusively, and all of it."""
     session: int = 0
     floor: int = 0
     relied: frozenset[int] = frozenset()
@@ -164,9 +166,10 @@ class Scenario:
     """A small world. `keys`: the directory of each. Programs: for each mount, for each of its processes, what it does.
 
     `reads`: for each mount the sets of keys that it asks for at once, `reads_max` times; `takes` them: the group of the
-    first key with it. `rereads`: it asks even for what it has cached. Misfortunes, each for the mounts that are named:
-    `lapses` (their lease may end), `crashes`, `loses` (replies to the committer), `gives_up` (its transactions at a
-    deadline). `held`: (directory, mount) at first, complete, and of those `exclusive`.
+    first key with it; the mounts `turns` take it exclusively, and the keys are all of that group. `rereads`: it asks
+    even for what it has cached. Misfortunes, each for the mounts that are named: `lapses` (their lease may end),
+    `crashes`, `loses` (replies to the committer), `gives_up` (its transactions at a deadline). `held`: (directory,
+    mount) at first, complete, and of those `exclusive`.
     """
 
     name: str
@@ -175,6 +178,7 @@ class Scenario:
     reads: tuple[tuple[tuple[int, ...], ...], ...]
     reads_max: int = 1
     takes: bool = False
+    turns: tuple[int, ...] = ()
     rereads: bool = False
     lapses: tuple[int, ...] = ()
     crashes: tuple[int, ...] = ()

@@ -1,0 +1,160 @@
+"""The jobs that are open: files whose bodies may have to be copied to this site.
+
+Bounded: where JOBS_MAX are open the feed waits, and with it the journal, which etcd keeps. What a reader waits for
+comes first and is let in always (there is a bound on that of its own).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import count
+
+import trio
+
+from apollofs.metadata.ops.common import Location
+
+JOBS_MAX = 10_000
+WANTED, COMMITTED, MOVED = range(3)
+"""Ranks: a reader waits; a mount has committed it; a policy has changed."""
+
+
+@dataclass(eq=False, slots=True)
+class Walk:
+    """One look at a whole tree; `open` counts its jobs that are not done."""
+
+    open: int = 0
+    drained: trio.Event = field(default_factory=trio.Event)
+
+    async def wait(self) -> None:
+        """Until none of its jobs is open."""
+        while self.open:
+            self.drained = trio.Event()
+            await self.drained.wait()
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """`revision`: where the journal speaks of it, 0 if it does not. `since_ns`: when it was committed or asked for."""
+
+    ino: int
+    location: Location | None
+    rank: int
+    since_ns: int
+    revision: int = 0
+    walks: list[Walk] = field(default_factory=list)
+    attempts: int = 0
+    taken: bool = False
+
+    def absorb(self, other: Job) -> None:
+        """One job does for both: it reads the inode when it is its turn."""
+        self.location = other.location or self.location
+        self.since_ns = min(self.since_ns, other.since_ns)
+        self.revision = min(filter(None, (self.revision, other.revision)), default=0)
+        self.walks += other.walks
+
+
+class Backlog:
+    """Filled by feeds and walks, emptied by workers."""
+
+    def __init__(self, jobs_max: int = JOBS_MAX) -> None:
+        self._jobs_max = jobs_max
+        self._ready: tuple[deque[Job], ...] = (deque(), deque(), deque())
+        self._waiting: dict[int, Job] = {}
+        """By inode: those that nobody has taken yet."""
+        self._resting: list[tuple[float, int, Job]] = []
+        self._tickets = count()
+        self._open: set[Job] = set()
+        self._changed = trio.Event()
+        self._mark = 0
+        self.heard = 0
+        """The newest revision of the journal whose jobs were added."""
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @property
+    def position(self) -> int:
+        """Everything that the journal says up to this revision has been done. 0: nothing is known of it."""
+        revisions = [job.revision for job in self._open if job.revision]
+        return min([self._mark, *(revision - 1 for revision in revisions)])
+
+    @property
+    def oldest_ns(self) -> int:
+        """Since when the oldest open job waits; 0 if there is none."""
+        return min((job.since_ns for job in self._open), default=0)
+
+    def mark(self, revision: int) -> None:
+        """The journal has been read up to this revision, and its jobs were added."""
+        self._mark = max(self._mark, revision)
+
+    async def add(self, job: Job) -> None:
+        """Once there is room. Cancelled, it is not added."""
+        while len(self._open) >= self._jobs_max and job.rank != WANTED:
+            await self._change()
+        for walk in job.walks:
+            walk.open += 1
+        waiting = self._waiting.get(job.ino)
+        if waiting is not None:
+            waiting.absorb(job)
+            if job.rank >= waiting.rank:
+                return
+            waiting.rank, job = job.rank, waiting
+        self._open.add(job)
+        self._offer(job)
+
+    async def take(self, count_max: int) -> list[Job]:
+        """The next ones, all of one rank, once there is one. `done` or `again` must follow for each."""
+        while True:
+            self._wake_resting()
+            for queue in self._ready:
+                taken: list[Job] = []
+                while queue and len(taken) < count_max:
+                    job = queue.popleft()
+                    if not job.taken:  # it may stand in two queues
+                        job.taken = True
+                        self._waiting.pop(job.ino, None)
+                        taken.append(job)
+                if taken:
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                    return taken
+            due = self._resting[0][0] if self._resting else float("inf")
+            with trio.move_on_at(due):
+                await self._change()
+
+    def done(self, job: Job) -> None:
+        self._open.discard(job)
+        for walk in job.walks:
+            walk.open -= 1
+            walk.drained.set()
+        self._wake()
+
+    def again(self, job: Job, pause_s: float) -> None:
+        """It could not be done now."""
+        job.attempts += 1
+        heapq.heappush(self._resting, (trio.current_time() + pause_s, next(self._tickets), job))
+        self._wake()
+
+    def _wake_resting(self) -> None:
+        while self._resting and self._resting[0][0] <= trio.current_time():
+            job = heapq.heappop(self._resting)[2]
+            newer = self._waiting.get(job.ino)
+            if newer is None:
+                self._offer(job)
+            else:
+                newer.absorb(job)
+                self._open.discard(job)
+
+    def _offer(self, job: Job) -> None:
+        job.taken = False
+        self._waiting[job.ino] = job
+        self._ready[job.rank].append(job)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    async def _change(self) -> None:
+        self._changed = trio.Event() if self._changed.is_set() else self._changed
+        await self._changed.wait()

@@ -1,0 +1,198 @@
+"""The copier: brings what policies ask for to this site, a batch of files at a time.
+
+A batch goes through these steps; whatever ends it between two of them, the next agent begins with it anew, finds what
+is done, and puts the same objects under the same names:
+
+1. the inodes are read, and of their blobs where each is (one request each);
+2. the copies that are missing are announced (one transaction; `metadata/replicas.py` has the rules);
+3. blocks are fetched from wherever they are nearest, and put;
+4. the copies are noted as complete (one transaction). A blob that was collected meanwhile is removed here.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from apollofs.blobstore import BlobStoreError
+from apollofs.fs.agent.backlog import WANTED, Job
+from apollofs.fs.agent.context import AgentContext
+from apollofs.fs.agent.finding import Found, find_bodies
+from apollofs.fs.blob_copies import copy_blob, referred_blocks, remove_copy
+from apollofs.fs.blobs import site_of
+from apollofs.fs.errors import BodyError, CorruptBody, MissingBlob
+from apollofs.fs.user_error import UserError
+from apollofs.fs.workers import share_out
+from apollofs.metadata.copies import Copies
+from apollofs.metadata.replicas import Referent
+from apollofs.metadata.store import Compare, Delete, Relation, Target
+
+log = logging.getLogger(__name__)
+BLOBS_AT_ONCE = 16
+"""Of one batch; how many blocks are in memory is bounded apart from that."""
+BATCH_MAX = 30
+"""Files that share their requests."""
+FINISH_ATTEMPTS = 16
+"""How often other sites may note copies of the same blobs at the same time."""
+RETRY_FIRST_S, RETRY_MAX_S = 0.5, 30.0
+GIVE_UP_AFTER = 3
+"""Attempts after which a body that is damaged or missing everywhere is left to the next walk."""
+
+
+@dataclass(slots=True)
+class _Blob:
+    """A blob that is to be copied, and for which jobs."""
+
+    length: int
+    referent: Referent
+    jobs: list[Job]
+    referred: set[int] = field(default_factory=set)
+
+
+async def copy(context: AgentContext) -> None:
+    """The duty: work off the backlog until cancelled. Raises SessionLost, StoreError."""
+    async with trio.open_nursery() as nursery:
+        for _ in range(context.options.workers):
+            nursery.start_soon(_work, context)
+
+
+async def _work(context: AgentContext) -> None:
+    while True:
+        jobs = await context.backlog.take(BATCH_MAX)
+        await _Batch(context, jobs).run()
+
+
+class _Batch:
+    def __init__(self, context: AgentContext, jobs: Sequence[Job]) -> None:
+        self._context = context
+        self._jobs = jobs
+        self._failed: dict[Job, Exception] = {}
+
+    async def run(self) -> None:
+        context = self._context
+        found = await find_bodies(context.store, context.keys, self._jobs)
+        blobs = self._wanted_blobs(found)
+        known = await context.replicas.read(blobs)
+        here = context.site.id
+        lacking = {blob: each for blob, each in blobs.items() if here not in known[blob].complete}
+        announced = await context.replicas.begin(
+            context.session, here, {blob: (known[blob], each.referent) for blob, each in lacking.items()}
+        )
+        for blob in lacking.keys() - announced.keys():
+            self._again(lacking[blob].jobs, _Changed())
+        copied = await self._copy_all({blob: lacking[blob] for blob in announced})
+        await self._finish({blob: announced[blob] for blob in copied}, lacking)
+        await self._settle(found)
+
+    # -- what is to be copied ----------------------------------------------------------------------------------------
+
+    def _wanted_blobs(self, found: dict[Job, Found]) -> dict[int, _Blob]:
+        blobs: dict[int, _Blob] = {}
+        size = self._context.source.block_bytes
+        for job, body in found.items():
+            for extent in body.extents:
+                if self._wants(job, body, site_of(extent.blob)):
+                    blob = blobs.setdefault(extent.blob, _Blob(extent.blob_length, body.referent, []))
+                    if job not in blob.jobs:
+                        blob.jobs.append(job)
+                        blob.referred |= referred_blocks(extent.blob, body.extents, size)
+        return blobs
+
+    def _wants(self, job: Job, body: Found, home: int) -> bool:
+        here = self._context.site.id
+        if home == here:
+            return False
+        policy = self._context.policies.of(body.policy)
+        return job.rank == WANTED or (policy is not None and policy.wants_copy(here, home, self._context.sites))
+
+    # -- copying -----------------------------------------------------------------------------------------------------
+
+    async def _copy_all(self, blobs: dict[int, _Blob]) -> list[int]:
+        """Those of which everything is here now."""
+        done: list[int] = []
+
+        async def one(item: tuple[int, _Blob]) -> None:
+            number, blob = item
+            context = self._context
+            try:
+                size_bytes = await copy_blob(
+                    context.source, number, blob.length, blob.referred, context.site.id, context.limits
+                )
+            except (BodyError, BlobStoreError, UserError) as exc:
+                self._again(blob.jobs, exc)
+            else:
+                context.progress.copied(1, size_bytes)
+                done.append(number)
+
+        await share_out(one, blobs.items(), BLOBS_AT_ONCE)
+        return done
+
+    async def _finish(self, copied: dict[int, Copies], blobs: dict[int, _Blob]) -> None:
+        """Note the copies; remove those of blobs that are gone."""
+        context, here = self._context, self._context.site.id
+        for _ in range(FINISH_ATTEMPTS):
+            done = await context.replicas.finish(context.session, here, copied)
+            left = copied.keys() - done.keys()
+            if not left:
+                return
+            copied = await context.replicas.read(left)
+            for blob in [blob for blob, copies in copied.items() if here not in copies.sites]:
+                del copied[blob]
+                await self._remove(blob, blobs[blob])
+        for blob in copied:
+            self._again(blobs[blob].jobs, _Changed())
+
+    async def _remove(self, number: int, blob: _Blob) -> None:
+        try:
+            await remove_copy(self._context.source, number, blob.length, self._context.site.id)
+        except (BodyError, BlobStoreError, UserError) as exc:
+            log.info("a copy of blob %#x, which is gone, is left to `gc`: %s", number, exc)
+
+    # -- what becomes of the jobs ------------------------------------------------------------------------------------
+
+    def _again(self, jobs: Sequence[Job], why: Exception) -> None:
+        for job in jobs:
+            self._failed.setdefault(job, why)
+
+    async def _settle(self, found: dict[Job, Found]) -> None:
+        context = self._context
+        for job in self._jobs:
+            why = self._failed.get(job)
+            if why is not None and not self._gives_up(job, why):
+                context.progress.failures += 1
+                pause_s = 0.0 if isinstance(why, _Changed) else RETRY_FIRST_S * 2 ** min(job.attempts, 10)
+                context.backlog.again(job, min(pause_s, RETRY_MAX_S))
+                continue
+            context.progress.files += 1
+            context.backlog.done(job)
+            if job in found:
+                self._note_lag(job, found[job])
+        await self._forget_wanted([job for job in self._jobs if job.rank == WANTED and job not in self._failed])
+
+    def _gives_up(self, job: Job, why: Exception) -> bool:
+        if job.attempts < GIVE_UP_AFTER or not isinstance(why, (CorruptBody, MissingBlob)):
+            return False
+        self._context.progress.given_up += 1
+        log.error("inode %#x can't be copied: %s", job.ino, why)
+        return True
+
+    def _note_lag(self, job: Job, body: Found) -> None:
+        progress, policy = self._context.progress, self._context.policies.of(body.policy)
+        if job.revision and policy is not None:
+            progress.lag_s = max(0.0, time.time() - job.since_ns / 1e9)
+            progress.late += progress.lag_s > policy.bound_s
+
+    async def _forget_wanted(self, jobs: Sequence[Job]) -> None:
+        """Nobody waits any more: it is here, or has no name. Who asks again meanwhile is told as well."""
+        if jobs:
+            keys, here = self._context.keys, self._context.site.id
+            fence = Compare(keys.agent(here), Target.LEASE, Relation.EQUAL, self._context.session.lease_id)
+            await self._context.store.txn((fence,), [Delete(keys.wanted(here, job.ino)) for job in jobs])
+
+
+class _Changed(BodyError):
+    """The file, or where its blobs are, has changed since it was read: it is read again."""

@@ -1,0 +1,118 @@
+"""Where an agent's jobs come from: the journal says what was committed, and `W/<site>/` what somebody waits for.
+
+The history of the journal slots is the log of all commits (`metadata/journal.py`). If etcd no longer has the part that
+is owed, all trees that have a policy are walked anew: that is the fallback, and how a site's first agent begins.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from apollofs.fs.agent.backlog import COMMITTED, WANTED, Job
+from apollofs.fs.agent.context import AgentContext
+from apollofs.metadata import codec, journal
+from apollofs.metadata.errors import Compacted, CorruptRecord
+from apollofs.metadata.journal import Kind
+from apollofs.metadata.policy import decode_policy, read_policies
+from apollofs.metadata.session import retry
+from apollofs.metadata.store import NOW, Event, Range, WatchBatch, prefix_end
+
+log = logging.getLogger(__name__)
+READ_S = 30.0
+QUIET_REVISIONS = 10_000
+WANTED_MAX = 1000
+"""What somebody waits for and is in the backlog; more is found when these are done."""
+
+
+async def follow_journal(context: AgentContext) -> None:
+    """Add a job for each commit, in order, until cancelled. Raises StoreError."""
+    slots, state = context.keys.slots, context.state
+    while True:
+        if not state.position:
+            await _begin_anew(context)
+        context.backlog.mark(state.position)
+        try:
+            watching = context.store.watch(slots, prefix_end(slots), start_revision=state.position + 1)
+            async with watching as batches:
+                async for batch in batches:
+                    await _take(context, batch)
+        except Compacted:
+            log.info("the journal after revision %d is gone: all trees with policies are walked", state.position)
+            state.position = 0
+
+
+async def _begin_anew(context: AgentContext) -> None:
+    """Nothing is known to have been done: every tree is walked, and the journal followed from now on."""
+    slots = context.keys.slots
+    found = await retry(lambda: context.store.range(Range(slots, prefix_end(slots), limit=1, keys_only=True)), READ_S)
+    context.state.walked.clear()
+    context.state.position = found.revision
+    context.policies.changed_now()
+
+
+async def _take(context: AgentContext, batch: WatchBatch) -> None:
+    """What is no commit moves the position by large steps only: agents would answer each other's states for ever."""
+    backlog = context.backlog
+    jobs = [job for event in batch.events for job in _jobs(context, event)]
+    if context.policies.by_number:
+        for job in jobs:
+            await backlog.add(job)
+    backlog.heard = batch.revision
+    if jobs or batch.revision > backlog.position + QUIET_REVISIONS:
+        backlog.mark(batch.revision)
+
+
+def _jobs(context: AgentContext, event: Event) -> list[Job]:
+    if event.deleted or context.keys.parse_numbers(event.kv.key)[0] == context.session.number:
+        return []
+    try:
+        record = journal.decode(event.kv.value)
+    except CorruptRecord as exc:
+        log.error("a record of the journal is passed over: %s", exc)
+        return []
+    return [
+        Job(
+            change.ino,
+            (change.parent, change.name) if change.parent else None,
+            COMMITTED,
+            record.time_ns,
+            event.kv.mod_revision,
+        )
+        for change in record.changes
+        if change.kind is Kind.COMMIT
+    ]
+
+
+async def follow_wanted(context: AgentContext) -> None:
+    """Add what is waited for, ahead of everything else, until cancelled. Raises StoreError."""
+    prefix = context.keys.wanted_at(context.site.id)
+    async with context.store.watch(prefix, prefix_end(prefix), start_revision=NOW) as batches:
+        async for batch in batches:
+            if not batch.events:
+                asked = Range(prefix, prefix_end(prefix), limit=WANTED_MAX)
+                found = await retry(lambda asked=asked: context.store.range(asked), READ_S)  # type: ignore[misc]
+                events = tuple(Event(False, kv) for kv in found.kvs)
+            else:
+                events = batch.events
+            for event in events:
+                if not event.deleted:
+                    await context.backlog.add(_wanted(context, event))
+
+
+def _wanted(context: AgentContext, event: Event) -> Job:
+    parent, name = codec.decode_fields(event.kv.value)
+    ino = context.keys.parse_numbers(event.kv.key)[1]
+    return Job(ino, (parent, name) if parent else None, WANTED, time.time_ns())
+
+
+async def follow_policies(context: AgentContext) -> None:
+    """Keep `context.policies` as they are, until cancelled. Raises StoreError."""
+    prefix = context.keys.policies
+    async with context.store.watch(prefix, prefix_end(prefix), start_revision=NOW) as batches:
+        async for _ in batches:
+            found, _revision = await read_policies(context.store, context.keys)
+            live = context.policies
+            live.by_number = {number: decode_policy(kv.value) for number, kv in found.items()}
+            live.revisions = {number: kv.mod_revision for number, kv in found.items()}
+            live.changed_now()

@@ -1,0 +1,87 @@
+"""Copying a blob to another site's store: the same objects, under the same names.
+
+A blob may lack blocks that nothing refers to, of an upload that failed and was repeated elsewhere. Those are passed
+over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from apollofs.blobstore import Buffer
+from apollofs.blobstore.footer import Footer, pack_footer
+from apollofs.fs.blobs import BlobSource, Block, block_count, block_of
+from apollofs.fs.errors import MissingBlob
+from apollofs.fs.workers import share_out
+from apollofs.metadata.records import Extent
+
+BLOCKS_AT_ONCE = 8
+"""Of one blob."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyLimits:
+    """What all copying of a process keeps to."""
+
+    room: trio.CapacityLimiter
+    """Blocks that are in memory at once."""
+    turn: Callable[[int], Awaitable[None]]
+    """Waits until so many bytes may be moved."""
+
+
+def blocks_of(blob: int, length: int, block_bytes: int) -> list[Block]:
+    """All blocks that a blob of this length can have."""
+    return [block_of(blob, length, index, block_bytes) for index in range(block_count(length, block_bytes))]
+
+
+def referred_blocks(blob: int, extents: Iterable[Extent], block_bytes: int) -> set[int]:
+    """The indices of a blob's blocks that extents refer to."""
+    return {
+        index
+        for extent in extents
+        if extent.blob == blob
+        for index in range(
+            extent.blob_offset // block_bytes, block_count(extent.blob_offset + extent.length, block_bytes)
+        )
+    }
+
+
+async def copy_blob(
+    source: BlobSource, blob: int, length: int, referred: set[int], site: int, limits: CopyLimits
+) -> int:
+    """Copy every block to `site`, from wherever it is nearest; how many bytes. Durable on return; repeating it is
+    harmless. Raises MissingBlob for a block that is `referred` to, CorruptBody, BodyUnavailable, BlobStoreFull.
+    """
+    copied = 0
+
+    async def one(block: Block) -> None:
+        nonlocal copied
+        await limits.turn(block.length)
+        async with limits.room:
+            try:
+                sealed = await source.fetch_block(block, partial(_sealed, block.name))
+            except MissingBlob:
+                if block.index in referred:
+                    raise
+                return
+            await source.put_sealed(block, sealed, site)
+        copied += block.length
+
+    blocks = blocks_of(blob, length, source.block_bytes)
+    await share_out(one, iter(blocks), min(len(blocks), BLOCKS_AT_ONCE))
+    return copied
+
+
+async def remove_copy(source: BlobSource, blob: int, length: int, site: int) -> None:
+    """Take away what was copied of a blob that has been collected meanwhile. Raises what `delete_block` does."""
+    for block in blocks_of(blob, length, source.block_bytes):
+        await source.delete_block(block, site)
+
+
+def _sealed(name: str, data: memoryview, footer: Footer) -> Buffer:
+    """The object as it is, its checksums included: they are not computed once more. Called in a thread."""
+    return b"".join((data, pack_footer(name, footer)))

@@ -1,0 +1,113 @@
+"""Policies that make commits wait: the bytes are at the named sites, or at any N, before fsync or close returns.
+
+While a blob is written its blocks go to these sites at the same time (`begin`); before the transaction what is missing
+somewhere is copied (`settle`), and the transaction says who has all of it. So a mount needs no agent for this. Of "any
+N" the nearest sites are taken; one that fails is replaced by the next.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import trio
+
+from apollofs.blobstore import BlobStoreError
+from apollofs.fs.blob_copies import CopyLimits, copy_blob, referred_blocks
+from apollofs.fs.blobs import BlobSource, site_of
+from apollofs.fs.errors import BodyError, BodyUnavailable
+from apollofs.fs.known_copies import KnownCopies
+from apollofs.fs.user_error import UserError
+from apollofs.metadata.placement import Placement
+from apollofs.metadata.policy import Policy
+from apollofs.metadata.records import Extent
+
+log = logging.getLogger(__name__)
+BLOCKS_IN_MEMORY = 8
+BLOBS_MAX = 4096
+"""Blobs whose copies by this mount are remembered."""
+
+Copied = tuple[tuple[int, tuple[int, ...]], ...]
+"""(blob, sites that have all of it besides its own): `BodyChange.copies`."""
+
+
+class CommitCopies:
+    """Of one mount; `placement` None: there is no policy, ever."""
+
+    def __init__(self, source: BlobSource, placement: Placement | None, known: KnownCopies | None) -> None:
+        self._source = source
+        self._placement = placement
+        self._known = known
+        self._sites: tuple[int, ...] = ()
+        self._limits = CopyLimits(trio.CapacityLimiter(BLOCKS_IN_MEMORY), _at_once)
+        self._have: dict[int, set[int]] = {}
+        """Blob -> the other sites that have all of it, by what this mount has done."""
+
+    def begin(self, policy_number: int, blob: int) -> None:
+        """The blob is about to be written for a file with this policy: put its blocks elsewhere at the same time. No
+        request, and no checkpoint: goes by what is known of the policy."""
+        policy = self._placement.policies.peek(policy_number) if self._placement is not None and policy_number else None
+        if policy is None or not policy.holds_up_commits:
+            return
+        home = site_of(blob)
+        chosen = {site for site in policy.commit if site != home}
+        for site in self._source.nearness.order(site for site in self._sites if site != home):
+            if 1 + len(chosen) < policy.commit_any:
+                chosen.add(site)
+        self._source.spread(blob, chosen)
+
+    async def settle(self, policy_number: int, stored: Sequence[Extent]) -> Copied:
+        """Have the blobs of these extents, which are all at their own site, where the policy wants them; where they are
+        then. Nothing is asked for where there is no policy.
+
+        Raises BodyUnavailable, BlobStoreFull, CorruptBody, and what reading the policy raises.
+        """
+        if self._placement is None or not policy_number or not stored:
+            return ()
+        policy = await self._placement.policies.get(policy_number)
+        if policy is None or not policy.holds_up_commits:
+            return ()
+        self._sites = await self._placement.site_ids()
+        found = []
+        for blob in {extent.blob for extent in stored}:
+            have = self._have.pop(blob, set()) | self._source.end_spread(blob)
+            self._have[blob] = have
+            await self._bring(policy, [extent for extent in stored if extent.blob == blob], have)
+            found.append((blob, tuple(sorted(have))))
+            if self._known is not None:
+                self._known.note(blob, tuple(sorted(have)))
+        while len(self._have) > BLOBS_MAX:
+            self._have.pop(next(iter(self._have)))
+        return tuple(found)
+
+    async def _bring(self, policy: Policy, stored: Sequence[Extent], have: set[int]) -> None:
+        """`stored`: of one blob."""
+        blob = stored[0].blob
+        home = site_of(blob)
+        for site in policy.commit:
+            if site != home and site not in have:
+                await self._copy(stored, site, have)
+        others = self._source.nearness.order(site for site in self._sites if site != home and site not in have)
+        for site in others:
+            if 1 + len(have) >= policy.commit_any:
+                return
+            try:
+                await self._copy(stored, site, have)
+            except (BodyError, BlobStoreError) as exc:
+                log.info("blob %#x is not at site %d yet: %s", blob, site, exc)
+                self._source.nearness.troubled(site, str(exc))
+        if 1 + len(have) < policy.commit_any:
+            raise BodyUnavailable(f"{1 + len(have)} sites have the bytes; the policy wants {policy.commit_any}")
+
+    async def _copy(self, stored: Sequence[Extent], site: int, have: set[int]) -> None:
+        blob, length = stored[0].blob, stored[0].blob_length
+        referred = referred_blocks(blob, stored, self._source.block_bytes)
+        try:
+            await copy_blob(self._source, blob, length, referred, site, self._limits)
+        except UserError as exc:
+            raise BodyUnavailable(f"site {site}: {exc}") from exc
+        have.add(site)
+
+
+async def _at_once(_: int) -> None:
+    await trio.lowlevel.checkpoint()

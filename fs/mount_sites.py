@@ -1,0 +1,74 @@
+"""What a mount does about other sites: it reads from the nearest, and has what it reads from afar kept at its own site
+where a policy says so. Who has only one site, or no policy, pays nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from apollofs.fs.blobs import BlobSource, site_of
+from apollofs.fs.commit_copies import CommitCopies
+from apollofs.fs.known_copies import KnownCopies
+from apollofs.metadata.errors import MetadataError
+from apollofs.metadata.placement import Placement
+from apollofs.metadata.records import Inode
+
+log = logging.getLogger(__name__)
+WISHES_MAX = 1024
+"""Files that were asked for lately."""
+AGAIN_S = 60.0
+"""A file that is read again is asked for again after this."""
+
+
+class MountSites:
+    """`placement` None: bodies are read where they were written, and nothing else is done."""
+
+    def __init__(self, placement: Placement | None) -> None:
+        self._placement = placement
+        self._known = KnownCopies(placement.replicas) if placement is not None else None
+        self._wished: dict[int, float] = {}
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def here(self) -> int:
+        return self._placement.here if self._placement is not None else 0
+
+    @property
+    def copies_of(self) -> Callable[[int], Awaitable[Sequence[int]]] | None:
+        """For `BlobSource`."""
+        return self._known.of if self._known is not None else None
+
+    def commit_copies(self, source: BlobSource) -> CommitCopies:
+        return CommitCopies(source, self._placement, self._known)
+
+    def will_read(self, inode: Inode, nursery: trio.Nursery) -> None:
+        """A file is opened to be read: where its policy says so, have this site's agent keep its body here. No
+        checkpoint."""
+        if self._placement is None or not inode.policy or not self._is_afar(inode):
+            return
+        now = trio.current_time()
+        if self._wished.get(inode.ino, 0.0) > now:
+            return
+        self._wished.pop(inode.ino, None)
+        self._wished[inode.ino] = now + AGAIN_S
+        while len(self._wished) > WISHES_MAX:
+            self._wished.pop(next(iter(self._wished)))
+        nursery.start_soon(self._wish, self._placement, inode)
+
+    def _is_afar(self, inode: Inode) -> bool:
+        return bool(inode.extent_pages) or any(site_of(extent.blob) != self.here for extent in inode.extents)
+
+    async def _wish(self, placement: Placement, inode: Inode) -> None:
+        try:
+            policy = await placement.policies.get(inode.policy)
+            if policy is None or placement.here not in policy.read:
+                return
+            blobs = {extent.blob for extent in inode.extents if site_of(extent.blob) != placement.here}
+            known = await placement.replicas.read(blobs)
+            if inode.extent_pages or any(placement.here not in copies.complete for copies in known.values()):
+                await placement.want_here(inode.ino)
+        except MetadataError as exc:
+            log.info("inode %#x is not asked for: %s", inode.ino, exc)

@@ -1,0 +1,154 @@
+"""The archive index: which segments there are, and how far the log is archived. It is in etcd, so that what the archive
+holds is one fact for everybody, and changes in one transaction with the right to change it.
+
+Rules
+1. Only who has the role of the archiver writes here; every transaction compares its key, and that the state is as
+   known.
+2. A segment's object is stored before its key is put, and removed after its key is.
+3. Segments do not overlap, and lie without gaps between `open_from` and each other, but for what was compacted before
+   it was archived; a reader sees such a gap as a segment that begins later than where the one before has ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from apollofs.metadata import codec
+from apollofs.metadata.changes.role import Role
+from apollofs.metadata.errors import CorruptRecord
+from apollofs.metadata.keys import Keys
+from apollofs.metadata.session import retry
+from apollofs.metadata.store import Compare, Delete, KeyValue, Op, Put, Range, RangeResult, Relation, Store, Target
+from apollofs.metadata.store import prefix_end as end_of
+
+READ_S = 30.0
+PAGE_SEGMENTS = 256
+POINTS_MAX = 64
+POINT_EVERY_NS = 60 * 10**9
+
+
+class SegmentEntry(NamedTuple):
+    """One segment. Times are the earliest and the latest of its changes, by the clocks of the mounts."""
+
+    first_revision: int
+    last_revision: int
+    first_time_ns: int
+    last_time_ns: int
+    changes: int
+    size_bytes: int
+    site: int
+    """In whose store its object is."""
+    name: str
+    """Of the object."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveState:
+    """How far the log is archived. `revision` is that of the record; 0: nothing was ever archived."""
+
+    through: int = 0
+    """Everything up to this revision is in the archive, or was lost before."""
+    open_from: int = 0
+    """Where the next segment begins: between here and `through` nothing has happened."""
+    points: tuple[tuple[int, int], ...] = ()
+    """(revision, time in ns): that revision was archived at that time; for compaction. Ascending, bounded."""
+    revision: int = 0
+
+    def advanced(self, through: int, open_from: int) -> ArchiveState:
+        """Archived further, now."""
+        points = self.points
+        if len(points) > 1 and points[-1][1] - points[-2][1] < POINT_EVERY_NS:
+            points = points[:-1]  # the newest one moves along until it is far enough from the one before
+        points = (*points, (through, time.time_ns()))
+        if len(points) > POINTS_MAX:
+            points = points[1::2]
+        return ArchiveState(through, open_from, points, self.revision)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexPage:
+    """Segments in order, whether more follow, and the state; all as of one revision."""
+
+    state: ArchiveState
+    entries: tuple[SegmentEntry, ...]
+    more: bool
+
+
+class ArchiveIndex:
+    """Methods raise DeadlineExceeded, StoreError, CorruptRecord."""
+
+    def __init__(self, store: Store, keys: Keys) -> None:
+        self._store = store
+        self._keys = keys
+
+    async def page(self, revision: int, limit: int = PAGE_SEGMENTS) -> IndexPage:
+        """The segments that hold, or come after, a revision. One request."""
+        asked = (Range(self._keys.archive_state), self._segments(revision, limit))
+        found = await retry(lambda: self._store.txn((), asked), READ_S)
+        state, segments = found.ranges
+        assert state is not None and segments is not None
+        return IndexPage(_state_of(state), tuple(map(_entry_of, segments.kvs)), segments.more)
+
+    async def state(self) -> ArchiveState:
+        return _state_of(await retry(lambda: self._store.range(Range(self._keys.archive_state)), READ_S))
+
+    def _segments(self, revision: int, limit: int) -> Range:
+        return Range(self._keys.segment(revision), end_of(self._keys.segments), limit=limit)
+
+    # -- for the archiver --------------------------------------------------------------------------------------------
+
+    async def add(self, role: Role, state: ArchiveState, entry: SegmentEntry) -> ArchiveState:
+        """The segment's object is stored: it is part of the archive from now on. Raises RoleLost."""
+        put = Put(self._keys.segment(entry.last_revision), codec.encode_fields(entry))
+        return await self._put_state(role, state.advanced(entry.last_revision, entry.last_revision + 1), (put,))
+
+    async def advance(self, role: Role, state: ArchiveState, through: int) -> ArchiveState:
+        """Nothing has happened up to a revision. Raises RoleLost."""
+        return await self._put_state(role, state.advanced(through, state.open_from), ())
+
+    async def skip(self, role: Role, state: ArchiveState, first: int) -> ArchiveState:
+        """What was before `first` is lost. Raises RoleLost."""
+        return await self._put_state(role, state.advanced(first - 1, first), ())
+
+    async def remove(self, role: Role, entries: Sequence[SegmentEntry]) -> None:
+        """These are not part of the archive any more; their objects are the caller's to delete. Raises RoleLost."""
+        deletes = [Delete(self._keys.segment(entry.last_revision)) for entry in entries]
+        await role.commit((), deletes)
+
+    async def _put_state(self, role: Role, state: ArchiveState, puts: Sequence[Op]) -> ArchiveState:
+        key = self._keys.archive_state
+        known = Compare(key, Target.MOD, Relation.EQUAL, state.revision)
+        points = [number for point in state.points for number in point]
+        value = codec.encode_fields([state.through, state.open_from, points])
+        revision = await role.commit((known,), (Put(key, value), *puts), written=(key, value))
+        return ArchiveState(state.through, state.open_from, state.points, revision)
+
+
+async def has_segments_at(store: Store, keys: Keys, site: int) -> bool:
+    """Whether a site's store holds part of the archive. Reads the whole index. Raises DeadlineExceeded, StoreError."""
+    index, revision, more = ArchiveIndex(store, keys), 0, True
+    while more:
+        page = await index.page(revision)
+        if any(entry.site == site for entry in page.entries):
+            return True
+        more = page.more
+        revision = page.entries[-1].last_revision + 1 if page.entries else revision
+    return False
+
+
+def _state_of(found: RangeResult) -> ArchiveState:
+    if not found.kvs:
+        return ArchiveState()
+    through, open_from, points = codec.decode_fields(found.kvs[0].value)
+    pairs = tuple((points[at], points[at + 1]) for at in range(0, len(points), 2))
+    return ArchiveState(through, open_from, pairs, found.kvs[0].mod_revision)
+
+
+def _entry_of(kv: KeyValue) -> SegmentEntry:
+    try:
+        return SegmentEntry(*codec.decode_fields(kv.value))
+    except TypeError as exc:
+        raise CorruptRecord(f"an entry of the archive index does not decode: {exc}") from exc

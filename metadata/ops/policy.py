@@ -1,0 +1,67 @@
+"""Policy: set or clear a directory's site policy, and hand it down to what was there before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from apollofs.metadata.errors import NotADirectory
+from apollofs.metadata.ops.common import Location, Scope
+from apollofs.metadata.policy import Policy, encode_policy
+from apollofs.metadata.records import ROOT_INO
+from apollofs.metadata.store import Delete, Put
+from apollofs.metadata.transact import Decision
+from apollofs.metadata.view import View
+
+
+@dataclass(frozen=True, slots=True)
+class SetPolicy:
+    """Gives a directory a policy of its own, or (None) that of its parent. NotADirectory, StaleInode.
+
+    Where the parent's applies from now on, its key is put again as it was: so the agents look at the tree once more.
+    """
+
+    scope: Scope
+    directory: int
+    policy: Policy | None
+
+    def decide(self, view: View) -> Decision[None]:
+        keys = self.scope.keys
+        home = self.scope.find(view, self.directory, None)
+        if not home.inode.is_dir:
+            raise NotADirectory("only a directory has a policy")
+        own = keys.policy(self.directory)
+        writes: list[Put | Delete] = []
+        number = self.directory
+        if self.policy is None:
+            is_root = self.directory == ROOT_INO
+            number = 0 if is_root else self.scope.directory(view, home.inode.parent).policy
+            writes.append(Delete(own))
+            above = view.get(keys.policy(number)) if number else None
+            if above is not None:
+                writes.append(Put(above.key, above.value))
+        else:
+            writes.append(Put(own, encode_policy(self.policy)))
+        writes.append(self.scope.store(home, home.inode._replace(policy=number)))
+        return Decision(lambda _, __: None, writes)
+
+
+@dataclass(frozen=True, slots=True)
+class InheritPolicy:
+    """Gives a file or directory the number of a policy above it, unless it is where another policy was set.
+
+    Replies whether it has that number now. StaleInode.
+    """
+
+    scope: Scope
+    ino: int
+    location: Location | None
+    number: int
+
+    def decide(self, view: View) -> Decision[bool]:
+        home = self.scope.find(view, self.ino, self.location)
+        inode = home.inode
+        if inode.policy == self.number:
+            return Decision(lambda _, __: True)
+        if inode.policy == self.ino and view.get(self.scope.keys.policy(self.ino)) is not None:
+            return Decision(lambda _, __: False)
+        return Decision(lambda _, __: True, [self.scope.store(home, inode._replace(policy=self.number))])

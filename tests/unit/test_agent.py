@@ -1,0 +1,199 @@
+"""The agent of a site: what policies ask for is copied there, whoever is killed, stopped or replaced meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from apollofs.fs.filesystem import Filesystem
+from apollofs.metadata.policy import Policy
+from apollofs.metadata.records import ROOT_INO, RenameFlag
+from tests.support.filesystems import LARGE, USER, content, save
+from tests.support.sites import A, B, C, Sites, sites, until_done
+
+__all__ = ["sites"]
+SOON_B = Policy(soon=(B,))
+
+
+async def mkdir(filesystem: Filesystem, name: bytes, parent: int = ROOT_INO) -> int:
+    return (await filesystem.mkdir(parent, name, 0o755, USER)).ino
+
+
+async def test_what_is_committed_is_copied(sites: Sites) -> None:
+    await sites.set_policy(SOON_B)
+    async with sites.mount(A) as (here, volume), sites.agent(B) as agent:
+        ino = await save(here, b"f", LARGE)
+        await until_done(agent)
+        assert await sites.copied_to(B, volume, ino)
+        assert not await sites.objects(C)
+        assert agent.progress.bytes == len(LARGE)
+        async with sites.mount(B) as (there, _):
+            sites.stop(A)
+            assert await content(there) == LARGE
+
+
+async def test_who_has_no_policy_pays_nothing(sites: Sites) -> None:
+    async with sites.mount(A) as (here, _), sites.agent(B) as agent:
+        await save(here, b"f", LARGE)
+        await until_done(agent)
+        assert (agent.progress.files, await sites.objects(B)) == (0, set())
+
+
+async def test_what_was_there_before_follows_and_inherits(sites: Sites) -> None:
+    async with sites.mount(A) as (here, volume), sites.agent(B) as agent:
+        top = await mkdir(here, b"top")
+        below = await mkdir(here, b"below", top)
+        old = await save(here, b"old", LARGE)
+        await here.rename(ROOT_INO, b"old", below, b"old", RenameFlag(0))
+        outside = await save(here, b"outside", LARGE)
+        await sites.set_policy(SOON_B, top)
+        await until_done(agent)
+        assert await sites.copied_to(B, volume, old)
+        assert not await sites.copied_to(B, volume, outside)
+        found = [(await volume.getattr(ino)).policy for ino in (top, below, old, outside)]
+        assert found == [top, top, top, 0]
+
+
+async def test_a_policy_within_another_is_left_alone_until_it_is_cleared(sites: Sites) -> None:
+    async with sites.mount(A) as (here, volume), sites.agent(B) as to_b, sites.agent(C) as to_c:
+        top = await mkdir(here, b"top")
+        inner = await mkdir(here, b"inner", top)
+        await volume.settle()
+        await sites.set_policy(Policy(soon=(C,)), inner)
+        await sites.set_policy(SOON_B, top)
+        ino = await save(here, b"f", LARGE)
+        await here.rename(ROOT_INO, b"f", inner, b"f", RenameFlag(0))
+        await sites.set_policy(Policy(soon=(C,), bound_s=5), inner)
+        await until_done(to_b)
+        await until_done(to_c)
+        assert await sites.copied_to(C, volume, ino)
+        assert not await sites.copied_to(B, volume, ino)
+        await sites.set_policy(None, inner)
+        await until_done(to_b)
+        assert await sites.copied_to(B, volume, ino)
+        assert (await volume.getattr(ino)).policy == top
+        await sites.set_policy(None, top)
+        assert (await volume.getattr(top)).policy == 0
+
+
+async def test_a_successor_goes_on(sites: Sites) -> None:
+    await sites.set_policy(SOON_B)
+    async with sites.mount(A) as (here, volume):
+        async with sites.agent(B) as first:
+            await save(here, b"first", LARGE)
+            await until_done(first)
+        ino = await save(here, b"second", LARGE)
+        async with sites.agent(B) as second:
+            await until_done(second)
+            assert await sites.copied_to(B, volume, ino)
+
+
+async def test_one_of_many_candidates_is_the_agent(sites: Sites) -> None:
+    await sites.set_policy(SOON_B)
+    async with sites.mount(A) as (here, volume):
+        async with trio.open_nursery() as nursery:
+            async with sites.agent(B) as first:
+                second = trio.Event()
+
+                async def candidate() -> None:
+                    async with sites.agent(B) as context:
+                        second.set()
+                        await until_done(context)
+
+                nursery.start_soon(candidate)
+                await until_done(first)
+                assert not second.is_set()
+            ino = await save(here, b"f", LARGE)
+        assert await sites.copied_to(B, volume, ino)
+
+
+async def test_a_store_that_is_down_is_waited_for(sites: Sites) -> None:
+    await sites.set_policy(SOON_B)
+    async with sites.mount(A) as (here, volume), sites.agent(B) as agent:
+        sites.stop(B)
+        ino = await save(here, b"f", LARGE)
+        while not agent.progress.failures:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        assert len(agent.backlog) == 1
+        sites.stopped.clear()
+        await until_done(agent)
+        assert await sites.copied_to(B, volume, ino)
+
+
+async def test_all_copies_go_with_the_last_name(sites: Sites) -> None:
+    await sites.set_policy(Policy(soon=(B, C)))
+    async with sites.mount(A) as (here, volume), sites.agent(B) as to_b, sites.agent(C) as to_c:
+        await save(here, b"f", LARGE)
+        await save(here, b"kept", LARGE)
+        await until_done(to_b)
+        await until_done(to_c)
+        await here.unlink(ROOT_INO, b"f")
+        await volume.settle()
+        report = await sites.collect()
+        assert (report.dropped.blobs, report.errors) == (1, [])
+        found = [await sites.objects(site) for site in (A, B, C)]
+        assert found[0] == found[1] == found[2] and len(found[0]) == 1
+
+
+async def test_a_copy_under_way_of_what_is_collected_is_taken_back(sites: Sites) -> None:
+    await sites.set_policy(SOON_B)
+    async with sites.mount(A) as (here, volume), sites.agent(B) as agent:
+        arrived, go_on = trio.Event(), trio.Event()
+
+        async def wait() -> None:
+            arrived.set()
+            await go_on.wait()
+
+        sites.blobs[B].before_put = wait
+        await save(here, b"f", LARGE)
+        await arrived.wait()
+        await here.unlink(ROOT_INO, b"f")
+        await volume.settle()
+        report = await sites.collect()
+        assert (report.dropped.blobs, report.errors) == (1, [])
+        go_on.set()
+        await until_done(agent)
+        assert [await sites.objects(site) for site in (A, B)] == [set(), set()]
+
+
+async def test_what_is_read_afar_is_kept_where_the_policy_says_so(sites: Sites) -> None:
+    await sites.set_policy(Policy(read=(B,)))
+    async with sites.mount(A) as (here, volume), sites.agent(B) as agent, sites.mount(B) as (there, _):
+        ino = await save(here, b"f", LARGE)
+        await until_done(agent)
+        assert not await sites.objects(B)
+        assert await content(there) == LARGE
+        while not agent.progress.blobs:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        await until_done(agent)
+        assert await sites.copied_to(B, volume, ino)
+
+
+@pytest.mark.expects_log("can't be copied", "corrupt data")
+async def test_what_is_damaged_everywhere_is_given_up_and_said(sites: Sites, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apollofs.fs.agent.copier.RETRY_FIRST_S", 0.0)
+    await sites.set_policy(SOON_B)
+    async with sites.mount(A) as (here, _):
+        await save(here, b"f", LARGE)
+        for name in await sites.objects(A):
+            sites.blobs[A].corrupt(name)
+        async with sites.agent(B) as agent:
+            await until_done(agent)
+            assert agent.progress.given_up == 1
+        assert not await sites.objects(B)
+
+
+async def test_the_journal_that_is_gone_is_replaced_by_a_walk(sites: Sites) -> None:
+    await sites.set_policy(SOON_B)
+    async with sites.mount(A) as (here, volume):
+        async with sites.agent(B) as first:
+            await save(here, b"first", LARGE)
+            await until_done(first)
+            while not first.state.updated_ns:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+        ino = await save(here, b"second", LARGE)
+        found = await sites.store.txn((), ())
+        await sites.store.compact(found.revision)  # type: ignore[attr-defined]
+        async with sites.agent(B) as second:
+            await until_done(second)
+            assert await sites.copied_to(B, volume, ino)
