@@ -99,8 +99,7 @@ async def publish(
             tell(progress)
 
         replicas = Replicas(store, Keys(volume))
-        replication = DirectReplication(blobs, replicas, opened.session, stores_of.open, copied)
-        stack.push_async_callback(replication.aclose)
+        replication = DirectReplication(blobs, replicas, opened.session, copied)
         wanted = [sites[name] for name in options.sites]
         publication = Publication(store, opened, replication, wanted, options.wait_s, progress, tell)
         await publication.run(source, target)

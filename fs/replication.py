@@ -7,15 +7,14 @@ A copy is the same objects under the same names in the other site's store; `b/<b
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Protocol
 
-from apollofs.blobstore import BlobStoreError, BlockStore, Buffer
-from apollofs.blobstore.footer import Footer, pack_footer
-from apollofs.fs.blobs import BlobSource, Block, block_count, block_of, site_of
-from apollofs.fs.errors import BodyUnavailable, MissingBlob
+import trio
+
+from apollofs.fs.blob_copies import CopyLimits, copy_blob, referred_blocks, remove_copy
+from apollofs.fs.blobs import BlobSource, site_of
 from apollofs.fs.workers import share_out
 from apollofs.metadata.copies import NOWHERE, Copies
 from apollofs.metadata.records import Extent
@@ -23,8 +22,8 @@ from apollofs.metadata.replicas import Referent, Replicas
 from apollofs.metadata.session import Session
 
 log = logging.getLogger(__name__)
-BLOCKS_AT_ONCE = 8
-"""Of one blob; each is in memory."""
+BLOBS_AT_ONCE = 4
+BLOCKS_IN_MEMORY = 8
 FINISH_ATTEMPTS = 16
 """How often others may note copies of the same blobs at the same time."""
 
@@ -63,22 +62,20 @@ class Replication(Protocol):
 
 
 class DirectReplication:
-    """Copies from here, store to store. `open_store` as `SiteStores.open`; `copied` hears of bytes."""
+    """Copies from here, store to store. `copied` hears of bytes that are on their way."""
 
     def __init__(
         self,
         source: BlobSource,
         replicas: Replicas,
         session: Session,
-        open_store: Callable[[int], Awaitable[BlockStore]],
         copied: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._source = source
         self._replicas = replicas
         self._session = session
-        self._open_store = open_store
         self._copied = copied
-        self._stores: dict[int, BlockStore] = {}
+        self._limits = CopyLimits(trio.CapacityLimiter(BLOCKS_IN_MEMORY), self._turn)
 
     async def lacking(self, files: Sequence[StoredFile], sites: Collection[int]) -> list[Lacking]:
         """See `Replication`. One request for a hundred blobs."""
@@ -87,8 +84,7 @@ class DirectReplication:
         for file in files:
             for extent in file.extents:
                 one = found.setdefault(extent.blob, Lacking(extent.blob, extent.blob_length, file.referent, ()))
-                end = extent.blob_offset + extent.length
-                one.referred.update(range(extent.blob_offset // size, block_count(end, size)))
+                one.referred |= referred_blocks(extent.blob, (extent,), size)
         known = await self._replicas.read(found)
         for one in found.values():
             one.copies = known[one.blob]
@@ -105,32 +101,19 @@ class DirectReplication:
         known = await self._replicas.read(blobs)
         wanted = {blob: (known[blob], one.referent) for blob, one in blobs.items() if site not in known[blob].complete}
         begun = await self._replicas.begin(self._session, site, wanted)
-        store = await self._store_at(site)
-        for blob in begun:
-            await self._copy(blobs[blob], store)
-        await self._finish(site, begun, blobs, store)
 
-    async def _copy(self, one: Lacking, store: BlockStore) -> None:
-        async def copy(block: Block) -> None:
-            try:
-                sealed = await self._source.fetch_block(block, partial(_sealed, block.name))
-            except MissingBlob:
-                if block.index in one.referred:
-                    raise
-                return
-            try:
-                await store.put_sealed(block.name, sealed)
-            except BlobStoreError as exc:
-                raise BodyUnavailable(f"block {block.index} of blob {block.blob:#x} can't be stored: {exc}") from exc
-            self._copied(block.length)
+        async def copy(blob: int) -> None:
+            one = blobs[blob]
+            await copy_blob(self._source, blob, one.length, one.referred, site, self._limits)
 
-        count = block_count(one.length, self._source.block_bytes)
-        blocks = (block_of(one.blob, one.length, index, self._source.block_bytes) for index in range(count))
-        await share_out(copy, blocks, min(count, BLOCKS_AT_ONCE))
+        await share_out(copy, begun, BLOBS_AT_ONCE)
+        await self._finish(site, begun, blobs)
 
-    async def _finish(
-        self, site: int, copied: dict[int, Copies], blobs: Mapping[int, Lacking], store: BlockStore
-    ) -> None:
+    async def _turn(self, size_bytes: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self._copied(size_bytes)
+
+    async def _finish(self, site: int, copied: dict[int, Copies], blobs: Mapping[int, Lacking]) -> None:
         """Note the copies; remove those of blobs that were collected meanwhile."""
         for _ in range(FINISH_ATTEMPTS):
             done = await self._replicas.finish(self._session, site, copied)
@@ -140,22 +123,5 @@ class DirectReplication:
             copied = await self._replicas.read(left)
             for blob in [blob for blob, copies in copied.items() if site not in copies.sites]:
                 del copied[blob]
-                for index in range(block_count(blobs[blob].length, self._source.block_bytes)):
-                    await store.delete(block_of(blob, blobs[blob].length, index, self._source.block_bytes).name)
+                await remove_copy(self._source, blob, blobs[blob].length, site)
         log.info("%d copies at site %d are noted later: others keep noting theirs", len(copied), site)
-
-    async def _store_at(self, site: int) -> BlockStore:
-        if site not in self._stores:
-            self._stores[site] = await self._open_store(site)
-        return self._stores[site]
-
-    async def aclose(self) -> None:
-        """Close the stores that were opened here."""
-        for store in self._stores.values():
-            await store.aclose()
-        self._stores.clear()
-
-
-def _sealed(name: str, data: memoryview, footer: Footer) -> Buffer:
-    """The object as it is, its checksums included. Called in a thread."""
-    return b"".join((data, pack_footer(name, footer)))

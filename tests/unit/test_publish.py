@@ -46,10 +46,6 @@ class Place:
         self.replicas = Replicas(store, KEYS)
         self.blobs: list[int] = []
 
-    async def open_store(self, site: int) -> BlockStore:
-        await trio.lowlevel.checkpoint()
-        return self.stores[site]
-
     async def make(self) -> None:
         tree = (await self.volume.mkdir(ROOT_INO, b"new", 0o755, ME)).ino
         for number in range(FILES):
@@ -66,7 +62,7 @@ class Place:
         await self.volume.commit_body(inode.ino, change)
 
     def direct(self) -> DirectReplication:
-        return DirectReplication(self.source, self.replicas, self.volume.session, self.open_store)
+        return DirectReplication(self.source, self.replicas, self.volume.session)
 
     async def publish(self, replication: object = None, *, wait_s: float = 0) -> None:
         chosen = replication or self.direct()
@@ -150,7 +146,7 @@ async def test_a_file_that_is_written_meanwhile_is_copied_too() -> None:
                     tree = await place.volume.lookup(ROOT_INO, b"new")
                     await place.save(tree.ino, b"late")
 
-        await place.publish(Slow(place.source, place.replicas, place.volume.session, place.open_store))
+        await place.publish(Slow(place.source, place.replicas, place.volume.session))
         assert await place.is_everywhere()
         assert place.progress.files == FILES + 1
 
@@ -167,7 +163,7 @@ async def test_a_site_that_is_down_is_tried_again(autojump_clock: trio.testing.M
                     raise BodyUnavailable("site 2 is down")
                 await super().provide(lacking)
 
-        down = Down(place.source, place.replicas, place.volume.session, place.open_store)
+        down = Down(place.source, place.replicas, place.volume.session)
         with pytest.raises(UserError, match="not published: site 2 is down"):
             await place.publish(down)
         with pytest.raises(NoSuchEntry):
@@ -187,9 +183,7 @@ async def test_an_interrupted_publishing_goes_on() -> None:
                 if len(copied) == 4:
                     scope.cancel()
 
-            await place.publish(
-                DirectReplication(place.source, place.replicas, place.volume.session, place.open_store, cut)
-            )
+            await place.publish(DirectReplication(place.source, place.replicas, place.volume.session, cut))
         assert scope.cancelled_caught
         await place.publish()
         assert await place.is_everywhere()
