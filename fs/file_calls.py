@@ -28,6 +28,7 @@ from apollofs.metadata.errors import (
     InvalidArgument,
     NotSupported,
     OperationNotPermitted,
+    Sealed,
     StaleInode,
 )
 from apollofs.metadata.locks import RANGE_END, Lock, LockKind, LockType
@@ -66,8 +67,8 @@ class FileCalls:
     async def open(self, ino: int, flags: int, caller: Caller) -> OpenFlags:
         """Open an existing file; `flags` are open(2)'s. The newest body is read: one request.
 
-        Raises OperationNotPermitted where the inode is immutable or append-only, InvalidArgument for what is no regular
-        file, StaleInode if it has no name any more and is not open here.
+        Raises Sealed, OperationNotPermitted where the inode is immutable or append-only, InvalidArgument for what is no
+        regular file, StaleInode if it has no name any more and is not open here.
         """
         file = await self._open_newest(ino)
         try:
@@ -401,8 +402,10 @@ class FileCalls:
 
 
 def _check_guards(inode: Inode, flags: int) -> None:
-    """What immutable and append-only files can't be opened for."""
+    """What immutable, append-only and sealed files can't be opened for."""
     writes = flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC
+    if inode.seal and writes:
+        raise Sealed("the file is in a sealed tree")
     if inode.flags & InodeFlag.IMMUTABLE and writes:
         raise OperationNotPermitted("the file is immutable")
     if inode.flags & InodeFlag.APPEND_ONLY and writes and (not flags & os.O_APPEND or flags & os.O_TRUNC):

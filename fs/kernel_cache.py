@@ -372,10 +372,10 @@ class KernelCache:
         if share is not None:
             share.hurried.set()
 
-    async def drop_all(self) -> None:
-        """As `drop`, of all groups; none is held. Ends at the latest when everything has run out."""
-        groups = list(self._shares)
-        left_s = max((share.until for share in self._shares.values()), default=0.0) - boot_time()
+    async def drop_all(self, kept: Collection[int] = ()) -> None:
+        """As `drop`, of all groups but `kept`; no other is held. Ends at the latest when everything has run out."""
+        groups = [group for group in self._shares if group not in kept]
+        left_s = max((self._shares[group].until for group in groups), default=0.0) - boot_time()
         with trio.move_on_after(max(0.0, left_s)):
             async with trio.open_nursery() as nursery:
                 for group in groups:

@@ -13,15 +13,17 @@ from dataclasses import dataclass, field
 
 from apollofs.metadata import codec, journal
 from apollofs.metadata.check_references import BlobReferences
+from apollofs.metadata.check_seals import SealsSeen
 from apollofs.metadata.copies import decode_copies
 from apollofs.metadata.errors import CorruptRecord, NotFormatted, UnsupportedFormat
 from apollofs.metadata.format import pages
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.policy import decode_policy
 from apollofs.metadata.records import ROOT_INO, Extent, Inode, Usage
+from apollofs.metadata.seal_records import decode_count, decode_seal
 from apollofs.metadata.store import KeyValue, Range, Store
 
-TABLES = b"SNDPmsurbpiwtcdvxekgEGRICQAHLafFWly"
+TABLES = b"SNDPmsuZzYrbpiwtcdvxekgEGRICQAHLafFWly"
 """In the order in which they are read: who shares blobs before the inodes, inodes before the names that refer to them.
 """
 
@@ -73,6 +75,7 @@ class Checker:
     loose: list[tuple[str, int]] = field(default_factory=list)
     """(table, ino) of bodies and attributes whose inode has no name; a tombstone may own them."""
     references: BlobReferences = field(default_factory=BlobReferences)
+    seals: SealsSeen = field(default_factory=SealsSeen)
     copied: set[int] = field(default_factory=set)
     """Blobs that are said to have copies, and to which nothing was seen to refer yet."""
     exclusives: dict[int, int] = field(default_factory=dict)
@@ -85,6 +88,9 @@ class Checker:
             "m": self._mount,
             "s": self._slot,
             "u": self._usage,
+            "Z": self._seal,
+            "z": self._of_seal,
+            "Y": self._of_seal,
             "r": self._reference,
             "b": self._copies,
             "p": self._policy,
@@ -133,6 +139,19 @@ class Checker:
         usage = codec.decode_usage(kv.value)
         self.usage = Usage(self.usage.bytes + usage.bytes, self.usage.inodes + usage.inodes)
         yield from ()
+
+    def _seal(self, kv: KeyValue) -> Iterator[Violation]:
+        if kv.key == self.keys.seal_counter:
+            decode_count(kv.value)
+        else:
+            self.seals.add(decode_seal(kv.value, kv.mod_revision))
+        yield from ()
+
+    def _of_seal(self, kv: KeyValue) -> Iterator[Violation]:
+        """That a session trusts a seal, or a term for those who do."""
+        number = self.keys.parse_numbers(kv.key)[0]
+        if number not in self.seals.seals:
+            yield Violation(kv.key[len(self.keys.prefix) :][:1].decode(), 0, f"of seal {number}, which does not stand")
 
     def _lock(self, kv: KeyValue) -> Iterator[Violation]:
         if not kv.lease:
@@ -204,6 +223,7 @@ class Checker:
             yield Violation("i", inode.ino, "it has a body, but is no regular file")
         yield from _check_extents("i", inode.ino, inode.extents, inode.size_bytes)
         yield from self._blobs(inode.ino, inode.extents)
+        yield from (Violation("Z", inode.ino, message) for message in self.seals.inode(inode))
 
     def _reference(self, kv: KeyValue) -> Iterator[Violation]:
         self.references.add(*self.keys.parse_numbers(kv.key))
@@ -260,6 +280,8 @@ class Checker:
             yield Violation("d", dentry.ino, f"the name {name!r} in {parent:#x} refers to an inode that does not exist")
             return
         seen.names += 1
+        for message in self.seals.name(parent, dentry.ino, is_dir=seen.is_dir):
+            yield Violation("Z", dentry.ino, message)
         if seen.file_type != dentry.file_type:
             yield Violation("d", dentry.ino, f"the name {name!r} has another type than the inode")
         if seen.is_dir and (seen.parent, seen.name) != (parent, name):
@@ -325,6 +347,7 @@ class Checker:
                 yield Violation(table, ino, f"{count} keys of an inode that has neither a name nor a tombstone")
         for blob, ino in self.references.left_over(self.buried):
             yield Violation("r", ino, f"it shares blob {blob:#x}, but neither it nor a tombstone of it refers to that")
+        yield from (Violation("Z", ino, message) for ino, message in self.seals.finish())
         for blob in sorted(self.copied):
             yield Violation("b", 0, f"copies of blob {blob:#x}, to which nothing refers")
         yield from self._unreachable()

@@ -36,6 +36,7 @@ from apollofs.metadata.keys import Keys
 from apollofs.metadata.pauses import Pauses
 from apollofs.metadata.recalls import SHARE, Recalls
 from apollofs.metadata.returns import NOTED, CacheAbove, Returns
+from apollofs.metadata.seals import Seals
 from apollofs.metadata.session import Committed, Session
 from apollofs.metadata.store import (
     Compare,
@@ -63,7 +64,8 @@ class Delegations:
         self._enabled = enabled
         self.recalls = Recalls(store, keys, wait_s)
         self._session: Session | None = None
-        self.cache = GroupCache(keys, self._is_proven)
+        self.seals = Seals(store, keys, lambda group: self._returns.above.drop(group), self.give_back, enabled)
+        self.cache = self.seals.cache = GroupCache(keys, lambda: self.is_proven, self.seals.trusts)
         self._acquiring: dict[int, Acquisition] = {}
         self.ahead = Ahead(keys, self.cache, enabled=enabled and write_back, wait_s=wait_s)
         self._returns = Returns(keys, self.ahead)
@@ -76,6 +78,7 @@ class Delegations:
         self.turns = Turns(keys, self, self.recalls, self._returns, acquiring=self._acquiring, claimed=self._claimed)
         self.inbox = Inbox(store, keys)
         self.inbox.add(self)
+        self.inbox.add(self.seals)
         self.counts: Counter[str] = Counter()
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -102,15 +105,19 @@ class Delegations:
         self._touched.clear()
 
     async def drop_above(self) -> None:
-        """After `end`, before the next session begins: what the cache above has goes too."""
-        await self._returns.above.drop_all()
+        """After `end`, before the next session begins: what the cache above has goes too, but for what seals cover."""
+        await self._returns.above.drop_all(self.cache.groups.keys() | self.seals.dropping)
 
     def validity_s(self, group: int) -> float:
-        """For how many seconds from now the lease, and with it a group that is held, is proven; 0 where it is held only
-        for a turn."""
+        """For how many seconds from now what is held of a group is proven; 0 where it is held only for a turn."""
+        sealed_s = self.seals.left_s(group)
+        if sealed_s is not None:
+            return sealed_s
         return self._session.proven_s if self._session is not None and not self.turns.is_passing(group) else 0.0
 
-    def _is_proven(self) -> bool:
+    @property
+    def is_proven(self) -> bool:
+        """Whether the lease, and with it what is held by delegations, is proven."""
         return self._session is not None and self._session.proven
 
     async def serve(self, session: Session) -> None:
@@ -120,6 +127,7 @@ class Delegations:
             nursery.start_soon(self._returns.serve, session)
             nursery.start_soon(self.ahead.serve, session)
             nursery.start_soon(self.exclusives.share_idle)
+            nursery.start_soon(self.seals.serve, session)
             if self.exclusives.enabled:
                 nursery.start_soon(self.turns.serve, session)
 
@@ -154,8 +162,9 @@ class Delegations:
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 
-    def learn(self, group: int, asked: Iterable[Range], answers: Iterable[RangeResult], revision: int) -> None:
-        """Keep the answers to a read as of `revision`, if the group has been held since then."""
+    def learn(self, group: int, asked: Sequence[Range], answers: Sequence[RangeResult], revision: int) -> None:
+        """Keep the answers to a read as of `revision`, if the group has been held since then, or a seal covers it."""
+        self.seals.see(group, asked, answers, revision, busy=self._is_busy(group))
         self.cache.learn(group, asked, answers, revision)
         self.trim()
 
@@ -171,7 +180,7 @@ class Delegations:
 
     def make_room(self) -> None:
         """The cache above is full: give back what was taken first, unless something is being given back already."""
-        if self.cache.groups and not len(self._returns):
+        if self.cache.groups and not len(self._returns) and not self.seals.dropping:
             self.give_back(self.cache.least_used())
 
     # -- taking ------------------------------------------------------------------------------------------------------
@@ -191,14 +200,12 @@ class Delegations:
         """Whether the group may be taken now: not if it is held, given back, or hot elsewhere."""
         if not self.may_take():
             return False
-        if (
-            group in self.cache.groups
-            or group in self._acquiring
-            or group in self._returns
-            or self.turns.is_taking(group)
-        ):
+        if group in self.cache.groups or self._is_busy(group) or self.seals.keeps_from(group):
             return False
         return self._pauses.is_over(group)
+
+    def _is_busy(self, group: int) -> bool:
+        return group in self._acquiring or group in self._returns or self.turns.is_taking(group)
 
     def may_take(self) -> bool:
         """Whether anything may be taken now."""
@@ -419,6 +426,8 @@ class Delegations:
 
     def give_back(self, group: int) -> None:
         """Drop what is cached of a group, and end its delegation, whether or not its key is there. No checkpoint."""
+        if self.seals.let_go(group):
+            return
         self.cache.drop(group)
         self._returns.ask(group)
         if group in self._claimed:
@@ -426,7 +435,7 @@ class Delegations:
 
     def _drop_all(self) -> None:
         self._poison_all()
-        for group in list(self.cache.groups):
+        for group in [group for group, held in self.cache.groups.items() if not held.seal]:
             self.give_back(group)
 
     def _poison_all(self) -> None:

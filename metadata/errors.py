@@ -175,6 +175,18 @@ class OperationNotPermitted(NamespaceError):
     """An immutable or append-only inode forbids it, or a directory may not be linked."""
 
 
+class Sealed(NamespaceError):
+    """The inode, or the directory whose names would change, is in a sealed tree."""
+
+
+class HoldsSealed(NamespaceError):
+    """A sealed tree lies below the directory, whose name, owner and mode therefore stay."""
+
+
+class SealRefused(NamespaceError):
+    """The tree can't be sealed or unsealed; the message says why."""
+
+
 class PermissionRefused(NamespaceError):
     """The caller's credentials do not allow it."""
 

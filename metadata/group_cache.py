@@ -20,13 +20,15 @@ Answer = tuple[KeyValue | None]
 
 
 class GroupCache:
-    """Answers only while `proven()`, and nothing that a write of this mount's in flight may have changed."""
+    """Answers only while `proven()`, of what is held under a seal while `trusts` that, and nothing that a write of this
+    mount's in flight may have changed."""
 
-    def __init__(self, keys: Keys, proven: Callable[[], bool]) -> None:
+    def __init__(self, keys: Keys, proven: Callable[[], bool], trusts: Callable[[int], bool] = lambda _: False) -> None:
         self._keys = keys
         self._times = keys.table(b"t")
         self._children = keys.table(b"c")
         self._proven = proven
+        self._trusts = trusts
         self._pending: Counter[bytes] = Counter()
         self.groups: dict[int, Group] = {}
         """What is held, in the order of taking."""
@@ -37,6 +39,7 @@ class GroupCache:
 
     def hold(self, group: int, revision: int) -> Group:
         """It was taken as of `revision`; nothing is known of it yet."""
+        self.drop(group)
         held = self.groups[group] = Group(group, revision)
         return held
 
@@ -47,9 +50,9 @@ class GroupCache:
             self.keys -= len(held.known)
 
     def clear(self) -> None:
-        """Nothing is held. What is in flight stays so."""
-        self.groups.clear()
-        self.keys = 0
+        """Nothing is held but what seals cover. What is in flight stays so."""
+        self.groups = {group: held for group, held in self.groups.items() if held.seal}
+        self.keys = sum(len(held.known) for held in self.groups.values())
 
     @property
     def is_full(self) -> bool:
@@ -70,7 +73,7 @@ class GroupCache:
     def usable(self, group: int) -> Group | None:
         """A held group, while what is cached of it may be answered; but ask for its keys here."""
         held = self.groups.get(group)
-        if held is None or not self._proven():
+        if held is None or not (self._trusts(held.seal) if held.seal else self._proven()):
             return None
         held.used = True
         return held

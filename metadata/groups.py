@@ -36,6 +36,8 @@ class Group:
     """All dentries before this key are known as of this revision, from the first pages of a listing."""
     used: bool = True
     """It was asked for since it was last thought of giving back."""
+    seal: int = 0
+    """The number of the seal under which it is held; 0: by a delegation."""
     exclusive: bool = False
     """Nobody else holds it, nor reads it from the store, until it is shared again (`ahead.py`)."""
     changed_at: float = 0.0

@@ -68,6 +68,10 @@ class Keys:
         self._wanted = self.prefix + b"W/"
         self._agents = self.prefix + b"l/"
         self._agent_states = self.prefix + b"y/"
+        self.seal_counter = self.prefix + b"Z"
+        self.seals = self.prefix + b"Z/"
+        self._trusts = self.prefix + b"z/"
+        self._terms = self.prefix + b"Y/"
         self._table_at = len(self.prefix)
 
     # -- volume-wide -------------------------------------------------------------------------------------------------
@@ -272,6 +276,27 @@ class Keys:
     def agent_state(self, site: int) -> bytes:
         """How far a site's agents have come."""
         return self._agent_states + _U64.pack(site)
+
+    # -- seals -------------------------------------------------------------------------------------------------------
+
+    def seal(self, number: int) -> bytes:
+        return self.seals + _U64.pack(number)
+
+    def trusts_in(self, seal: int) -> bytes:
+        return b"%s%s/" % (self._trusts, _U64.pack(seal))
+
+    def trust(self, seal: int, session: int) -> bytes:
+        """`session` caches what the seal covers, for a term after it last heard the seal confirmed; no lease."""
+        return self.trusts_in(seal) + _U64.pack(session)
+
+    def seal_term(self, seal: int) -> bytes:
+        """Bound to a lease of the seal's term, which began when the seal had ended: until it is over mounts that were
+        not heard of may trust the seal."""
+        return self._terms + _U64.pack(seal)
+
+    def seal_notice(self, session: int, seal: int) -> bytes:
+        """A notice to `session` that a seal that it trusts has ended; four numbers tell it from other notices."""
+        return b"%s%s/%s/%s/%s/%s" % (self._inboxes, *map(_U64.pack, (session, seal, 0, 0, 0)))
 
     # -- parsing -----------------------------------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ class NamespaceReader:
         """As `lookup`, of what is delegated; None: ask. Raises NoSuchEntry where that is known."""
         known = self._groups.peek(parent, self._keys.dentry(parent, name))
         if known is None:
-            return None
+            return self._sealed_way(parent, name)
         if known[0] is None:
             check_name(name)
             raise NoSuchEntry("no such name")
@@ -83,8 +83,18 @@ class NamespaceReader:
         inode = self._delegated_file(ino)
         if inode is not None:
             return Cached(inode, self._locations[ino][0])
-        inode = self._delegated_own(ino)
+        inode = self._delegated_own(ino) or self._waypoint(ino)
         return Cached(inode, ino) if inode is not None else None
+
+    def _sealed_way(self, parent: int, name: bytes) -> Cached | None:
+        """While this mount is cut off: where a name on the way to a sealed tree leads."""
+        ino = 0 if self.delegations.is_proven else self.delegations.seals.waypoint(parent, name)
+        return self.cached_getattr(ino) if ino else None
+
+    def _waypoint(self, ino: int) -> Inode | None:
+        """While this mount is cut off: what is certain of a directory on the way to a sealed tree."""
+        inode = None if self.delegations.is_proven else self.delegations.seals.waypoint_inode(ino)
+        return inode._replace(size_bytes=inspect.DIRECTORY_BYTES) if inode is not None else None
 
     def delegated_revision(self, parent: int, name: bytes) -> int | None:
         """The revision of what a name means, 0 if it means nothing, where that is known and nobody may change it

@@ -29,6 +29,8 @@ class InodeFlag(enum.IntFlag):
     APPEND_ONLY = 0x20
     INLINE = 0x100
     """The body is in `v/<ino>`, not in blobs."""
+    WAYPOINT = 0x1000
+    """Of a directory: a sealed tree lies below it, so its name, owner and mode stay as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class Inode(NamedTuple):
     """The inline body once more, of a file that was put as a value and is very small; else empty."""
     policy: int = 0
     """Of which directory the site policy applies (`policy.py`); 0: of none. Inherited at creation."""
+    seal: int = 0
+    """The number of the seal that keeps it as it is (`seal_records.py`); 0: none."""
 
     @property
     def is_dir(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 from typing import Protocol
 
 import trio
@@ -30,8 +31,8 @@ class CacheAbove(Protocol):
     async def drop(self, group: int) -> None:
         """On return it has nothing of a group, which is no longer held here. One call at a time for a group."""
 
-    async def drop_all(self) -> None:
-        """As `drop`, of all groups."""
+    async def drop_all(self, kept: Collection[int]) -> None:
+        """As `drop`, of all groups but these."""
 
     def hurry(self, group: int) -> None:
         """An operation that has locked this directory above waits for others: `drop` must not wait for its lock."""
@@ -49,7 +50,7 @@ class NoCacheAbove:
     async def drop(self, group: int) -> None:
         pass
 
-    async def drop_all(self) -> None:
+    async def drop_all(self, kept: Collection[int]) -> None:
         pass
 
     def hurry(self, group: int) -> None:

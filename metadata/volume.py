@@ -212,6 +212,7 @@ class Volume(ValueReader):
                     await self.delegations.ahead.finish(session)
                 with trio.move_on_after(5), contextlib.suppress(MetadataError):
                     await self._usage.flush(session)
+                    await self.delegations.seals.leave(session)
             self.delegations.end()
             await self.locks.close()
             await session.close()
@@ -397,6 +398,7 @@ class Volume(ValueReader):
         """Counters for `status`, by what they are of."""
         return {
             "delegations": {**self.delegations.statistics(), "reads_asked": self.asked},
+            "seals": self.delegations.seals.statistics(),
             "locks": self.locks.statistics(),
             **self._transactor.statistics(),
         }
@@ -438,6 +440,7 @@ async def open_volume(
         options,
     )
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(opened.delegations.seals.watch)
         await nursery.start(opened.serve, record)
         await opened.warm_up()
         try:

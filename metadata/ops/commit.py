@@ -15,7 +15,7 @@ from apollofs.metadata.errors import (
 )
 from apollofs.metadata.journal import Kind
 from apollofs.metadata.ops.body import BodyKeys
-from apollofs.metadata.ops.common import Home, Location, Scope
+from apollofs.metadata.ops.common import Home, Location, Scope, check_unsealed
 from apollofs.metadata.records import FILE_BYTES_MAX, BodyChange, Inode, InodeFlag, Usage
 from apollofs.metadata.store import Put
 from apollofs.metadata.transact import Decision
@@ -41,6 +41,7 @@ class CommitBody:
         home = self.scope.find(view, self.ino, self.location)
         if not home.inode.is_file:
             raise StaleInode("not a regular file")
+        check_unsealed(home.inode)
         if home.inode.flags & InodeFlag.IMMUTABLE:
             raise OperationNotPermitted("the inode is immutable")
         body = BodyKeys(self.scope, home.location)

@@ -13,11 +13,13 @@ from apollofs.metadata import codec
 from apollofs.metadata.codec import Dentry, Times, Tombstone
 from apollofs.metadata.errors import (
     CorruptRecord,
+    HoldsSealed,
     InvalidArgument,
     NameTooLong,
     NoSuchEntry,
     NotADirectory,
     OperationNotPermitted,
+    Sealed,
     StaleInode,
 )
 from apollofs.metadata.journal import Change, Kind
@@ -195,13 +197,27 @@ def check_name(name: bytes) -> None:
         raise InvalidArgument("not a file name")
 
 
+def check_unsealed(inode: Inode) -> None:
+    """Raises Sealed. Every operation that changes an inode compares its record, so a seal that comes in between is
+    noticed."""
+    if inode.seal:
+        raise Sealed("it is in a sealed tree")
+
+
 def check_may_add(directory: Inode) -> None:
+    """Making a name in a directory. Raises Sealed, OperationNotPermitted."""
+    check_unsealed(directory)
     if directory.flags & InodeFlag.IMMUTABLE:
         raise OperationNotPermitted("the directory is immutable")
 
 
 def check_may_remove(directory: Inode, inode: Inode) -> None:
-    """Removing or renaming a name: neither the directory nor the inode may be immutable or append-only."""
+    """Removing or renaming a name: neither the directory nor the inode may be immutable, append-only or sealed, and
+    no sealed tree lies below. Raises Sealed, HoldsSealed, OperationNotPermitted."""
+    check_unsealed(directory)
+    check_unsealed(inode)
+    if inode.flags & InodeFlag.WAYPOINT:
+        raise HoldsSealed("a sealed tree lies below the directory")
     if (directory.flags | inode.flags) & (InodeFlag.IMMUTABLE | InodeFlag.APPEND_ONLY):
         raise OperationNotPermitted("the inode or its directory is immutable or append-only")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from apollofs.metadata import codec
 from apollofs.metadata.errors import EntryExists, OperationNotPermitted, TooManyLinks
 from apollofs.metadata.journal import Change, Kind
-from apollofs.metadata.ops.common import Location, Scope, check_may_add, revised
+from apollofs.metadata.ops.common import Location, Scope, check_may_add, check_unsealed, revised
 from apollofs.metadata.records import LINKS_MAX, Inode, InodeFlag
 from apollofs.metadata.store import Delete, Put
 from apollofs.metadata.transact import Decision
@@ -45,6 +45,7 @@ class Link:
     def _check(inode: Inode, directory: Inode) -> None:
         if inode.is_dir:
             raise OperationNotPermitted("a directory has one name")
+        check_unsealed(inode)
         if inode.flags & (InodeFlag.IMMUTABLE | InodeFlag.APPEND_ONLY):
             raise OperationNotPermitted("the inode is immutable or append-only")
         check_may_add(directory)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from apollofs.metadata import codec, extents
 from apollofs.metadata.codec import Times
-from apollofs.metadata.errors import FileTooLarge, InvalidArgument, IsADirectory, OperationNotPermitted
+from apollofs.metadata.errors import FileTooLarge, HoldsSealed, InvalidArgument, IsADirectory, OperationNotPermitted
 from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.ops.body import BodyKeys
-from apollofs.metadata.ops.common import Home, Location, Scope
+from apollofs.metadata.ops.common import Home, Location, Scope, check_unsealed
 from apollofs.metadata.ops.inspect import directory_questions, with_answers
 from apollofs.metadata.records import FILE_BYTES_MAX, NOW, Inode, InodeFlag, SetAttr, Usage, without_suid
 from apollofs.metadata.store import Delete, Put
@@ -75,6 +75,9 @@ class SetAttributes:
                 raise FileTooLarge(f"a file has at most {FILE_BYTES_MAX} bytes")
             if attr.size_bytes < 0:
                 raise InvalidArgument("a negative size")
+        check_unsealed(inode)
+        if inode.flags & InodeFlag.WAYPOINT and (attr.mode, attr.uid, attr.gid, attr.flags) != (None,) * 4:
+            raise HoldsSealed("a sealed tree lies below the directory")
         if inode.flags & GUARDS and attr.flags is None and not self._only_times_now():
             raise OperationNotPermitted("the inode is immutable or append-only")
         if inode.flags & InodeFlag.IMMUTABLE and attr.flags is None:

@@ -12,7 +12,7 @@ from apollofs.metadata.errors import (
     OperationNotPermitted,
 )
 from apollofs.metadata.journal import Change, Kind
-from apollofs.metadata.ops.common import Home, Location, Scope
+from apollofs.metadata.ops.common import Home, Location, Scope, check_unsealed
 from apollofs.metadata.records import (
     XATTR_NAME_BYTES_MAX,
     XATTR_VALUE_BYTES_MAX,
@@ -48,6 +48,7 @@ class SetXattr:
 
     def decide(self, view: View) -> Decision[None]:
         home = self.scope.find(view, self.ino, self.location)
+        check_unsealed(home.inode)
         if home.inode.flags & (InodeFlag.IMMUTABLE | InodeFlag.APPEND_ONLY):
             raise OperationNotPermitted("the inode is immutable or append-only")
         key = self.scope.keys.xattr(self.ino, self.name)
