@@ -165,8 +165,8 @@ def _settings(plan: Plan) -> Iterator[str]:
     retention, services = plan.given.retention, plan.given.services
     yield "configure:"
     yield (
-        f"  apollofs retention set: --keep-last {retention.keep_last:.0f} --keep-every {retention.keep_every:.0f} "
-        f"--keep-for {retention.keep_for_s / 86_400:g}d"
+        f"  checkpoints to keep: the last {retention.keep_last:.0f}, and every {retention.keep_every:.0f}th "
+        f"for {retention.keep_for_s / 86_400:g} days"
     )
     yield f"  apollofs gc: every {show(retention.gc_interval_s, Unit.SECONDS)}, --grace {retention.gc_grace_s:.0f}s"
     yield f"  apollofs format: --block-size {services.block_bytes / 2**20:g}M"
