@@ -72,7 +72,7 @@ class PassedFile(OpenFile):
     def inode(self) -> Inode:
         moment = self.copy.moment()
         inode = self._state.inode._replace(size_bytes=moment.size_bytes)
-        if not self._is_clean(moment):
+        if not self._is_told(moment):
             newest_ns = max(moment.ctime_ns, inode.ctime_ns)
             inode = inode._replace(mtime_ns=moment.mtime_ns, ctime_ns=newest_ns)
         return inode

@@ -179,7 +179,8 @@ async def test_a_time_that_was_set_is_kept(mount: Mount) -> None:
     commits = len(mount.volume.commits)
     async with file.expecting_mtime(6_000_000_000):
         await mount.volume.setattr(file.ino, SetAttr(mtime_ns=6_000_000_000))
-    await mount.volume.setattr(file.ino, SetAttr(mtime_ns=7_000_000_000))
+    file.adopt(await mount.volume.setattr(file.ino, SetAttr(mtime_ns=7_000_000_000)))
+    assert file.inode.mtime_ns == 7_000_000_000, "of another mount, and newer than what was set here"
     await file.commit()
     await file.truncate(SetAttr(size_bytes=2))
     await file.commit()
