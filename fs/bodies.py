@@ -41,6 +41,7 @@ from apollofs.metadata.records import Body, Inode
 log = logging.getLogger(__name__)
 COMMITS_MAX = 16
 """Files that are committed side by side in the background and by `commit_all`."""
+CLOSING_S, CLOSING_POLL_S = 0.05, 0.001
 RETIRE_FIRST_S, RETIRE_MAX_S = 0.01, 5.0
 """Pauses between looks at a working copy that a process still has mapped."""
 
@@ -267,6 +268,18 @@ class Bodies:
             self.images.adopt(file.copy.path, file.body, footers)
         except OSError as exc:
             log.warning("what was written can't be kept in the cache: %s", exc)
+
+    async def let_close(self, ino: int) -> None:
+        """A file that was written by passthrough is to be opened: if it was closed just now, let the kernel's release
+        come first, for a moment. Who opens it before that would be served through the daemon until he closes it."""
+        file = self._files.get(ino)
+        until_s = trio.current_time() + CLOSING_S
+        while isinstance(file, PassedFile) and not file.is_dirty and trio.current_time() < until_s:
+            if trio.current_time() - file.closing_since_s > CLOSING_S and self._opens.get(ino, 0):
+                return
+            await trio.sleep(CLOSING_POLL_S)
+            self._forget_if_unused(file)
+            file = self._files.get(ino)
 
     async def _retire(self, file: PassedFile) -> None:
         """Wait until no process has the copy mapped any more; commit what was still written to it, and forget it."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+import trio
+
 from apollofs.fs.attributes import Caller, OpenFlags
 from apollofs.fs.bodies import Bodies
 from apollofs.fs.cache_orders import CacheOrders
@@ -88,6 +90,7 @@ class FileCalls:
         return self._opened(file, flags, caller, image=image)
 
     async def _open_newest(self, ino: int) -> OpenFile:
+        await self._bodies.let_close(ino)
         file = self._bodies.find(ino)
         if file is None or not file.orphaned:
             try:
@@ -170,6 +173,7 @@ class FileCalls:
                 await self._commit(handle)
             if handle.may_write:
                 self._report_losses(handle)
+                file.closing_since_s = trio.current_time()
         finally:
             await self._unlock_owner(file.ino, LockKind.POSIX, lock_owner)
 

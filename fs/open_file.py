@@ -67,6 +67,8 @@ class OpenFile:
         self._committing = trio.Lock()
         self._writing = trio.Lock()
         self._upload: trio.CancelScope | None = None
+        self.closing_since_s = -float("inf")
+        """When a descriptor that may write was last closed, by trio's clock: its release follows in a moment."""
         self.is_lost = False
         """Whether what was written can't be committed any more, nor forgotten yet: every fsync and close says so."""
         self.is_unsure = False
