@@ -6,7 +6,7 @@ over.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,10 +17,15 @@ from apollofs.blobstore.footer import Footer, pack_footer, sealed_length
 from apollofs.fs.blobs import BlobSource, Block, block_count, block_of
 from apollofs.fs.errors import MissingBlob
 from apollofs.fs.workers import share_out
+from apollofs.metadata.copies import Copies
 from apollofs.metadata.records import Extent
+from apollofs.metadata.replicas import Replicas
+from apollofs.metadata.session import Session
 
 BLOCKS_AT_ONCE = 8
 """Of one blob."""
+FINISH_ATTEMPTS = 16
+"""How often others may note copies of the same blobs at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,23 @@ async def remove_copy(source: BlobSource, blob: int, length: int, site: int) -> 
     """Take away what was copied of a blob that has been collected meanwhile. Raises what `delete_block` does."""
     for block in blocks_of(blob, length, source.block_bytes):
         await source.delete_block(block, site)
+
+
+async def note_copies(
+    replicas: Replicas, session: Session, site: int, copied: dict[int, Copies], remove: Callable[[int], Awaitable[None]]
+) -> Collection[int]:
+    """Note that `site` has these blobs now; of one that was collected meanwhile, `remove` the copy. Those that could
+    not be noted, because others keep noting theirs. Raises what `Replicas` and `remove` do."""
+    for _ in range(FINISH_ATTEMPTS):
+        done = await replicas.finish(session, site, copied)
+        left = copied.keys() - done.keys()
+        if not left:
+            return ()
+        copied = await replicas.read(left)
+        for blob in [blob for blob, copies in copied.items() if site not in copies.sites]:
+            del copied[blob]
+            await remove(blob)
+    return copied
 
 
 def _sealed(name: str, data: memoryview, footer: Footer) -> Buffer:

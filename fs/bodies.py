@@ -41,9 +41,10 @@ from apollofs.metadata.records import Body, Inode
 log = logging.getLogger(__name__)
 COMMITS_MAX = 16
 """Files that are committed side by side in the background and by `commit_all`."""
-CLOSING_S, CLOSING_POLL_S = 0.05, 0.001
 RETIRE_FIRST_S, RETIRE_MAX_S = 0.01, 5.0
 """Pauses between looks at a working copy that a process still has mapped."""
+CLOSING_S, CLOSING_POLL_S = 0.05, 0.001
+"""How long an open waits at most for the release that follows a close(2), and how often it looks."""
 
 
 class MountVolume(BodyVolume, NeighbourVolume, Protocol):
@@ -80,7 +81,7 @@ class Bodies:
         self._interval_s = config.commit_interval_s
         self._files: dict[int, OpenFile] = {}
         self._opens: dict[int, int] = {}
-        self._opening: dict[int, int] = {}
+        self._opening: Counter[int] = Counter()
         """Inodes whose body is being read for an open file that is not there yet."""
         self._held: Counter[int] = Counter()
         """Inodes whose open file is used by what has no handle of it."""
@@ -118,7 +119,7 @@ class Bodies:
 
         Raises what `Volume.read_body` does.
         """
-        self._opening[ino] = self._opening.get(ino, 0) + 1
+        self._opening[ino] += 1
         try:
             body = await self._volume.read_body(ino)
             file = self.open_known(body)
@@ -273,6 +274,8 @@ class Bodies:
         """A file that was written by passthrough is to be opened: if it was closed just now, let the kernel's release
         come first, for a moment. Who opens it before that would be served through the daemon until he closes it."""
         file = self._files.get(ino)
+        if not isinstance(file, PassedFile):
+            return
         until_s = trio.current_time() + CLOSING_S
         while isinstance(file, PassedFile) and not file.is_dirty and trio.current_time() < until_s:
             if trio.current_time() - file.closing_since_s > CLOSING_S and self._opens.get(ino, 0):

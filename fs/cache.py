@@ -24,6 +24,7 @@ from apollofs.fs.cache_files import CacheFileCorrupt, CacheFiles, CacheIndex
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.fetching import Fetch
 from apollofs.fs.room import Room, Victim
+from apollofs.fs.seldom import SeldomWarning
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,7 +33,6 @@ THREADS = 8
 MISSES_REMEMBERED = 4096
 PARTIAL_READS_MAX = 2
 """So many scattered reads of a block are served by range; with the next one it is worth having whole."""
-WARNING_INTERVAL_S = 60.0
 FETCHES_MAX = 2
 """A block that was given up while it was written is fetched once more for who wants it here."""
 EVICTIONS_MAX = 8
@@ -62,7 +62,7 @@ class BlockCache:
         self._downloads = downloads
         self._threads = trio.CapacityLimiter(THREADS)
         self._misses: OrderedDict[Block, int] = OrderedDict()
-        self._warned_at = -float("inf")
+        self._warn = SeldomWarning(log, "the block cache is not used where it should be: %s")
         self.hits = 0
         self.fetched = 0
 
@@ -254,10 +254,3 @@ class BlockCache:
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, limiter=self._threads)
-
-    def _warn(self, what: str) -> None:
-        """At most once a minute: a broken disk is met with every block."""
-        now = trio.current_time()
-        if now - self._warned_at >= WARNING_INTERVAL_S:
-            self._warned_at = now
-            log.warning("the block cache is not used where it should be: %s", what)

@@ -99,7 +99,7 @@ class OpenFile:
     @property
     def shown(self) -> tuple[int, int]:
         """Size in bytes and mtime in ns, as processes of this mount see them."""
-        inode = self._state.inode
+        inode = self.inode
         return inode.size_bytes, inode.mtime_ns
 
     @property

@@ -78,11 +78,6 @@ class PassedFile(OpenFile):
         return inode
 
     @property
-    def shown(self) -> tuple[int, int]:
-        inode = self.inode
-        return inode.size_bytes, inode.mtime_ns
-
-    @property
     def size_bytes(self) -> int:
         return self.copy.size_bytes
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import trio
 
-from apollofs.fs.blob_copies import CopyLimits, copy_blob, referred_blocks, remove_copy
+from apollofs.fs.blob_copies import CopyLimits, copy_blob, note_copies, referred_blocks, remove_copy
 from apollofs.fs.blobs import BlobSource, site_of
 from apollofs.fs.workers import share_out
 from apollofs.metadata.copies import NOWHERE, Copies
@@ -24,8 +24,6 @@ from apollofs.metadata.session import Session
 log = logging.getLogger(__name__)
 BLOBS_AT_ONCE = 4
 BLOCKS_IN_MEMORY = 8
-FINISH_ATTEMPTS = 16
-"""How often others may note copies of the same blobs at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +113,10 @@ class DirectReplication:
 
     async def _finish(self, site: int, copied: dict[int, Copies], blobs: Mapping[int, Lacking]) -> None:
         """Note the copies; remove those of blobs that were collected meanwhile."""
-        for _ in range(FINISH_ATTEMPTS):
-            done = await self._replicas.finish(self._session, site, copied)
-            left = copied.keys() - done.keys()
-            if not left:
-                return
-            copied = await self._replicas.read(left)
-            for blob in [blob for blob, copies in copied.items() if site not in copies.sites]:
-                del copied[blob]
-                await remove_copy(self._source, blob, blobs[blob].length, site)
-        log.info("%d copies at site %d are noted later: others keep noting theirs", len(copied), site)
+
+        async def remove(blob: int) -> None:
+            await remove_copy(self._source, blob, blobs[blob].length, site)
+
+        left = await note_copies(self._replicas, self._session, site, copied, remove)
+        if left:
+            log.info("%d copies at site %d are noted later: others keep noting theirs", len(left), site)

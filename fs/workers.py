@@ -1,36 +1,17 @@
-"""Work on many things, by a few tasks."""
+"""Work on many bodies or blocks, by a few tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
-import trio
-
 from apollofs.blobstore import BlobStoreError
 from apollofs.fs.errors import BodyError
+from apollofs.metadata import workers as any_work
 
 T = TypeVar("T")
 
 
 async def share_out(work: Callable[[T], Awaitable[None]], items: Iterable[T], workers: int) -> None:
-    """`work` on each item, by so many tasks; an item is taken when a task is free for it, in order.
-
-    The first BodyError or BlobStoreError ends the others and is raised itself, not as a group.
-    """
-    errors: list[BodyError | BlobStoreError] = []
-    waiting = iter(items)
-
-    async def worker() -> None:
-        try:
-            for item in waiting:
-                await work(item)
-        except (BodyError, BlobStoreError) as exc:
-            errors.append(exc)
-            nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(workers):
-            nursery.start_soon(worker)
-    if errors:
-        raise errors[0]
+    """As `metadata.workers.share_out`: the first BodyError or BlobStoreError ends the others and is raised itself."""
+    await any_work.share_out(work, items, workers, (BodyError, BlobStoreError))

@@ -28,6 +28,7 @@ from apollofs.metadata.seal_records import TERM_S_MAX, TERM_S_MIN, Phase, SealRe
 from apollofs.metadata.session import Session, retry
 from apollofs.metadata.store import NOW, KeyValue, Op, Put, Range, Store, WatchBatch, prefix_end
 from apollofs.metadata.volume import Volume
+from apollofs.metadata.workers import share_out
 
 READ_S = 30.0
 PAGE_KEYS = 500
@@ -169,22 +170,12 @@ class Sealing:
 
     async def _mark_all(self, directory: int, names: Sequence[bytes], old: int, new: int) -> None:
         """Mark, several transactions at a time; the first error ends the others, and is raised itself."""
-        starts = iter(range(0, len(names), NAMES_IN_TRANSACTION))
-        errors: list[MetadataError] = []
 
-        async def worker() -> None:
-            try:
-                for at in starts:
-                    await self._mark(directory, tuple(names[at : at + NAMES_IN_TRANSACTION]), old, new)
-            except MetadataError as exc:
-                errors.append(exc)
-                nursery.cancel_scope.cancel()
+        async def mark(at: int) -> None:
+            await self._mark(directory, tuple(names[at : at + NAMES_IN_TRANSACTION]), old, new)
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(MARKS_AT_ONCE):
-                nursery.start_soon(worker)
-        if errors:
-            raise errors[0]
+        starts = range(0, len(names), NAMES_IN_TRANSACTION)
+        await share_out(mark, starts, MARKS_AT_ONCE, (MetadataError,))
 
     async def _mark(self, directory: int, names: tuple[bytes, ...], old: int, new: int) -> None:
         self._count(await self._volume.transact(lambda scope: Mark(scope, directory, names, old, new)))

@@ -22,7 +22,7 @@ from apollofs.blobstore import BlobStoreError
 from apollofs.fs.agent.backlog import WANTED, Job
 from apollofs.fs.agent.context import AgentContext
 from apollofs.fs.agent.finding import Found, find_bodies
-from apollofs.fs.blob_copies import copy_blob, referred_blocks, remove_copy
+from apollofs.fs.blob_copies import copy_blob, note_copies, referred_blocks, remove_copy
 from apollofs.fs.blobs import site_of
 from apollofs.fs.errors import BodyError, CorruptBody, MissingBlob
 from apollofs.fs.user_error import UserError
@@ -36,8 +36,6 @@ BLOBS_AT_ONCE = 16
 """Of one batch; how many blocks are in memory is bounded apart from that."""
 BATCH_MAX = 30
 """Files that share their requests."""
-FINISH_ATTEMPTS = 16
-"""How often other sites may note copies of the same blobs at the same time."""
 RETRY_FIRST_S, RETRY_MAX_S = 0.5, 30.0
 GIVE_UP_AFTER = 3
 """Attempts after which a body that is damaged or missing everywhere is left to the next walk."""
@@ -134,16 +132,11 @@ class _Batch:
     async def _finish(self, copied: dict[int, Copies], blobs: dict[int, _Blob]) -> None:
         """Note the copies; remove those of blobs that are gone."""
         context, here = self._context, self._context.site.id
-        for _ in range(FINISH_ATTEMPTS):
-            done = await context.replicas.finish(context.session, here, copied)
-            left = copied.keys() - done.keys()
-            if not left:
-                return
-            copied = await context.replicas.read(left)
-            for blob in [blob for blob, copies in copied.items() if here not in copies.sites]:
-                del copied[blob]
-                await self._remove(blob, blobs[blob])
-        for blob in copied:
+
+        async def remove(blob: int) -> None:
+            await self._remove(blob, blobs[blob])
+
+        for blob in await note_copies(context.replicas, context.session, here, copied, remove):
             self._again(blobs[blob].jobs, _Changed())
 
     async def _remove(self, number: int, blob: _Blob) -> None:

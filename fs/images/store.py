@@ -30,6 +30,7 @@ from apollofs.fs.images.files import FoundImage, ImageFile, ImageFiles
 from apollofs.fs.images.image import Image
 from apollofs.fs.images.naming import body_key, is_large
 from apollofs.fs.room import Room
+from apollofs.fs.seldom import SeldomWarning
 from apollofs.metadata.records import Body
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,6 @@ THREADS = 8
 KEPT_BLOCKS_MAX = 8
 RESCAN_S = 60.0
 """How often, while images grow, it is looked what other mounts have added and deleted."""
-WARNING_INTERVAL_S = 60.0
 MAP_BYTES = 4096
 """What a map and the files' inodes are counted as."""
 
@@ -69,7 +69,7 @@ class ImageStore:
         self._kept: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
         self._threads = trio.CapacityLimiter(THREADS)
         self._scanned_s = -float("inf")
-        self._warned_s = -float("inf")
+        self.warn = SeldomWarning(log, "images are not cached as they should be: %s")
         self._under_way = 0
         self._blocks = BlockBringer(source, cache, self._files, downloads, self._threads)
 
@@ -366,13 +366,6 @@ class ImageStore:
 
     async def in_thread(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, limiter=self._threads)
-
-    def warn(self, what: str) -> None:
-        """At most once a minute: a broken disk is met with every block."""
-        now = trio.current_time()
-        if now - self._warned_s >= WARNING_INTERVAL_S:
-            self._warned_s = now
-            log.warning("images are not cached as they should be: %s", what)
 
     def close(self) -> None:
         """Close all files; nobody may be reading."""

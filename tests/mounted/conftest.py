@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pytest
 from tests.mounted.client import Client
 from tests.mounted.harness import Bodies, GatewayBodies, LocalBodies, Mount, Namespace
 from tests.mounted.watchdog import Watchdog
+from tests.support.commands import World, etcd_server
 from tests.support.radosgw_server import shared_gateway
 
 _NUMBERS = itertools.count(1)
@@ -115,3 +117,27 @@ def nobody(here: Path) -> Iterator[Client]:
     """A process of an ordinary user that stands in the test's directory: name files relative to it."""
     with Client.started(uid=NOBODY, directory=here) as client:
         yield client
+
+
+# -- the command, on mounts of one test alone -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with etcd_server(tmp_path_factory.mktemp("etcd")) as address:
+        yield address
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path)
+    yield world
+    world.clean_up()
+
+
+@pytest.fixture
+def url(world: World, server: str, request: pytest.FixtureRequest) -> str:
+    """A formatted volume of this test."""
+    url = f"etcd://{server}/{re.sub('[^a-z0-9]', '-', request.node.name)[:60]}"
+    world.format(url)
+    return url

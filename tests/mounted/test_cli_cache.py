@@ -5,41 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.commands import World, await_end, etcd_server
+from tests.support.commands import World, await_end
 
 pytestmark = pytest.mark.mounted
 
 LARGE = bytes(range(251)) * 12_000
 """Three MB: an image."""
 SMALL = b"small" * 20_000
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with etcd_server(tmp_path_factory.mktemp("etcd")) as address:
-        yield address
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    world = World(tmp_path)
-    yield world
-    world.clean_up()
-
-
-@pytest.fixture
-def url(world: World, server: str, request: pytest.FixtureRequest) -> str:
-    """A formatted volume of this test."""
-    url = f"etcd://{server}/{re.sub('[^a-z0-9]', '-', request.node.name)[:60]}"
-    world.format(url)
-    return url
 
 
 @pytest.fixture

@@ -10,37 +10,15 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from apollofs.fs.mountinfo import mount_at
-from tests.support.commands import DEADLINE_S, World, await_end, etcd_server
+from tests.support.commands import DEADLINE_S, World, await_end
 from tests.support.etcd_server import free_ports
 
 pytestmark = pytest.mark.mounted
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with etcd_server(tmp_path_factory.mktemp("etcd")) as address:
-        yield address
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    world = World(tmp_path)
-    yield world
-    world.clean_up()
-
-
-@pytest.fixture
-def url(world: World, server: str, request: pytest.FixtureRequest) -> str:
-    """A formatted volume of this test."""
-    url = f"etcd://{server}/{re.sub('[^a-z0-9]', '-', request.node.name)[:60]}"
-    world.format(url)
-    return url
 
 
 def held_open(mountpoint: Path) -> subprocess.Popen[bytes]:
