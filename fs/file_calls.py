@@ -10,6 +10,7 @@ import os
 
 import trio
 
+from apollofs.blobstore import Buffer
 from apollofs.fs.attributes import Caller, OpenFlags
 from apollofs.fs.bodies import Bodies
 from apollofs.fs.cache_orders import CacheOrders
@@ -217,7 +218,7 @@ class FileCalls:
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 
-    async def read(self, fh: int, offset: int, size: int) -> bytes | bytearray:
+    async def read(self, fh: int, offset: int, size: int) -> Buffer:
         """Bytes `[offset, offset + size)`; fewer only at the end of the file."""
         handle = self._handles.get(fh)
         file = handle.file

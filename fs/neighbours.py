@@ -30,6 +30,8 @@ ENTRIES_MAX = 4000
 OPENS_BEFORE_LISTING = 3
 ORDER_TTL_S = 30.0
 """The order of a directory's names is made anew after so long; it may be old, since it is only a guess."""
+STRANGER_TTL_S = 1.0
+"""After so long already where a file is opened that was not there then."""
 AHEAD_MAX = 32
 FETCHES_MAX = 32
 STREAKS_MAX = 64
@@ -53,6 +55,8 @@ class _Run:
     recent: deque[int] = field(default_factory=lambda: deque(maxlen=OPENS_BEFORE_LISTING))
     """Inodes, as they were opened."""
     ordered_s: float = -float("inf")
+    listed: frozenset[int] = frozenset()
+    """Inodes of all names that were there then."""
     order: tuple[Inode, ...] = ()
     place: dict[int, int] = field(default_factory=dict)
     streaks: OrderedDict[int, int] = field(default_factory=OrderedDict)
@@ -86,12 +90,11 @@ class Neighbours:
         run.recent.append(ino)
         if run.opens < OPENS_BEFORE_LISTING:
             return
-        if trio.current_time() - run.ordered_s > ORDER_TTL_S:
+        at = run.place.get(ino)
+        if trio.current_time() - run.ordered_s > (ORDER_TTL_S if ino in run.listed else STRANGER_TTL_S):
             run.ordered_s = trio.current_time()
             self._nursery.start_soon(self._list, directory, run)
-            return
-        at = run.place.get(ino)
-        if at is not None:
+        elif at is not None:
             self._go_on(run, at)
 
     def _go_on(self, run: _Run, at: int) -> None:
@@ -124,6 +127,7 @@ class Neighbours:
         files = [(entry.name, entry.inode) for entry in page.entries if entry.inode is not None]
         files = [(name, inode) for name, inode in files if inode.is_file and inode.extents and not inode.extent_pages]
         files.sort(key=lambda found: natural(found[0]))
+        run.listed = frozenset(entry.inode.ino for entry in page.entries if entry.inode is not None)
         run.order = tuple(inode for _, inode in files)
         run.place = {inode.ino: at for at, inode in enumerate(run.order)}
         run.streaks.clear()

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import trio
 
+from apollofs.blobstore import Buffer
 from apollofs.fs.commit_copies import CommitCopies
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.errors import BodyLost, BodyUnavailable, MissingBlob
@@ -185,7 +186,7 @@ class OpenFile:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    async def read(self, offset: int, size: int, pattern: AccessPattern | None = None) -> bytes | bytearray:
+    async def read(self, offset: int, size: int, pattern: AccessPattern | None = None) -> Buffer:
         """Bytes `[offset, offset + size)` as of one moment; fewer only at the end of the file.
 
         Raises BodyUnavailable, CorruptBody, StagingFailed.
@@ -204,7 +205,7 @@ class OpenFile:
                 await self.refresh(body.inode, body)
         return await self._read(offset, size, pattern)
 
-    async def _read(self, offset: int, size: int, pattern: AccessPattern | None) -> bytes | bytearray:
+    async def _read(self, offset: int, size: int, pattern: AccessPattern | None) -> Buffer:
         state, staged = self._state, self._state.staged
         size = min(size, state.size_bytes - offset)
         if size <= 0:
@@ -212,7 +213,7 @@ class OpenFile:
         found = staged.map.within(offset, size)
         if not found:
             data = await self._tools.reader.pread(state.base(), offset, size, pattern)
-            return data if len(data) == size else data.ljust(size, b"\0")
+            return data if len(data) == size else bytes(data).ljust(size, b"\0")
         with staged.pinned():
             if len(found) == 1 and found[0].length == size:
                 return await staged.read(found[0])

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from apollofs.blobstore import Buffer
 from apollofs.fs.attributes import Attributes, Caller, OpenFlags
 from apollofs.fs.filesystem import Filesystem
 from apollofs.fs.kernel_cache import KernelCache
@@ -203,7 +204,7 @@ class Operations(InterceptedOperations, pyfuse3.Operations):
         unique = Wire.current_unique()
         return file_info(await self._filesystem.open(inode, flags, caller_of(ctx)), unique)
 
-    async def read(self, fh: int, off: int, size: int) -> bytes | bytearray:  # type: ignore[override]  # any buffer
+    async def read(self, fh: int, off: int, size: int) -> Buffer:  # type: ignore[override]  # any buffer
         return await self._filesystem.read(fh, off, size)
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:

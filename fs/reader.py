@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import trio
 
+from apollofs.blobstore import Buffer
 from apollofs.fs.access import AccessPattern
 from apollofs.fs.blobs import Span, spans
 from apollofs.fs.cache import BlockCache
@@ -44,9 +45,7 @@ class Reader:
         self._held: OrderedDict[int, tuple[Body, Image]] = OrderedDict()
         """By inode: the image that its last read was of. It stays open until `forget`."""
 
-    async def pread(
-        self, body: Body, offset: int, size: int, pattern: AccessPattern | None = None
-    ) -> bytes | bytearray:
+    async def pread(self, body: Body, offset: int, size: int, pattern: AccessPattern | None = None) -> Buffer:
         """Bytes `[offset, offset + size)`, fewer only at the end of the file.
 
         `pattern` is the handle's; None: a read of this program, as of what is wanted whole. Raises BodyUnavailable
@@ -110,9 +109,7 @@ class Reader:
             self._images.release(self._held.popitem(last=False)[1][1])
         return image
 
-    async def _read_image(
-        self, image: Image, offset: int, size: int, pattern: AccessPattern | None
-    ) -> bytes | bytearray:
+    async def _read_image(self, image: Image, offset: int, size: int, pattern: AccessPattern | None) -> Buffer:
         whole = pattern is None or pattern.note(offset, size, SLACK_BYTES) or size >= self._block_bytes // 2
         if pattern is not None and not image.is_complete:
             self._fetch_ahead(image, offset, size, pattern)
@@ -127,7 +124,7 @@ class Reader:
             raise self._too_slow() from exc
         finally:
             self._images.release(image)
-        return bytes(data) if isinstance(data, memoryview) else data
+        return data
 
     def _fetch_ahead(self, image: Image, offset: int, size: int, pattern: AccessPattern) -> None:
         ahead = min(pattern.ahead_bytes, self._read_ahead_bytes_max)

@@ -55,10 +55,10 @@ class TakingOver:
         return extents.pieces(body.inode.extents, start, length)
 
     async def _take_block(self, start: int) -> None:
-        theirs = await self.reader.pread(self.newest, start, self.block_bytes)
+        theirs = bytes(await self.reader.pread(self.newest, start, self.block_bytes))
         ours = await self.copy.read(start, self.block_bytes)
         try:
-            before = await self.reader.pread(self.base, start, self.block_bytes)
+            before = bytes(await self.reader.pread(self.base, start, self.block_bytes))
         except MissingBlob:
             before = ours  # collected since: nothing tells what was changed here
         # Past the old end, what is more than the hole that a resize leaves was written here.

@@ -53,6 +53,7 @@ def run(ctx: click.Context, /, meta_url: str, site: str, password_file: str, **g
     from apollofs.blobstore import BlobStoreOptions
     from apollofs.fs.agent import AgentOptions
     from apollofs.fs.agent.serving import Serving, serve_agent
+    from apollofs.fs.allocator import keep_buffers
     from apollofs.fs.daemon import ForegroundReadiness, NotifyReadiness
     from apollofs.fs.log import start_logging
 
@@ -71,6 +72,7 @@ def run(ctx: click.Context, /, meta_url: str, site: str, password_file: str, **g
     readiness = NotifyReadiness(notify) if notify else ForegroundReadiness()
     serving = Serving(access.url.volume, record, BlobStoreOptions(ca_file=places.blob_ca_file()), options, metrics)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    keep_buffers()
     with_store(access, lambda store: serve_agent(store, serving, readiness))
 
 

@@ -119,9 +119,11 @@ def serve(config: MountConfig, readiness: Readiness) -> int:
     """Run the mount to its end, in this process. Libraries that start threads are imported here, after the fork."""
     import trio
 
+    from apollofs.fs.allocator import keep_buffers
     from apollofs.fs.connect import explained
     from apollofs.fs.mount import serve_mount
 
+    keep_buffers()
     with explained(config.access.url):
         trio.run(serve_mount, config, readiness)
     return 0

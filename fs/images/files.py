@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from apollofs.blobstore.footer import Footer
+from apollofs.fs.direct_io import write_past_cache
 from apollofs.fs.images.map_file import (
     HEADER_BYTES,
     BadMap,
@@ -68,7 +69,7 @@ class ImageFile:
             self._users += 1
         try:
             if data is not None:
-                write_fully(self.fd, index * self.map.header.block_bytes, data)
+                write_past_cache(self.fd, index * self.map.header.block_bytes, data)
             self.map.put(index, footer)
             return True
         finally:

@@ -22,6 +22,7 @@ from apollofs.blobstore.footer import CHUNK_BYTES, Footer, check_chunks
 from apollofs.fs.fetching import Fetch
 from apollofs.fs.images.files import ImageFile
 from apollofs.fs.images.map_file import NO_TRUST
+from apollofs.fs.images.recent import RecentBlocks
 from apollofs.fs.local_io import read_at_once, read_fully
 from apollofs.fs.workers import share_out
 from apollofs.metadata.extents import Extents
@@ -46,10 +47,8 @@ class Fetching(Protocol):
 
     async def read_range(self, image: Image, offset: int, length: int) -> bytes: ...
     def has_idle_downloads(self) -> bool: ...
-    def kept(self, key: str, index: int) -> memoryview | None:
-        """A block that was fetched a moment ago and that the disk did not take."""
-        ...
-
+    @property
+    def recent(self) -> RecentBlocks: ...
     async def in_thread(self, call: Callable[[], T]) -> T: ...
     def warn(self, what: str) -> None: ...
 
@@ -115,8 +114,13 @@ class Image:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def read_now(self, offset: int, length: int) -> Bytes | None:
+    def read_now(self, offset: int, length: int) -> Bytes | memoryview | None:
         """Bytes `[offset, offset + length)`, if all of them are here, verified or quickly so; waits for nothing."""
+        index, start = divmod(offset, self.block_bytes)
+        if start + length <= self.block_bytes:
+            recent = self._store.recent.read(self, index, start, length)
+            if recent is not None:
+                return recent
         for index in self._blocks(offset, length):
             if not self.file.map.has(index):
                 return None
@@ -140,12 +144,13 @@ class Image:
     async def _read_part(self, index: int, offset: int, length: int, *, whole: bool) -> Bytes | memoryview:
         fetch = self._fetches.get(index)
         start = offset - index * self.block_bytes
+        recent = self._store.recent.read(self, index, start, length)
+        if recent is not None:
+            return recent
         if fetch is None and self._is_there(index):
             found = await self._read_here(index, offset, length)
             if found is not None:
                 return found
-        if fetch is None and (kept := self._store.kept(self.key, index)) is not None:
-            return kept[start : start + length]
         fetch = fetch or self._fetches.get(index)
         if fetch is None and not whole and not self._is_popular(index):
             return await self._store.read_range(self, offset, length)
@@ -192,7 +197,7 @@ class Image:
             return False
 
     def _is_at_hand(self, index: int) -> bool:
-        return index in self._fetches or self._is_there(index) or self._store.kept(self.key, index) is not None
+        return index in self._fetches or self._is_there(index) or self._store.recent.get(self, index) is not None
 
     async def _discard(self, index: int) -> None:
         try:

@@ -29,6 +29,7 @@ from apollofs.fs.images.bring import BlockBringer
 from apollofs.fs.images.files import FoundImage, ImageFile, ImageFiles
 from apollofs.fs.images.image import Image
 from apollofs.fs.images.naming import body_key, is_large
+from apollofs.fs.images.recent import RecentBlocks
 from apollofs.fs.room import Room
 from apollofs.fs.seldom import SeldomWarning
 from apollofs.metadata.records import Body
@@ -38,7 +39,6 @@ T = TypeVar("T")
 
 IDLE_MAX = 64
 THREADS = 8
-KEPT_BLOCKS_MAX = 8
 RESCAN_S = 60.0
 """How often, while images grow, it is looked what other mounts have added and deleted."""
 MAP_BYTES = 4096
@@ -66,7 +66,7 @@ class ImageStore:
         self._opening: dict[str, trio.Event] = {}
         self._counts: dict[Image, int] = {}
         self._idle: OrderedDict[str, Image] = OrderedDict()
-        self._kept: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
+        self.recent = RecentBlocks()
         self._threads = trio.CapacityLimiter(THREADS)
         self._scanned_s = -float("inf")
         self.warn = SeldomWarning(log, "images are not cached as they should be: %s")
@@ -139,6 +139,7 @@ class ImageStore:
         if self._counts[image]:
             return
         del self._counts[image]
+        self.recent.forget(image)
         if image.is_detached:
             image.file.close()
             return
@@ -222,6 +223,7 @@ class ImageStore:
             image.file.lock()
             raise
         image.is_detached = True
+        self.recent.forget(image)
         del self._open[image.key]
         self._room.drop(image.key)
 
@@ -302,12 +304,6 @@ class ImageStore:
     def has_idle_downloads(self) -> bool:
         return self._under_way < self._downloads.total_tokens
 
-    def kept(self, key: str, index: int) -> memoryview | None:
-        found = self._kept.get((key, index))
-        if found is not None:
-            self._kept.move_to_end((key, index))
-        return found
-
     def start_fetch(self, image: Image, index: int, fetch: Fetch) -> None:
         self.hold(image)
         self._under_way += 1
@@ -330,15 +326,10 @@ class ImageStore:
             self._under_way -= 1
             if counted and not stored:
                 self._room.grow(image.key, -length)
-            if not stored and fetch.data is not None:
-                self._keep(image.key, index, fetch.data)
+            if fetch.data is not None and not (stored and image.is_detached):
+                self.recent.add(image, index, fetch.data)
             image.fetched(index, stored=stored)
             self.release(image)
-
-    def _keep(self, key: str, index: int, data: memoryview) -> None:
-        self._kept[key, index] = data
-        while len(self._kept) > KEPT_BLOCKS_MAX:
-            self._kept.popitem(last=False)
 
     async def _reserve(self, image: Image, length: int) -> bool:
         """See that the bound has room for a block, and count it: others are on their way too. Raises nothing."""

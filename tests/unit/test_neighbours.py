@@ -26,9 +26,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield made
 
 
-async def write_files(mount: Mount, size: int = 200) -> None:
+async def write_files(mount: Mount, size: int = 200, prefix: bytes = b"f") -> None:
     for at in range(FILES):
-        file = await mount.bodies.open(await mount.create(b"f%d" % at))
+        file = await mount.bodies.open(await mount.create(b"%s%d" % (prefix, at)))
         await file.write(0, content(at)[:size])
         await file.commit()
         mount.bodies.release(file)
@@ -77,6 +77,19 @@ async def test_the_names_of_inline_files_come_at_once(world: World) -> None:
             assert await read_as_a_process(mount, b"f%d" % at) == content(at)[:30]
         assert mount.volume.inner.asked == asked + FILES - 5  # the inline bytes
         assert world.blobs.reads == []
+
+
+async def test_files_that_came_later_are_fetched_ahead_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "STRANGER_TTL_S", 0.0)
+    async with world.mount("a") as writer, world.mount("b") as mount:
+        await write_files(writer)
+        for at in range(FILES):
+            await read_as_a_process(mount, b"f%d" % at)
+        await write_files(writer, prefix=b"g")
+        world.blobs.reads.clear()
+        for at in range(10):
+            assert await read_as_a_process(mount, b"g%d" % at) == content(at)
+        assert len(world.blobs.reads) > 10
 
 
 async def test_scattered_opens_fetch_nothing_else(world: World) -> None:
