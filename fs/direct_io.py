@@ -18,6 +18,8 @@ WRITES_AT_ONCE_MAX = 8
 BUFFER_BYTES = 1 << 20
 _slots = threading.BoundedSemaphore(WRITES_AT_ONCE_MAX)
 _of_thread = threading.local()
+_aligned_only: set[int] = set()
+"""Devices that have refused memory that was not aligned."""
 
 
 def write_past_cache(fd: int, offset: int, data: memoryview) -> None:
@@ -44,9 +46,9 @@ def _write_aligned(fd: int, offset: int, data: memoryview) -> int:
             return 0  # no O_DIRECT here, or no /proc
         raise
     try:
-        done = 0
+        done, device = 0, os.fstat(direct_fd).st_dev
         while done < len(data):
-            written = _write_some(direct_fd, offset + done, data[done:])
+            written = _write_some(direct_fd, device, offset + done, data[done:])
             if written % ALIGNMENT:
                 return done
             done += written
@@ -55,13 +57,14 @@ def _write_aligned(fd: int, offset: int, data: memoryview) -> int:
         os.close(direct_fd)
 
 
-def _write_some(fd: int, offset: int, data: memoryview) -> int:
-    try:
-        return os.pwrite(fd, data, offset)
-    except OSError as exc:
-        if exc.errno != errno.EINVAL:
-            raise
-    # this disk wants the memory aligned too
+def _write_some(fd: int, device: int, offset: int, data: memoryview) -> int:
+    if device not in _aligned_only:
+        try:
+            return os.pwrite(fd, data, offset)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+        _aligned_only.add(device)
     part = data[:BUFFER_BYTES]
     buffer = _buffer()[: len(part)]
     buffer[:] = part

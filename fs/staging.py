@@ -34,7 +34,7 @@ from apollofs.fs.segments import Segment, SegmentMap
 from apollofs.fs.working_copy import WorkingCopy, has_fine_times, staging_error
 
 log = logging.getLogger(__name__)
-MEMORY_BYTES_MAX = 64 << 10
+MEMORY_BYTES_MAX = 256 << 10
 """Of one file, before it goes to disk."""
 MEMORY_BYTES_OF_MOUNT_MAX = 32 << 20
 RESERVE_BYTES = 16 << 20
