@@ -14,6 +14,8 @@ from apollofs.fs.agent.state import AgentState
 from apollofs.fs.blob_copies import CopyLimits
 from apollofs.fs.blobs import BlobSource
 from apollofs.fs.config import check_bounds
+from apollofs.metadata.changes.archiver import ArchiveOptions
+from apollofs.metadata.changes.compaction import CompactionOptions
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.policy import Policy
 from apollofs.metadata.records import MountRecord, SiteRecord, Superblock
@@ -38,6 +40,10 @@ class AgentOptions:
     """Between two searches for uploads that were never committed, which read every name."""
     lease_ttl_s: int = 15
     """A silent agent's place is taken by the next candidate after this."""
+    archive: ArchiveOptions | None = None
+    """How the change log is archived; None: it is not."""
+    compaction: CompactionOptions | None = None
+    """How etcd is compacted behind the archive; None: it is not."""
 
     def __post_init__(self) -> None:
         check_bounds("rate", self.bytes_per_s, 0, 1 << 50)

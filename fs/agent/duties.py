@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from apollofs.fs.agent.archiving import archive_log
 from apollofs.fs.agent.context import AgentContext
 from apollofs.fs.agent.copier import copy
 from apollofs.fs.agent.feed import follow_journal, follow_policies, follow_wanted
@@ -64,4 +65,13 @@ async def collect_garbage(context: AgentContext) -> None:
 
 Duty = Callable[[AgentContext], Awaitable[None]]
 
-DUTIES: tuple[Duty, ...] = (follow_policies, follow_journal, follow_wanted, move, copy, collect_garbage, keep_state)
+DUTIES: tuple[Duty, ...] = (
+    follow_policies,
+    follow_journal,
+    follow_wanted,
+    move,
+    copy,
+    collect_garbage,
+    archive_log,
+    keep_state,
+)

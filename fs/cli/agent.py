@@ -6,12 +6,14 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from apollofs.fs.cli import places
 from apollofs.fs.cli.access import access_of, meta_url_argument, password_file_option, with_store
+from apollofs.fs.cli.changes_archive import compaction_of
 from apollofs.fs.cli.collecting import parse_age
 from apollofs.fs.cli.output import age_text, json_option, print_json, print_table, size_text
 from apollofs.fs.mount_options import parse_address, parse_size
@@ -30,7 +32,8 @@ class _RunsByDefault(click.Group):
 
 @click.group(cls=_RunsByDefault)
 def agent() -> None:
-    """The agent of a site: copies bodies that policies want there, and collects garbage.
+    """The agent of a site: copies bodies that policies want there, collects garbage, and archives
+    the change log.
 
     `apollofs agent META_URL --site NAME` runs one, in the foreground.
     """
@@ -43,6 +46,13 @@ def agent() -> None:
 @click.option("--workers", default=4, show_default=True, type=click.IntRange(1, 64), help="Batches side by side.")
 @click.option("--gc-every", default="1h", show_default=True, metavar="AGE", help="Between collections; 0: never.")
 @click.option("--gc-grace", default="1h", show_default=True, metavar="AGE", help="As --grace of `apollofs gc`.")
+@click.option("--archive/--no-archive", default=True, show_default=True, help="Archive the change log.")
+@click.option("--archive-every", default="1m", show_default=True, metavar="AGE", help="A change waits so long at most.")
+@click.option("--archive-keep", default="", metavar="AGE", help="Remove segments that are older.")
+@click.option("--compact/--no-compact", default=True, show_default=True, help="Have etcd forget what is archived.")
+@click.option(
+    "--compact-keep", default="1h", show_default=True, metavar="AGE", help="As of `apollofs changes archive`."
+)
 @click.option("--lease-ttl", default=15, show_default=True, type=click.IntRange(2, 600), help="Seconds of silence.")
 @click.option("--metrics", default="", metavar="[HOST:]PORT", help="Serve counters for Prometheus.")
 @click.option("--log-file", default="", metavar="FILE", help="Log there instead of standard error.")
@@ -64,6 +74,7 @@ def run(ctx: click.Context, /, meta_url: str, site: str, password_file: str, **g
         gc_every_s=parse_age(given["gc_every"]),
         gc_grace_s=parse_age(given["gc_grace"]),
         lease_ttl_s=given["lease_ttl"],
+        **_archiving(given),
     )
     metrics = parse_address(given["metrics"]) if given["metrics"] else None
     start_logging(given["log_file"] or None, debug=bool(ctx.find_root().obj))
@@ -74,6 +85,18 @@ def run(ctx: click.Context, /, meta_url: str, site: str, password_file: str, **g
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     keep_buffers()
     with_store(access, lambda store: serve_agent(store, serving, readiness))
+
+
+def _archiving(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of AgentOptions that are about the change log. Raises UserError."""
+    if not given["archive"]:
+        return {}
+    from apollofs.metadata.changes.archiver import ArchiveOptions
+
+    keep_s = parse_age(given["archive_keep"]) if given["archive_keep"] else 0.0
+    every_s = parse_age(given["archive_every"])
+    archive = ArchiveOptions(flush_s=every_s, keep_s=keep_s, lease_ttl_s=given["lease_ttl"])
+    return {"archive": archive, "compaction": compaction_of(given)}
 
 
 @agent.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from apollofs.fs.cli.output import json_option, print_json, print_pairs, print_t
 from apollofs.fs.mount_options import parse_size
 from apollofs.fs.user_error import UserError
 from apollofs.metadata.store import Store
+
+if TYPE_CHECKING:
+    from apollofs.metadata.changes.compaction import CompactionOptions
 
 
 @click.command()
@@ -53,7 +56,7 @@ def archive(meta_url: str, once: bool, site: str, every: str, password_file: str
     options = ArchiveOptions(
         flush_s=parse_age(every), keep_s=keep_s, keep_bytes=keep_bytes, lease_ttl_s=given["lease_ttl"]
     )
-    run = ArchiveRun(site, once, options, _compaction(given), places.blob_ca_file())
+    run = ArchiveRun(site, once, options, compaction_of(given), places.blob_ca_file())
     start_logging(None)
     done = with_store(access, lambda store: archive_changes(store, access.url.volume, run))
     report = asdict(done.report)
@@ -69,7 +72,8 @@ def archive(meta_url: str, once: bool, site: str, every: str, password_file: str
         click.echo(f"not compacted: {done.held_back}")
 
 
-def _compaction(given: Mapping[str, Any]) -> Any:
+def compaction_of(given: Mapping[str, Any]) -> CompactionOptions | None:
+    """What the options `compact`, `compact_keep`, `unarchived` and `shared_etcd` ask for. Raises UserError."""
     from apollofs.metadata.changes.compaction import KEEP_S_MIN, CompactionOptions
 
     if not given["compact"]:
@@ -79,7 +83,7 @@ def _compaction(given: Mapping[str, Any]) -> Any:
         raise UserError(
             f"--compact-keep must be at least {KEEP_S_MIN / 60:g}m: mounts rely on so much of etcd's history"
         )
-    return CompactionOptions(keep_s, frozenset(given["unarchived"]), given["shared_etcd"])
+    return CompactionOptions(keep_s, frozenset(given.get("unarchived", ())), given.get("shared_etcd", False))
 
 
 @click.command()

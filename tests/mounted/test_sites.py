@@ -5,6 +5,7 @@ APOLLOFS_AGENT_KILLS=50 kills the agent more often than every run does.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Iterator
@@ -117,6 +118,26 @@ def test_kill_9_amid_copies(namespace: Namespace) -> None:
     west.unmount()
     assert namespace.report("gc", namespace.url, "--grace", "0")["errors"] == []
     assert [objects(namespace, site) for site in SITES] == [set(), set(), set()]
+
+
+def test_agents_archive_the_change_log(namespace: Namespace) -> None:
+    def segments() -> int:
+        count: int = namespace.report("changes", "status", namespace.url)["segments"]
+        return count
+
+    west = namespace.mount("west")
+    first = start_agent(namespace, "east", "--archive-every", "1s")
+    save(west.path, 1)
+    until(lambda: segments() > 0, "the first agent archives")
+    before = segments()
+    first.kill()
+    second = start_agent(namespace, "south", "--archive-every", "1s")
+    save(west.path, 2)
+    until(lambda: segments() > before, "the second takes over")
+    second.kill()
+    west.unmount()
+    lines = namespace.command("changes", namespace.url, "--from", "beginning", "--json").splitlines()
+    assert {"1", "2"} <= {json.loads(line)["name"] for line in lines}
 
 
 def test_a_site_that_a_policy_names_stays(namespace: Namespace) -> None:
