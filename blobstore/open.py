@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass, field
 
+import trio
+
 from .block_port import BlockStore
 from .errors import BlobStoreRefused
 from .limit import LimitingStore, Limits
@@ -94,9 +96,14 @@ async def _open_s3(location: S3Location, options: BlobStoreOptions) -> BlobStore
     control = await open_boto3_store(location, _s3_options(options))
     if location.client == "boto3" or not obstore_installed():
         return control
-    from .s3_obstore import ObstoreStore
 
-    return ObstoreStore(control)
+    def build() -> BlobStore:
+        from .s3_obstore import ObstoreStore
+
+        return ObstoreStore(control)
+
+    # it reads all certificates of the system
+    return await trio.to_thread.run_sync(build)
 
 
 def obstore_installed() -> bool:

@@ -247,6 +247,15 @@ class BlobSource:
         except BlobStoreError as exc:
             raise BodyUnavailable(f"the objects of site {site} can't be listed: {exc}") from exc
 
+    async def prepare(self) -> None:
+        """Open the own site's store, if there is one, before somebody waits for it. Raises nothing."""
+        if not self.nearness.here:
+            return
+        try:
+            await self._store(self.nearness.here)
+        except (BlobStoreError, UserError, MetadataError) as exc:
+            log.info("the store of this site can't be opened yet: %s", exc)
+
     async def aclose(self) -> None:
         """Close what was opened. Nobody may be reading or writing any more."""
         stores, self._stores = list(self._stores.values()), {}

@@ -412,6 +412,7 @@ async def open_bodies(
         # Only when the nursery's tasks have ended is nobody reading what is staged.
         last.callback(bodies.close)
         nursery.start_soon(bodies.write_back)
+        nursery.start_soon(source.prepare)
         nursery.start_soon(Scrub(images).serve)
         try:
             yield bodies

@@ -10,6 +10,7 @@ Rules
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import OrderedDict
@@ -19,6 +20,7 @@ from typing import TypeVar
 
 import trio
 
+from apollofs.blobstore.footer import Footer
 from apollofs.fs.blobs import BlobSource, Block
 from apollofs.fs.cache_files import CacheFileCorrupt, CacheFiles, CacheIndex
 from apollofs.fs.config import BodyConfig
@@ -61,6 +63,7 @@ class BlockCache:
         self._fetches_max = config.downloads_max
         self._downloads = downloads
         self._threads = trio.CapacityLimiter(THREADS)
+        self._token = trio.lowlevel.current_trio_token()
         self._misses: OrderedDict[Block, int] = OrderedDict()
         self._warn = SeldomWarning(log, "the block cache is not used where it should be: %s")
         self.hits = 0
@@ -148,7 +151,11 @@ class BlockCache:
 
     async def make_room(self, size: int) -> None:
         """Somebody needs the disk: give up so many bytes, if there are so many. Raises nothing."""
-        victims = self._room.give_up(self._room.bytes - size)
+        await self._remove(self._room.give_up(self._room.bytes - size))
+
+    async def _remove(self, victims: Sequence[Victim]) -> None:
+        if not victims:
+            return
         try:
             self._room.came_back(await self._in_thread(partial(self._room.remove, victims)))
         except OSError as exc:
@@ -174,10 +181,14 @@ class BlockCache:
         # An exception may not leave this task: the mount's nursery would end with it.
         try:
             async with self._downloads:
-                fetch.arrived(await self._source.read_block(block))
+                data, lacking = await self._source.fetch_block(block, partial(self._take, block, fetch))
+                fetch.arrived(data)
                 self.fetched += 1
-                assert fetch.data is not None
-                await self._store(block, fetch.data)
+                if lacking:
+                    await self._store(block, data)
+                else:
+                    self._index.add(block)
+                    await self._remove(self._room.give_up())
         except Exception as exc:  # handed to every waiter
             if fetch.data is None:
                 fetch.error = exc
@@ -186,6 +197,17 @@ class BlockCache:
         finally:
             del self._fetches[block]
             fetch.end()
+
+    def _take(self, block: Block, fetch: Fetch, data: memoryview, footer: Footer) -> tuple[memoryview, int]:
+        """In the thread that has received the block: tell who waits, then write. The block, and how many bytes the disk
+        lacks for it."""
+        # the program may have ended meanwhile
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(fetch.arrived, data)
+        try:
+            return data, self._files.write(block, data, footer)
+        except OSError:
+            return data, len(data)  # the next attempt says so
 
     # -- the local disk ----------------------------------------------------------------------------------------------
 

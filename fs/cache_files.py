@@ -24,7 +24,8 @@ from apollofs.blobstore.footer import (
     check_chunks,
     data_length_of,
     footer_length,
-    make_footer,
+    footer_of,
+    pack_footer,
     parse_footer,
     sealed_length,
 )
@@ -181,8 +182,9 @@ class CacheFiles:
             raise CacheFileCorrupt("the file was cut while it was read")
         return data
 
-    def write(self, block: Block, data: Buffer) -> int:
-        """Store a block. Returns 0, or how many bytes the disk lacks; nothing is stored then.
+    def write(self, block: Block, data: Buffer, footer: Footer | None = None) -> int:
+        """Store a block; `footer`: its checksums, if they are known. 0, or how many bytes the disk lacks; nothing is
+        stored then.
 
         Raises OSError; nothing is left behind.
         """
@@ -191,7 +193,7 @@ class CacheFiles:
             return lacking
         temporary = os.path.join(self._scratch, f"block-{next(self._counter)}")
         try:
-            self._write_whole(temporary, block, data)
+            self._write_whole(temporary, block, data, footer or footer_of(data))
             self._place(temporary, self.path(block))
         except OSError as exc:
             self._unlink(temporary)
@@ -204,12 +206,12 @@ class CacheFiles:
         free = os.statvfs(self._directory)
         return size + self._disk_free_bytes_min - free.f_bavail * free.f_frsize
 
-    def _write_whole(self, path: str, block: Block, data: Buffer) -> None:
+    def _write_whole(self, path: str, block: Block, data: Buffer, footer: Footer) -> None:
         os.makedirs(self._scratch, exist_ok=True)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             write_fully(fd, 0, data)
-            write_fully(fd, block.length, make_footer(block.name, data))
+            write_fully(fd, block.length, pack_footer(block.name, footer))
         finally:
             os.close(fd)
 

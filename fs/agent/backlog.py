@@ -63,6 +63,8 @@ class Backlog:
         self._ready: tuple[deque[Job], ...] = (deque(), deque(), deque())
         self._waiting: dict[int, Job] = {}
         """By inode: those that nobody has taken yet."""
+        self._busy: set[int] = set()
+        """Inodes of jobs that are taken: what comes for them meanwhile waits, so that nothing is copied twice."""
         self._resting: list[tuple[float, int, Job]] = []
         self._tickets = count()
         self._open: set[Job] = set()
@@ -114,6 +116,7 @@ class Backlog:
                     job = queue.popleft()
                     if not job.taken:  # it may stand in two queues
                         job.taken = True
+                        self._busy.add(job.ino)
                         self._waiting.pop(job.ino, None)
                         taken.append(job)
                 if taken:
@@ -124,6 +127,7 @@ class Backlog:
                 await self._change()
 
     def done(self, job: Job) -> None:
+        self._free(job.ino)
         self._open.discard(job)
         for walk in job.walks:
             walk.open -= 1
@@ -133,6 +137,7 @@ class Backlog:
     def again(self, job: Job, pause_s: float) -> None:
         """It could not be done now."""
         job.attempts += 1
+        self._free(job.ino)
         heapq.heappush(self._resting, (trio.current_time() + pause_s, next(self._tickets), job))
         self._wake()
 
@@ -149,8 +154,15 @@ class Backlog:
     def _offer(self, job: Job) -> None:
         job.taken = False
         self._waiting[job.ino] = job
-        self._ready[job.rank].append(job)
+        if job.ino not in self._busy:
+            self._ready[job.rank].append(job)
         self._wake()
+
+    def _free(self, ino: int) -> None:
+        self._busy.discard(ino)
+        waiting = self._waiting.get(ino)
+        if waiting is not None:
+            self._ready[waiting.rank].append(waiting)
 
     def _wake(self) -> None:
         self._changed.set()

@@ -114,7 +114,7 @@ async def test_a_store_that_is_down_is_waited_for(sites: Sites) -> None:
         ino = await save(here, b"f", LARGE)
         while not agent.progress.failures:
             await trio.testing.wait_all_tasks_blocked(0.001)
-        assert len(agent.backlog) == 1
+        assert len(agent.backlog) in (1, 2)  # the journal speaks of it, and the walk may too
         sites.stopped.clear()
         await until_done(agent)
         assert await sites.copied_to(B, volume, ino)

@@ -32,6 +32,24 @@ async def test_a_file_that_is_wanted_moves_up_and_is_taken_once() -> None:
     assert [each.ino for each in await backlog.take(10)] == [2]
 
 
+async def test_what_comes_for_a_file_that_is_being_copied_waits() -> None:
+    backlog = Backlog()
+    await backlog.add(job(1, MOVED))
+    (first,) = await backlog.take(10)
+    await backlog.add(job(1, COMMITTED, 7))
+    await backlog.add(job(2, MOVED))
+    (other,) = await backlog.take(10)
+    assert other.ino == 2
+    await backlog.add(job(1, WANTED))
+    backlog.done(first)
+    (second,) = await backlog.take(10)
+    assert (second.ino, second.rank, second.revision) == (1, WANTED, 7)
+    await backlog.add(job(1, MOVED))
+    backlog.again(second, 0)
+    assert [each.ino for each in await backlog.take(10)] == [1]
+    assert len(backlog) == 2
+
+
 async def test_a_million_files_wait_outside() -> None:
     backlog = Backlog(100)
     added = 0
