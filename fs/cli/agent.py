@@ -30,7 +30,7 @@ class _RunsByDefault(click.Group):
 
 @click.group(cls=_RunsByDefault)
 def agent() -> None:
-    """The agent of a site: copies bodies that policies want there, and collects garbage.
+    """The agent of a site: copies bodies that policies want there, collects garbage, applies checkpoint retention.
 
     `apollofs agent META_URL --site NAME` runs one, in the foreground.
     """
@@ -43,6 +43,15 @@ def agent() -> None:
 @click.option("--workers", default=4, show_default=True, type=click.IntRange(1, 64), help="Batches side by side.")
 @click.option("--gc-every", default="1h", show_default=True, metavar="AGE", help="Between collections; 0: never.")
 @click.option("--gc-grace", default="1h", show_default=True, metavar="AGE", help="As --grace of `apollofs gc`.")
+@click.option("--retention-every", default="10m", show_default=True, metavar="AGE", help="Between runs; 0: never.")
+@click.option(
+    "--retention-rate",
+    default=200.0,
+    show_default=True,
+    type=click.FloatRange(0, 1e6),
+    metavar="N",
+    help="It removes at most N names a second; 0: no bound.",
+)
 @click.option("--lease-ttl", default=15, show_default=True, type=click.IntRange(2, 600), help="Seconds of silence.")
 @click.option("--metrics", default="", metavar="[HOST:]PORT", help="Serve counters for Prometheus.")
 @click.option("--log-file", default="", metavar="FILE", help="Log there instead of standard error.")
@@ -62,6 +71,8 @@ def run(ctx: click.Context, /, meta_url: str, site: str, password_file: str, **g
         workers=given["workers"],
         gc_every_s=parse_age(given["gc_every"]),
         gc_grace_s=parse_age(given["gc_grace"]),
+        retention_every_s=parse_age(given["retention_every"]),
+        retention_ops_per_s=given["retention_rate"],
         lease_ttl_s=given["lease_ttl"],
     )
     metrics = parse_address(given["metrics"]) if given["metrics"] else None
@@ -91,7 +102,7 @@ def status(meta_url: str, password_file: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    columns = ("site", "agent", "backlog", "lag", "rate", "copied", "late", "failures", "moving", "seen")
+    columns = ("site", "agent", "backlog", "lag", "rate", "copied", "late", "failures", "retired", "moving", "seen")
     print_table(columns, [_row(each) for each in found], empty="no sites")
 
 
@@ -106,6 +117,7 @@ def _row(facts: dict[str, Any]) -> tuple[str, ...]:
         size_text(int(facts["copied_bytes"])),
         str(facts["late_files"]),
         str(facts["failures"]),
+        str(facts["retired"]),
         facts["moving"] or "-",
         seen,
     )
