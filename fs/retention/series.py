@@ -25,8 +25,6 @@ NAMES_MAX = 100_000
 TRACKER_BYTES_MAX = 64 << 10
 USUAL_TRACKERS = (b"latest", b"latest_checkpointed_iteration.txt", b"latest_checkpoint", b"last.ckpt", b"checkpoint")
 """Where there is none of them, that must still be so when something is removed."""
-NAME_BYTES_MAX = 210
-"""What is parked has a name with this one in it."""
 
 
 class TooManyNames(Exception):
@@ -160,8 +158,6 @@ def _named(series: Series, found: Found) -> Hold | None:
 def _unfit(found: Found) -> Hold | None:
     if len(found.entries) > MOVES_MAX:
         return Hold(Why.UNFIT, f"{len(found.entries)} names, at most {MOVES_MAX}: put them into a directory")
-    if max(map(len, found.names)) > NAME_BYTES_MAX:
-        return Hold(Why.UNFIT, f"a name of more than {NAME_BYTES_MAX} bytes")
     return None
 
 

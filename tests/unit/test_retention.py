@@ -119,8 +119,6 @@ async def test_the_newest_stay_and_the_rest_is_in_the_trash(pair: Pair) -> None:
     assert report.errors == []
     again = await apply(pair)
     assert (again.removed, again.kept) == (0, 2)
-    with pytest.raises(NoSuchEntry):
-        await pair.there.lookup(ROOT_INO, b".retired")
 
 
 async def test_what_is_open_anywhere_stays_and_is_not_counted(pair: Pair) -> None:
