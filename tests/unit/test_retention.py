@@ -3,97 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
-import trio
 
-from apollofs.blobstore import BlockStore
-from apollofs.fs.blobs import open_blob_source
-from apollofs.fs.collecting import command_record
-from apollofs.fs.filesystem import Filesystem
 from apollofs.fs.retention import ApplyOptions, RetentionReport
 from apollofs.fs.retention.applying import is_due, run_once
-from apollofs.fs.retention.series import TRACKER_BYTES_MAX
-from apollofs.fs.value_bodies import ValueBodies
-from apollofs.metadata.errors import NoSuchEntry, RoleTaken
-from apollofs.metadata.keys import Keys
+from apollofs.metadata.errors import RoleTaken
 from apollofs.metadata.records import ROOT_INO, InodeFlag, RenameFlag, SetAttr
-from apollofs.metadata.retention import Retention, read_retentions, set_retention
+from apollofs.metadata.retention import read_retentions, set_retention
 from apollofs.metadata.sealing import Sealing
-from apollofs.metadata.session import SessionOptions
 from apollofs.metadata.usage import UsageKeeper
-from apollofs.metadata.volume import Volume, open_volume
+from apollofs.metadata.volume import open_volume
 from tests.support.filesystems import LARGE, USER, Pair, close, pair
+from tests.support.retaining import KEYS, NOW, OPTIONS, Run, apply, keep, mkdir, retainer, write
 from tests.support.volumes import SITE, VOLUME, mount_record
 
 __all__ = ["pair"]
-KEYS = Keys(VOLUME)
-NOW = Retention(last=1, settle_s=0)
-OPTIONS = SessionOptions(lease_ttl_s=10, operation_deadline_s=10, slots=16, delegations=False, write_back=False)
-
-
-@asynccontextmanager
-async def retainer(pair: Pair) -> AsyncIterator[tuple[Volume, ValueBodies]]:
-    async def open_store(site: int) -> BlockStore:
-        await trio.lowlevel.checkpoint()
-        return pair.blobs
-
-    record = replace(command_record("0"), site=SITE)
-    async with (
-        open_volume(pair.store, VOLUME, SITE, OPTIONS, record) as volume,
-        open_blob_source(open_store, volume.superblock.block_bytes) as source,
-    ):
-        yield volume, ValueBodies(source, volume.superblock.inline_bytes_max, TRACKER_BYTES_MAX)
-
-
-async def apply(pair: Pair, options: ApplyOptions = ApplyOptions(answer_wait_s=5)) -> RetentionReport:
-    async with retainer(pair) as (volume, bodies):
-        return await run_once(pair.store, volume, bodies, options)
-
-
-async def keep(pair: Pair, policy: Retention, directory: int = ROOT_INO) -> None:
-    assert await set_retention(pair.store, KEYS, directory, policy)
-
-
-async def mkdir(fs: Filesystem, name: bytes, parent: int = ROOT_INO) -> int:
-    return (await fs.mkdir(parent, name, 0o755, USER)).ino
-
-
-async def write(fs: Filesystem, name: bytes, data: bytes = LARGE, parent: int = ROOT_INO) -> int:
-    attributes, opened = await fs.create(parent, name, 0o644, os.O_RDWR | os.O_CREAT, USER)
-    await fs.write(opened.fh, 0, data)
-    await close(fs, opened.fh)
-    return attributes.ino
-
-
-@dataclass
-class Run:
-    """Checkpoints that a training run has saved: directories with some files in them."""
-
-    pair: Pair
-    directory: int = ROOT_INO
-    inos: dict[int, int] = field(default_factory=dict)
-
-    async def save(self, *steps: int, files: tuple[bytes, ...] = (b"model", b"optimizer")) -> None:
-        for step in steps:
-            self.inos[step] = await mkdir(self.pair.here, b"step%d" % step, self.directory)
-            for name in files:
-                await write(self.pair.here, name, parent=self.inos[step])
-
-    async def left(self) -> set[int]:
-        """The steps that another mount sees, each complete."""
-        found = set()
-        for step in self.inos:
-            try:
-                inode = await self.pair.there.lookup(self.directory, b"step%d" % step)
-            except NoSuchEntry:
-                continue
-            assert inode.ino == self.inos[step]
-            found.add(step)
-        return found
 
 
 def reasons(report: RetentionReport) -> dict[int, str]:
