@@ -22,8 +22,8 @@ from tests.support.retaining import KEYS, NOW, Run, apply, keep, write
 __all__ = ["pair"]
 pytestmark = pytest.mark.faults
 REQUESTS = ("txn", "range", "lease_grant", "lease_revoke")
-STEPS = 70
-"""About as many requests as a run has."""
+STEPS = 115
+"""As many requests as a run has."""
 
 
 class Killed(StoreError):
@@ -66,7 +66,7 @@ async def bury(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("moment", [Moment.BEFORE, Moment.AFTER])
-@pytest.mark.parametrize("step", range(0, STEPS, 2))
+@pytest.mark.parametrize("step", range(0, STEPS, 3))
 async def test_killed_at_a_request(pair: Pair, step: int, moment: Moment) -> None:
     run = Run(pair)
     await run.save(1, 2, 3, 4)

@@ -6,10 +6,11 @@ import os
 from dataclasses import replace
 
 import pytest
+import trio
 
 from apollofs.fs.retention import ApplyOptions, RetentionReport
 from apollofs.fs.retention.applying import is_due, run_once
-from apollofs.metadata.errors import RoleTaken
+from apollofs.metadata.errors import RoleTaken, SessionLost
 from apollofs.metadata.records import ROOT_INO, InodeFlag, RenameFlag, SetAttr
 from apollofs.metadata.retention import read_retentions, set_retention
 from apollofs.metadata.sealing import Sealing
@@ -183,4 +184,25 @@ async def test_a_mount_that_does_not_answer_keeps_everything(pair: Pair) -> None
         volume.uses.recalled = lambda wanted, what: None  # type: ignore[method-assign]
         report = await apply(pair, ApplyOptions(answer_wait_s=0.1))
     assert report.kept_by_reason == {"a mount does not answer": 3}
+    assert await run.left() == {1, 2, 3}
+
+
+@pytest.mark.expects_log("session .* has lost its lease")
+async def test_who_has_lost_its_session_removes_nothing_more(pair: Pair) -> None:
+    run = Run(pair)
+    await run.save(1, 2, 3)
+    await keep(pair, NOW)
+    silent = mount_record("/silent")
+    async with (
+        open_volume(pair.store, VOLUME, SITE, replace(OPTIONS, lease_ttl_s=60), silent) as mute,
+        retainer(pair) as (volume, bodies),
+        trio.open_nursery() as nursery,
+    ):
+
+        def end_the_run(wanted: tuple[int, ...], what: bytes) -> None:
+            nursery.start_soon(pair.store.lease_revoke, volume.session.lease_id)
+
+        mute.uses.recalled = end_the_run  # type: ignore[method-assign]
+        with pytest.raises(SessionLost):
+            await run_once(pair.store, volume, bodies, ApplyOptions(answer_wait_s=60))
     assert await run.left() == {1, 2, 3}
