@@ -11,8 +11,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
-import trio
-
 from apollofs.blobstore import BlobStoreOptions
 from apollofs.fs.blobs import open_blob_source
 from apollofs.fs.collecting import command_record
@@ -22,7 +20,8 @@ from apollofs.fs.kv import Change, Client, Entry, KeyEvent, KeyValues, KeyWatch,
 from apollofs.fs.kv_sync import SyncClient, SyncKeyValues, open_client_sync
 from apollofs.fs.meta_url import MetaAccess, parse_meta_url, resolve_password
 from apollofs.fs.site_stores import SiteStores
-from apollofs.fs.user_error import UserError, leaves
+from apollofs.fs.ungrouped import ungrouped
+from apollofs.fs.user_error import UserError
 from apollofs.fs.value_bodies import ValueBodies
 from apollofs.metadata import volume as metadata
 from apollofs.metadata.errors import (
@@ -106,7 +105,7 @@ async def open_volume(
     UnknownSite. What the block itself raises leaves it as it is.
     """
     access = resolve_password(parse_meta_url(meta_url), options.password, options.password_file)
-    with _plain():
+    with ungrouped():
         async with connected_store(access) as store, client_of(store, access, site, options) as client:
             yield client
 
@@ -136,18 +135,6 @@ def _version() -> str:
         return importlib.metadata.version("apollofs")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
-
-
-@contextmanager
-def _plain() -> Iterator[None]:
-    """One error that comes in groups, as nurseries wrap it, leaves as itself: callers name what they expect."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        found = leaves(group)
-        if len(found) > 1 or isinstance(found[0], trio.Cancelled):
-            raise
-        raise found[0] from found[0].__cause__
 
 
 @contextmanager

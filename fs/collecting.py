@@ -10,6 +10,7 @@ from apollofs.fs.blobs import open_blob_source
 from apollofs.fs.collection import CollectOptions, CollectReport
 from apollofs.fs.collector import Collection
 from apollofs.fs.site_stores import SiteStores, UnmountedVolume
+from apollofs.fs.ungrouped import ungrouped
 from apollofs.metadata.collector import open_collector
 from apollofs.metadata.format import list_sites, read_superblock
 from apollofs.metadata.keys import Keys
@@ -32,8 +33,9 @@ async def collect(
     sites = await list_sites(store, volume)
     opened = SiteStores(UnmountedVolume(store, superblock), stores)
     record = command_record(version)
-    async with (
-        open_blob_source(opened.open, superblock.block_bytes) as source,
-        open_collector(store, volume, record, SessionOptions(), options.answer_wait_s) as collector,
-    ):
-        return await Collection(store, Keys(volume), collector, source, options).run(sites)
+    with ungrouped():
+        async with (
+            open_blob_source(opened.open, superblock.block_bytes) as source,
+            open_collector(store, volume, record, SessionOptions(), options.answer_wait_s) as collector,
+        ):
+            return await Collection(store, Keys(volume), collector, source, options).run(sites)

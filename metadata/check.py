@@ -20,10 +20,11 @@ from apollofs.metadata.format import pages
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.policy import decode_policy
 from apollofs.metadata.records import ROOT_INO, Extent, Inode, Usage
+from apollofs.metadata.retention import decode_retention
 from apollofs.metadata.seal_records import decode_count, decode_seal
 from apollofs.metadata.store import KeyValue, Range, Store
 
-TABLES = b"SNDPmsuZzYrbpiwtcdvxekgEGRICQAHLafFWly"
+TABLES = b"SNDPmsuZzYrbpiwtcdvxekgEGRICQAHLafFWlyKO"
 """In the order in which they are read: who shares blobs before the inodes, inodes before the names that refer to them.
 """
 
@@ -113,6 +114,8 @@ class Checker:
             "A": self._collecting,
             "L": self._elected,
             "F": self._elected,
+            "K": self._retention,
+            "O": self._elected,
         }.get(table)
         if visitor is None:
             return
@@ -185,7 +188,7 @@ class Checker:
             yield Violation(kv.key[len(self.keys.prefix) :][:1].decode(), 0, "a key of the collector without lease")
 
     def _elected(self, kv: KeyValue) -> Iterator[Violation]:
-        """Who archives the change log, and who reads it for a group: for as long as they are alive."""
+        """Who archives the change log, reads it for a group, or applies retention: for as long as they are alive."""
         if not kv.lease:
             yield Violation(kv.key[len(self.keys.prefix) :][:1].decode(), 0, "an elected one's key without lease")
 
@@ -236,6 +239,10 @@ class Checker:
 
     def _policy(self, kv: KeyValue) -> Iterator[Violation]:
         decode_policy(kv.value)
+        yield from ()
+
+    def _retention(self, kv: KeyValue) -> Iterator[Violation]:
+        decode_retention(kv.value)
         yield from ()
 
     def _blobs(self, ino: int, extents: tuple[Extent, ...]) -> Iterator[Violation]:

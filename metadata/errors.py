@@ -108,7 +108,7 @@ class RoleLost(MetadataError):
 
 
 class RoleTaken(MetadataError):
-    """Somebody else archives, or reads for the group; the message says who."""
+    """Somebody else archives, reads for the group, or applies retention; the message says who."""
 
 
 class ArchiveUnavailable(MetadataError):

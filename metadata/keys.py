@@ -72,6 +72,8 @@ class Keys:
         self.seals = self.prefix + b"Z/"
         self._trusts = self.prefix + b"z/"
         self._terms = self.prefix + b"Y/"
+        self.retentions = self.prefix + b"K/"
+        self.retainer = self.prefix + b"O"
         self._table_at = len(self.prefix)
 
     # -- volume-wide -------------------------------------------------------------------------------------------------
@@ -276,6 +278,10 @@ class Keys:
     def agent_state(self, site: int) -> bytes:
         """How far a site's agents have come."""
         return self._agent_states + _U64.pack(site)
+
+    def retention(self, directory: int) -> bytes:
+        """The retention policy that was set on `directory`."""
+        return self.retentions + _U64.pack(directory)
 
     # -- seals -------------------------------------------------------------------------------------------------------
 

@@ -38,6 +38,10 @@ class AgentOptions:
     gc_grace_s: float = 3600.0
     uploads_every_s: float = 86_400.0
     """Between two searches for uploads that were never committed, which read every name."""
+    retention_every_s: float = 600.0
+    """Between two runs of checkpoint retention; 0: never."""
+    retention_ops_per_s: float = 200.0
+    """Bound of the names that those remove in a second; 0: none."""
     lease_ttl_s: int = 15
     """A silent agent's place is taken by the next candidate after this."""
     archive: ArchiveOptions | None = None
@@ -51,6 +55,8 @@ class AgentOptions:
         check_bounds("blocks-in-memory", self.blocks_in_memory, 1, 1024)
         check_bounds("gc-every", self.gc_every_s, 0, 366 * 86_400)
         check_bounds("gc-grace", self.gc_grace_s, 0, 366 * 86_400)
+        check_bounds("retention-every", self.retention_every_s, 0, 366 * 86_400)
+        check_bounds("retention-rate", self.retention_ops_per_s, 0, 1e6)
         check_bounds("lease-ttl", self.lease_ttl_s, 2, 600)
 
 

@@ -16,7 +16,9 @@ from apollofs.fs.agent.moving import move
 from apollofs.fs.agent.state import encode_state
 from apollofs.fs.collecting import collect
 from apollofs.fs.collection import CollectOptions
-from apollofs.metadata.errors import CollectorBusy
+from apollofs.fs.retention import ApplyOptions, apply_retention
+from apollofs.fs.retention.applying import is_due
+from apollofs.metadata.errors import CollectorBusy, RoleTaken
 from apollofs.metadata.returns import NOTED
 from apollofs.metadata.store import Put
 
@@ -63,6 +65,30 @@ async def collect_garbage(context: AgentContext) -> None:
         log.info("collected: %d tombstones, %d blobs; %d errors", report.tombstones, removed, len(report.errors))
 
 
+async def retire_checkpoints(context: AgentContext) -> None:
+    """Apply the retention policies now and then. One process does that in a volume at a time, whichever site's."""
+    every_s = context.options.retention_every_s
+    if not every_s:
+        return
+    asked = ApplyOptions(ops_per_s=context.options.retention_ops_per_s)
+    while True:
+        await trio.sleep(every_s)
+        if not await is_due(context.store, context.keys):
+            continue
+        try:
+            report = await apply_retention(
+                context.store, context.keys.volume, asked, context.stores, context.record.version
+            )
+        except RoleTaken as exc:
+            log.info("%s", exc)
+            continue
+        context.progress.retired += report.removed
+        context.progress.retention_kept = report.kept
+        log.info("retention: %d checkpoints removed, %d kept", report.removed, report.kept)
+        for error in report.errors:
+            log.warning("retention: %s", error)
+
+
 Duty = Callable[[AgentContext], Awaitable[None]]
 
 DUTIES: tuple[Duty, ...] = (
@@ -73,5 +99,6 @@ DUTIES: tuple[Duty, ...] = (
     copy,
     collect_garbage,
     archive_log,
+    retire_checkpoints,
     keep_state,
 )

@@ -48,6 +48,10 @@ class Progress:
     given_up: int = 0
     """Files whose bodies are damaged or missing everywhere."""
     collections: int = 0
+    retired: int = 0
+    """Checkpoints that retention has removed."""
+    retention_kept: int = 0
+    """Checkpoints that it left at its last run."""
     walking: int = 0
     """Number of the policy whose tree is being looked at; 0: none."""
     walked: int = 0
@@ -82,6 +86,8 @@ class Progress:
             "failures": self.failures,
             "given_up": self.given_up,
             "collections": self.collections,
+            "retired": self.retired,
+            "retention_kept": self.retention_kept,
             "backlog": len(backlog),
             "lag_s": self.lag_now_s(backlog),
             "rate": self.rate(),

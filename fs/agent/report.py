@@ -11,7 +11,10 @@ from apollofs.metadata.keys import Keys
 from apollofs.metadata.store import Store
 from apollofs.metadata.tree import Tree
 
-COUNTERS = ("backlog", "lag_s", "last_lag_s", "rate", "files", "copied_blobs", "copied_bytes", "late_files", "failures")
+COUNTERS = (
+    *("backlog", "lag_s", "last_lag_s", "rate", "files", "copied_blobs", "copied_bytes", "late_files", "failures"),
+    *("retired", "retention_kept"),
+)
 
 
 async def report(store: Store, volume: str) -> list[dict[str, Any]]:

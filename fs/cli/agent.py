@@ -32,8 +32,8 @@ class _RunsByDefault(click.Group):
 
 @click.group(cls=_RunsByDefault)
 def agent() -> None:
-    """The agent of a site: copies bodies that policies want there, collects garbage, and archives
-    the change log.
+    """The agent of a site: copies bodies that policies want there, collects garbage, archives the change log, and
+    applies checkpoint retention.
 
     `apollofs agent META_URL --site NAME` runs one, in the foreground.
     """
@@ -52,6 +52,15 @@ def agent() -> None:
 @click.option("--compact/--no-compact", default=True, show_default=True, help="Have etcd forget what is archived.")
 @click.option(
     "--compact-keep", default="1h", show_default=True, metavar="AGE", help="As of `apollofs changes archive`."
+)
+@click.option("--retention-every", default="10m", show_default=True, metavar="AGE", help="Between runs; 0: never.")
+@click.option(
+    "--retention-rate",
+    default=200.0,
+    show_default=True,
+    type=click.FloatRange(0, 1e6),
+    metavar="N",
+    help="It removes at most N names a second; 0: no bound.",
 )
 @click.option("--lease-ttl", default=15, show_default=True, type=click.IntRange(2, 600), help="Seconds of silence.")
 @click.option("--metrics", default="", metavar="[HOST:]PORT", help="Serve counters for Prometheus.")
@@ -73,6 +82,8 @@ def run(ctx: click.Context, /, meta_url: str, site: str, password_file: str, **g
         workers=given["workers"],
         gc_every_s=parse_age(given["gc_every"]),
         gc_grace_s=parse_age(given["gc_grace"]),
+        retention_every_s=parse_age(given["retention_every"]),
+        retention_ops_per_s=given["retention_rate"],
         lease_ttl_s=given["lease_ttl"],
         **_archiving(given),
     )
@@ -116,7 +127,7 @@ def status(meta_url: str, password_file: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    columns = ("site", "agent", "backlog", "lag", "rate", "copied", "late", "failures", "moving", "seen")
+    columns = ("site", "agent", "backlog", "lag", "rate", "copied", "late", "failures", "retired", "moving", "seen")
     print_table(columns, [_row(each) for each in found], empty="no sites")
 
 
@@ -131,6 +142,7 @@ def _row(facts: dict[str, Any]) -> tuple[str, ...]:
         size_text(int(facts["copied_bytes"])),
         str(facts["late_files"]),
         str(facts["failures"]),
+        str(facts["retired"]),
         facts["moving"] or "-",
         seen,
     )

@@ -26,6 +26,7 @@ COMMANDS = {
     "kv": ("kv", "kv"),
     "site": ("site", "site"),
     "policy": ("policy", "policy"),
+    "retention": ("retention", "retention"),
     "agent": ("agent", "agent"),
     "mount": ("mounting", "mount"),
     "umount": ("mounting", "umount"),

@@ -9,7 +9,8 @@ import pytest
 import trio
 import trio.lowlevel
 
-from apollofs.blobstore import BlobStoreUnavailable
+from apollofs.blobstore import BlobStoreOptions, BlobStoreUnavailable
+from apollofs.fs import collecting
 from apollofs.fs.blobs import Block, block_named
 from apollofs.fs.collection import CollectOptions
 from apollofs.fs.collector import FAILED, IN_USE, SILENT
@@ -166,6 +167,9 @@ async def test_there_is_one_collector(pair: Pair) -> None:
         with pytest.raises(BaseExceptionGroup) as caught:
             await collect(pair.store, pair.blobs)
     assert caught.group_contains(CollectorBusy)
+    async with open_collector(pair.store, "test", mount_record(""), OPTIONS, 1.0):
+        with pytest.raises(CollectorBusy):  # as an agent expects it
+            await collecting.collect(pair.store, "test", CollectOptions(), BlobStoreOptions(), "0")
     assert (await collect(pair.store, pair.blobs)).errors == []
 
 

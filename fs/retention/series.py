@@ -1,0 +1,190 @@
+"""Series: the checkpoints in a directory, found by listing it, and what there says which of them is the newest."""
+
+from __future__ import annotations
+
+import stat
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from apollofs.blobstore import BlobStoreError
+from apollofs.fs.errors import BodyError
+from apollofs.fs.retention.names import Steps, is_tracker, is_unfinished, means
+from apollofs.fs.retention.verdicts import Hold, Why
+from apollofs.fs.user_error import UserError
+from apollofs.fs.value_bodies import ValueBodies
+from apollofs.metadata.errors import FileTooLarge, StaleInode
+from apollofs.metadata.keys import Keys
+from apollofs.metadata.ops.move_names import MOVES_MAX, UNCHANGED_MAX
+from apollofs.metadata.records import DirectoryEntry, Inode
+from apollofs.metadata.volume import Volume
+
+PAGE_KEYS = 1000
+NAMES_MAX = 100_000
+"""Names of checkpoints, and links, in one directory."""
+TRACKER_BYTES_MAX = 64 << 10
+USUAL_TRACKERS = (b"latest", b"latest_checkpointed_iteration.txt", b"latest_checkpoint", b"last.ckpt", b"checkpoint")
+"""Where there is none of them, that must still be so when something is removed."""
+
+
+class TooManyNames(Exception):
+    """A directory has more names of checkpoints than are held in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tracker:
+    """A file or link that names a checkpoint. `text`: what it says; None: that can't be read."""
+
+    name: bytes
+    text: bytes | None
+    is_latest: bool
+    """What has a higher step than the one that it means is not complete yet."""
+
+
+@dataclass(slots=True)
+class Found:
+    """The names of one step."""
+
+    step: int
+    entries: list[DirectoryEntry] = field(default_factory=list)
+    kinds: Counter[bytes] = field(default_factory=Counter)
+    hold: Hold | None = None
+
+    @property
+    def names(self) -> list[bytes]:
+        return [entry.name for entry in self.entries]
+
+
+@dataclass(slots=True)
+class Series:
+    """What a directory has told."""
+
+    directory: int
+    found: dict[int, Found] = field(default_factory=dict)
+    """By step."""
+    trackers: list[Tracker] = field(default_factory=list)
+    unchanged: dict[bytes, int] = field(default_factory=dict)
+    """Keys of the trackers, and their mod_revisions; 0: there was none."""
+    below: list[DirectoryEntry] = field(default_factory=list)
+    """Directories that are no checkpoints."""
+
+
+class SeriesReader:
+    """Reads through a mounted volume; `bodies` loads trackers that are not in etcd. Raises SessionLost,
+    DeadlineExceeded, StoreError, CorruptRecord."""
+
+    def __init__(self, volume: Volume, keys: Keys, bodies: ValueBodies) -> None:
+        self._volume = volume
+        self._keys = keys
+        self._bodies = bodies
+
+    async def read(self, directory: int, steps: Steps) -> Series:
+        """A request for each thousand names, and one or two for each tracker. Raises TooManyNames."""
+        series = Series(directory, unchanged={self._keys.dentry(directory, name): 0 for name in USUAL_TRACKERS})
+        after, more, names = b"", True, 0
+        while more:
+            page = await self._volume.readdir(directory, after, PAGE_KEYS)
+            for entry in page.entries:
+                after = entry.name
+                names += await self._take(series, entry, steps)
+            if names > NAMES_MAX:
+                raise TooManyNames(f"more than {NAMES_MAX} names of checkpoints and links")
+            more = page.more
+        hold_by_names(series)
+        return series
+
+    async def _take(self, series: Series, entry: DirectoryEntry, steps: Steps) -> bool:
+        """Whether it is kept in memory: part of a checkpoint, or a tracker."""
+        is_link, is_dir = stat.S_ISLNK(entry.file_type), stat.S_ISDIR(entry.file_type)
+        step = steps.find(entry.name) if is_dir or stat.S_ISREG(entry.file_type) else None
+        if step is not None:
+            found = series.found.setdefault(step[0], Found(step[0]))
+            found.entries.append(entry)
+            found.kinds[step[1] + (b"/" if is_dir else b"")] += 1
+        elif is_dir:
+            series.below.append(entry)
+        elif is_link or is_tracker(entry.name):
+            await self._track(series, entry)
+            return True
+        return step is not None
+
+    async def _track(self, series: Series, entry: DirectoryEntry) -> None:
+        try:
+            inode = entry.inode or await self._volume.getattr(entry.ino)
+        except StaleInode:
+            return
+        if not inode.is_symlink and (not inode.is_file or inode.size_bytes > TRACKER_BYTES_MAX):
+            return
+        series.trackers.append(
+            Tracker(entry.name, await self._text(inode, series.directory, entry.name), is_tracker(entry.name))
+        )
+        dentry = self._keys.dentry(series.directory, entry.name)
+        if len(series.unchanged) < UNCHANGED_MAX or dentry in series.unchanged:
+            # a file with several names is in a key of its own
+            series.unchanged.pop(dentry, None)
+            series.unchanged[dentry if entry.inode else self._keys.inode(entry.ino)] = inode.revision
+
+    async def _text(self, inode: Inode, directory: int, name: bytes) -> bytes | None:
+        if inode.is_symlink:
+            return inode.target
+        self._volume.remember(inode.ino, directory, name)
+        try:
+            return await self._bodies.load(await self._volume.read_body(inode.ino))
+        except (BodyError, BlobStoreError, UserError, FileTooLarge, StaleInode):
+            return None
+        finally:
+            self._volume.forget(inode.ino)
+
+
+def hold_by_names(series: Series) -> None:
+    """Find what names and trackers tell of each checkpoint. What comes first is the reason."""
+    latest = _latest_of(series)
+    before: Mapping[bytes, int] = {}
+    for step in sorted(series.found):
+        found = series.found[step]
+        found.hold = _named(series, found) or _unfit(found) or _unfinished(found, before, latest)
+        before = found.kinds
+
+
+def _named(series: Series, found: Found) -> Hold | None:
+    for tracker in series.trackers:
+        if tracker.text is None:
+            return Hold(Why.NAMED, f"perhaps: {_text(tracker.name)} can't be read")
+        if means(tracker.text, found.step, found.names):
+            return Hold(Why.NAMED, f"by {_text(tracker.name)}")
+    return None
+
+
+def _unfit(found: Found) -> Hold | None:
+    if len(found.entries) > MOVES_MAX:
+        return Hold(Why.UNFIT, f"{len(found.entries)} names, at most {MOVES_MAX}: put them into a directory")
+    return None
+
+
+def _unfinished(found: Found, before: Mapping[bytes, int], latest: Mapping[str, int]) -> Hold | None:
+    """`before`: how many names of each kind the step before has."""
+    for name in found.names:
+        if is_unfinished(name) or name.startswith(b"."):
+            return Hold(Why.INCOMPLETE, f"by its name {_text(name)}")
+    for kind, count in found.kinds.items():
+        if count < before.get(kind, 0):
+            return Hold(Why.INCOMPLETE, f"{count} names of a kind of which the step before has {before[kind]}")
+    for tracker, step in latest.items():
+        if found.step > step:
+            return Hold(Why.INCOMPLETE, f"{tracker} means step {step}")
+    return None
+
+
+def _latest_of(series: Series) -> dict[str, int]:
+    """The highest step that each tracker of the newest means; none of one that means nothing that is here."""
+    found: dict[str, int] = {}
+    for tracker in series.trackers:
+        if tracker.is_latest and tracker.text is not None:
+            meant = [step for step, each in series.found.items() if means(tracker.text, step, each.names)]
+            if meant:
+                found[_text(tracker.name)] = max(meant)
+    return found
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
