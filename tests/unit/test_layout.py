@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.running_order import COMPUTING, WAITING
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("blobstore", "fs", "metadata")
 GENERATED = ("metadata/etcdrpc/*_pb2.py", "metadata/etcdrpc/*_pb2_grpc.py")
@@ -121,6 +123,10 @@ def test_nothing_is_left_to_do() -> None:
     every = sources(*PACKAGES, "tests", "scripts", suffixes=(".py", ".c", ".h", ".sh"))
     marked = [name for name, path in every if path != Path(__file__) and word.search(path.read_text())]
     assert not marked
+
+
+def test_files_that_begin_first_are_there() -> None:
+    assert [name for name in (*WAITING, *COMPUTING) if not (ROOT / "tests" / name).is_file()] == []
 
 
 def test_no_test_waits_by_the_clock_or_is_skipped() -> None:
