@@ -1,17 +1,17 @@
 # shellcheck shell=bash
 # How many tests run side by side.  Sourced after common.sh.
 
-# test_workers: two for each core, since half of the tests wait for leases and deadlines to pass; not more than the memory
-# is good for (a worker and its servers take up to 2 GB), nor than there are long files to share out.
+# test_workers PER_CORE: not more than the memory is good for (a worker and its servers take up to 2 GB), nor than there
+# are long files to share out.
 test_workers() {
-    local cores memory_gb workers
-    cores=$(nproc)
+    local wanted memory_gb
+    wanted=$(($1 * $(nproc)))
     memory_gb=$(awk '/^MemTotal/ { print int($2 / 1048576) }' /proc/meminfo)
-    workers=$((2 * cores < memory_gb / 2 ? 2 * cores : memory_gb / 2))
-    echo $((workers < 1 ? 1 : workers > 8 ? 8 : workers))
+    ((wanted <= memory_gb / 2)) || wanted=$((memory_gb / 2))
+    echo $((wanted < 1 ? 1 : wanted > 8 ? 8 : wanted))
 }
 
-# Arguments of pytest.  A file is run as a whole, by one worker: what its tests share is made once.  Files are taken in
-# the order of collection (tests/support/running_order.py).
+# side_by_side PER_CORE: sets PARALLEL, arguments of pytest.  A file is run as a whole, by one worker: what its tests
+# share is made once.  Files are taken in the order of collection (tests/support/running_order.py).
 # shellcheck disable=SC2034 # used by those who source this
-PARALLEL=(-n "$(test_workers)" --dist loadfile --no-loadscope-reorder)
+side_by_side() { PARALLEL=(-n "$(test_workers "$1")" --dist loadfile --no-loadscope-reorder); }
