@@ -108,7 +108,7 @@ class EmbeddedEtcd:
             self._await_health(pid, None, state.client_port, deadline)
             return state
         if state is None or not (_port_is_free(state.client_port) and _port_is_free(state.peer_port)):
-            client_port, peer_port = _free_ports(2)
+            client_port, peer_port = free_ports(2)
             state = (
                 EmbeddedState(client_port, peer_port)
                 if state is None
@@ -220,14 +220,22 @@ def _is_healthy(port: int) -> bool:
         connection.close()
 
 
-def _free_ports(count: int) -> list[int]:
-    """Different ports, free at this moment."""
+def free_ports(count: int) -> list[int]:
+    """Different ports of HOST that nobody listens on, kept for who binds them by number within a minute.
+
+    A connection to each, closed first by its listening side, leaves the port in TIME_WAIT: the kernel gives it then to
+    nobody who asks for any port, and still to a server that asks for this one (with SO_REUSEADDR, as servers do).
+    """
     with contextlib.ExitStack() as stack:
         ports = []
         for _ in range(count):
-            probe = stack.enter_context(socket.socket())
-            probe.bind((HOST, 0))
-            ports.append(int(probe.getsockname()[1]))
+            listener = stack.enter_context(socket.socket())
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((HOST, 0))
+            listener.listen(1)
+            with socket.create_connection(listener.getsockname()[:2], timeout=5):
+                listener.accept()[0].close()
+            ports.append(int(listener.getsockname()[1]))
         return ports
 
 

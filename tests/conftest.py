@@ -12,8 +12,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.running_order import rank
+
 # a machine whose checks are explained as those of a test are
 pytest.register_assert_rewrite("tests.model.two_mounts")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, for runs with several at a time."""
+    items.sort(key=lambda item: rank(item.nodeid.partition("::")[0]))
 
 
 class LogWatch(logging.Handler):

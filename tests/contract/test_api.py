@@ -16,9 +16,10 @@ from apollofs.fs.api import (
     open_volume_sync,
 )
 from apollofs.fs.config import ConfigError
+from apollofs.fs.embedded import free_ports
 from apollofs.metadata.errors import NotFormatted
 from apollofs.metadata.etcd import EtcdConfig, EtcdStore
-from tests.support.etcd_server import EtcdCluster, free_ports
+from tests.support.etcd_server import EtcdCluster
 from tests.support.volumes import VOLUME, assert_sound, make_volume
 
 pytestmark = pytest.mark.contract

@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 import trio
 
+from apollofs.fs.embedded import free_ports
 from apollofs.metadata.errors import OutcomeUnknown, StoreAuthFailed, StoreError, StoreUnavailable
 from apollofs.metadata.etcd import EtcdConfig, EtcdStore
 from apollofs.metadata.store import Compare, Put, Range, Relation, Target, TxnResult
 from tests.support.certificates import Certificates
-from tests.support.etcd_server import ROOT_PASSWORD, EtcdCluster, free_ports, wait_until
+from tests.support.etcd_server import ROOT_PASSWORD, EtcdCluster, wait_until
 from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = [pytest.mark.contract, pytest.mark.faults]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from apollofs.fs.embedded import free_ports
 from tests.support.commands import World
-from tests.support.etcd_server import ROOT_PASSWORD, EtcdCluster, free_ports
+from tests.support.etcd_server import ROOT_PASSWORD, EtcdCluster
 from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = [pytest.mark.faults, pytest.mark.mounted]

@@ -6,6 +6,7 @@ import os
 import random
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 import trio
@@ -26,11 +27,13 @@ from apollofs.metadata.records import (
 from apollofs.metadata.volume import Volume
 from tests.support.change_logs import World, made_world
 from tests.support.rebuilt import Rebuilt, differences, volume_facts
-from tests.support.volumes import VOLUME, mounted
+from tests.support.volumes import OPTIONS, VOLUME, mounted
 
 pytestmark = pytest.mark.model
 STEPS = int(os.environ.get("APOLLOFS_CHANGES_STEPS", "1500"))
 SEEDS = (1, 2, 3)
+PATIENT = replace(OPTIONS, lease_ttl_s=600, operation_deadline_s=600)
+"""Nothing of these mounts ends by itself, however long the machine keeps them waiting: no lease is to run out here."""
 NAMES = [b"a", b"b", b"c", b"d"]
 
 
@@ -152,7 +155,8 @@ async def world() -> AsyncIterator[World]:
 async def archive_at_times(world: World, rng: random.Random) -> None:
     """Archive with segments of all sizes; let the store forget now and then."""
     while True:
-        report = await world.archive(ArchiveOptions(changes_max=rng.choice([1, 7, 50, 1000])))
+        options = ArchiveOptions(changes_max=rng.choice([1, 7, 50, 1000]), lease_ttl_s=PATIENT.lease_ttl_s)
+        report = await world.archive(options)
         if rng.random() < 0.3:
             try:
                 await world.store.compact(report.through)
@@ -168,7 +172,11 @@ async def test_the_log_rebuilds_the_volume(world: World, seed: int, monkeypatch:
     # history in lanes too, however short it is
     monkeypatch.setattr(history, "LANE_REVISIONS", rng.randrange(1, 50))
     monkeypatch.setattr(history, "LAG_MIN", rng.choice([0, 100]))
-    async with mounted(world.store) as a, mounted(world.store) as b, mounted(world.store) as c:
+    async with (
+        mounted(world.store, PATIENT) as a,
+        mounted(world.store, PATIENT) as b,
+        mounted(world.store, PATIENT) as c,
+    ):
         players = [Player(volume, world, random.Random(rng.random())) for volume in (a, b, c)]
         async with trio.open_nursery() as archiving:
             archiving.start_soon(archive_at_times, world, rng)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from apollofs.fs.embedded import free_ports
 from apollofs.fs.mountinfo import mount_at
 from tests.support.commands import DEADLINE_S, World, await_end
-from tests.support.etcd_server import free_ports
 
 pytestmark = pytest.mark.mounted
 

@@ -15,16 +15,16 @@ import os
 import re
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apollofs.fs.embedded import free_ports
 from tests.support.certificates import Certificates
 
 HOST = "127.0.0.1"
@@ -44,15 +44,6 @@ class EtcdPorts:
     client: int
     peer: int
     metrics: int
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; all different."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def wait_until(ready: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:

@@ -19,7 +19,6 @@ import secrets
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -31,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from apollofs.fs.embedded import free_ports
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 20.0
@@ -332,18 +333,6 @@ def _end_process(pidfd: int, number: signal.Signals, name: str) -> None:
         if ended.poll(STOP_TIMEOUT_S * 1000):
             return
     raise RadosGatewayError(f"{name} did not end on SIGKILL")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 _SHARED = pytest.StashKey[RadosGateway]()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from apollofs.fs.embedded import HOST, EmbeddedEtcd, EtcdMissing
+from apollofs.fs.embedded import HOST, EmbeddedEtcd, EtcdMissing, free_ports
 from apollofs.fs.embedded_auth import close_to_others
 from apollofs.fs.user_error import UserError
 
@@ -34,6 +34,16 @@ def call(port: int, method: str, body: dict[str, str]) -> dict[str, object]:
     answer: dict[str, object] = json.loads(connection.getresponse().read())
     connection.close()
     return answer
+
+
+def test_ports_are_kept_for_who_asks_for_them() -> None:
+    ports = free_ports(3)
+    assert len(set(ports)) == 3
+    for port in ports:
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind((HOST, port))  # as the kernel does for who asks for any port
+        with socket.create_server((HOST, port)) as server:
+            assert server.getsockname()[1] == port
 
 
 def test_life(server: EmbeddedEtcd) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+
+from tests.support.running_order import COMPUTING, WAITING
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("blobstore", "fs", "metadata")
@@ -44,18 +47,35 @@ def sources(*folders: str, suffixes: tuple[str, ...] = (".py",)) -> Iterator[tup
                 yield name, path
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
+@functools.cache
+def imported(tree: ast.AST) -> tuple[str, ...]:
     """Every module that is imported anywhere in a file, by its full name."""
+    found: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield node.module or ""
+            found.append(node.module or "")
+    return tuple(found)
+
+
+@functools.cache
+def tree_of(name: str, path: Path) -> ast.Module:
+    """Parsed once for all tests here."""
+    return ast.parse(path.read_bytes(), name)
 
 
 def parsed(*folders: str) -> Iterator[tuple[str, ast.Module]]:
     for name, path in sources(*folders):
-        yield name, ast.parse(path.read_bytes(), name)
+        yield name, tree_of(name, path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """The trees are large: they go when these tests are over."""
+    yield
+    tree_of.cache_clear()
+    imported.cache_clear()
 
 
 def test_the_import_name_is_no_folder_here() -> None:
@@ -121,6 +141,10 @@ def test_nothing_is_left_to_do() -> None:
     every = sources(*PACKAGES, "tests", "scripts", suffixes=(".py", ".c", ".h", ".sh"))
     marked = [name for name, path in every if path != Path(__file__) and word.search(path.read_text())]
     assert not marked
+
+
+def test_files_that_begin_first_are_there() -> None:
+    assert [name for name in (*WAITING, *COMPUTING) if not (ROOT / "tests" / name).is_file()] == []
 
 
 def test_no_test_waits_by_the_clock_or_is_skipped() -> None:
