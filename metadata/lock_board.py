@@ -13,6 +13,7 @@ Rules (`lock_ledger.py` and `lock_queue.py` have those of the store)
 6. Who wants something of a mount that decides alone puts a notice into its inbox, in a transaction that compares that
    it still does. That mount then *tells* (`tell`): one transaction says who holds and who waits there, since before
    anybody else. For a while it does not decide alone again, nor does the one who asked.
+7. Where others wait, it may all the same decide alone for a moment: in its turn (`lock_turns.py`).
 
 Order: `_turn`, then the session's slots.
 """
@@ -39,6 +40,7 @@ from apollofs.metadata.lock_queue import Waiter, ahead_of, blocked, has_lock, pa
 from apollofs.metadata.lock_ranges import add, blockers, conflict, covers, subtract, weakens
 from apollofs.metadata.lock_recall import ask_to_tell, compare_keeper, notice, tell
 from apollofs.metadata.lock_records import RANGE_END, Arrival, Lock, LockKind, check_count, encode_waiting
+from apollofs.metadata.lock_turns import excludes_everybody, step_behind
 from apollofs.metadata.lock_watch import LockWatch
 from apollofs.metadata.session import Committed, Conflict
 from apollofs.metadata.store import Compare, Delete, Op, Put, Relation, Target
@@ -56,6 +58,8 @@ class Powers:
     new_ticket: Callable[[], int]
     """A number that no request of the session had before."""
     may_decide_alone: Callable[[Board], bool]
+    turn_begins: Callable[[Board], float]
+    """When (trio's clock) a turn ends that begins now; then, or before, the board is called to `tell`. 0: have none."""
     has_asked: Callable[[Board], None]
     """To be called when another mount is asked to tell."""
 
@@ -74,7 +78,9 @@ class Board:
         self._turn = trio.Lock()
         self.held: tuple[Lock, ...] = ()
         self.alone = False
-        """This mount decides alone (rule 5)."""
+        """This mount decides alone (rule 5), or does so for all it knows: then something is in doubt."""
+        self._turn_ends = 0.0
+        """Until when, by trio's clock, it does so in its turn; 0: not in a turn."""
         self.waiters: list[Waiter] = []
         self._watcher: Waiter | None = None
         self.users = 0
@@ -146,11 +152,16 @@ class Board:
             return (lock for lock in chain(holders, by_place) if conflict(lock, wanted))
 
     async def tell(self) -> None:
-        """Decide alone no more (rule 6). One transaction, more if very many wait; none if it is so already."""
-        async with self._turn:
-            await self.settle()
-            if self.alone:
-                await self._tell()
+        """Decide alone no more (rule 6), when this mount's turn is over. One transaction, in a turn a request before
+        it, more if very many wait; none if it is so already."""
+        while True:
+            async with self._turn:
+                await self.settle()
+                if self.alone and self._turn_ends <= trio.current_time():
+                    await self._tell()
+                if not self.alone:
+                    return
+            await trio.sleep_until(self._turn_ends)
 
     async def settle(self) -> None:
         """Take back what transactions that were given up, and requests that wait no more, may have left in the store.
@@ -204,9 +215,13 @@ class Board:
 
     def _standing(self) -> tuple[tuple[Lock, ...], list[Waiting]]:
         """All locks held, and all requests in order of arrival."""
-        queue = [*self._picture.waiting, *(waiter.place for waiter in self.waiters)]
+        queue = [waiter.place for waiter in self.waiters]
+        holders = self.held
+        if not (self.alone and self.settled):  # in a turn the others' requests stay where they are, and count later
+            queue += self._picture.waiting
+            holders = (*holders, *self._picture.held)
         queue.sort(key=lambda waiting: waiting.arrival)
-        return (*self.held, *self._picture.held), queue
+        return holders, queue
 
     @property
     def waiting_elsewhere(self) -> Iterator[Waiting]:
@@ -255,12 +270,7 @@ class Board:
         """None: nothing had to be written."""
         if self._picture.alone and self._powers.may_decide_alone(self):
             compares = self._ledger.places.others_unchanged_since(self._picture.revision, queued=False)
-            outcome = await self._ledger.write_sole(compares)
-            if isinstance(outcome, Committed):
-                self.alone = True
-                for each in self.waiters:
-                    each.placed = False
-            return outcome
+            return await self._decide_alone(compares)
         holders, queue = self._standing()
         if waiter is not None and self._has_by_place(waiter, holders, queue):
             return None
@@ -284,9 +294,14 @@ class Board:
     async def _keep_only(self, left: tuple[Lock, ...]) -> None:
         if left == self.held:
             return
+        has_turn = self._has_turn(left)
         self.held = left
         try:
+            if has_turn:
+                await self._decide_alone(())
             await self.settle()
+            if self.alone and self._turn_ends and not (left or self.waiters):
+                await self._tell()
             while not self.alone and not self._ledger.says(self.held):
                 outcome = await self._ledger.write(self.held, (self._ledger.question,))
                 if isinstance(outcome, Committed) and outcome.ranges is not None:
@@ -303,9 +318,39 @@ class Board:
 
     # -- deciding alone ----------------------------------------------------------------------------------------------
 
+    async def _decide_alone(self, compares: Iterable[Compare]) -> Committed | Conflict:
+        """From now on, if the comparisons hold."""
+        try:
+            outcome = await self._ledger.write_sole(tuple(compares))
+        except BaseException:
+            self._is_alone()  # it may be so: `settle` tells, and puts back the requests that may have gone
+            raise
+        if isinstance(outcome, Committed):
+            self._is_alone()
+        else:
+            self._turn_ends = 0.0
+        return outcome
+
+    def _is_alone(self) -> None:
+        if not self._ledger.ended:
+            self.alone = True
+            for each in self.waiters:
+                each.placed = False
+
+    def _has_turn(self, left: tuple[Lock, ...]) -> bool:
+        """Whether a turn begins with what is given back (`lock_turns.py`). No checkpoint between this and the
+        transaction."""
+        if self.alone or left or not self.waiters or not self.settled or not excludes_everybody(self.held):
+            return False
+        self._turn_ends = self._powers.turn_begins(self)
+        return self._turn_ends > 0
+
     async def _tell(self) -> None:
         """See `tell`. If it is refused, the next `settle` does it again."""
         waiters = [waiter for waiter in self.waiters if not waiter.placed]
+        in_turn, self._turn_ends = bool(self._turn_ends), 0.0
+        if in_turn and waiters:
+            await step_behind(self._ledger, waiters, self._powers.new_ticket)
         if await tell(self._ledger, self.held, waiters, self.waiters):
             self.alone = False
             self.announce()
