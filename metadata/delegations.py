@@ -279,7 +279,8 @@ class Delegations:
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def guards(self, session: Session, writes: Sequence[Put | Delete], born: int) -> tuple[list[Compare], list[Range]]:
-        """What a transaction compares so that nobody else holds what it changes, and reads if it fails."""
+        """What a transaction compares so that nobody else holds what it changes, and reads if it fails: of each group
+        who holds it, and who does exclusively."""
         compares: list[Compare] = []
         questions: list[Range] = []
         for group in groups_written(self._keys, writes):
@@ -289,7 +290,7 @@ class Delegations:
             mine = self._keys.delegation(group, session.number)
             compares.append(Compare(prefix, Target.CREATE, Relation.EQUAL, 0, mine))
             compares.append(Compare(mine + b"\0", Target.CREATE, Relation.EQUAL, 0, prefix_end(prefix)))
-            questions.append(Range(prefix, prefix_end(prefix), keys_only=True))
+            questions += (Range(prefix, prefix_end(prefix), keys_only=True), self.exclusives.holder_of(group))
         return compares, questions
 
     def companions(self, session: Session, writes: Sequence[Put | Delete], born: int) -> list[Put | Delete]:
@@ -402,9 +403,9 @@ class Delegations:
                 claim.groups[group] = None
                 self._claimed[group] += 1
             self._returns.above.hurry(group)
-        for group, _ in self.recalls.others(session, found):
+        for group, _ in self.exclusives.others(found[1::2]):
             self.turns.rivals.recalled(group)
-        await self.recalls.recall(session, found, claim)
+        await self.recalls.recall(session, found[::2], claim)
 
     def _recall(self, group: int) -> None:
         """Somebody wants to write: drop the cache now, the key after it."""

@@ -332,7 +332,7 @@ class Volume(ValueReader):
         scope = self._scope()
         source = self._locations.get(change.cloned_from) if change.cloned_from else None
         operation = CommitBody(scope, ino, self._locations.get(ino), change, source)
-        inode = await self._transactor.run(self.session, operation, time_ns=scope.now_ns)
+        inode = await self._transactor.run(self.session, operation, time_ns=scope.now_ns, vies=True)
         self._body_memory.put(Body(inode, change.inline or b""))
         return inode
 
