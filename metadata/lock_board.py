@@ -62,6 +62,8 @@ class Powers:
     """When (trio's clock) a turn ends that begins now; then, or before, the board is called to `tell`. 0: have none."""
     has_asked: Callable[[Board], None]
     """To be called when another mount is asked to tell."""
+    passed_on: Callable[[], None]
+    """To be called when a lock is about to be given back that another mount waits for."""
 
 
 class Board:
@@ -81,6 +83,8 @@ class Board:
         """This mount decides alone (rule 5), or does so for all it knows: then something is in doubt."""
         self._turn_ends = 0.0
         """Until when, by trio's clock, it does so in its turn; 0: not in a turn."""
+        self._must_pass_on = False
+        """What is held was told when this mount decided alone: its end begins no turn."""
         self.waiters: list[Waiter] = []
         self._watcher: Waiter | None = None
         self.users = 0
@@ -261,6 +265,7 @@ class Board:
             outcome = await self._grant_in_store(wanted, after, waiter)
             if isinstance(outcome, Conflict):
                 return False
+            self._must_pass_on = False
         self.held = after
         return True
 
@@ -300,8 +305,10 @@ class Board:
             if has_turn:
                 await self._decide_alone(())
             await self.settle()
-            if self.alone and self._turn_ends and not (left or self.waiters):
-                await self._tell()
+            if not left and next(self._picture.waiting, None) is not None and not (self.alone and self.waiters):
+                self._powers.passed_on()
+                if self.alone:
+                    await self._tell()
             while not self.alone and not self._ledger.says(self.held):
                 outcome = await self._ledger.write(self.held, (self._ledger.question,))
                 if isinstance(outcome, Committed) and outcome.ranges is not None:
@@ -340,7 +347,9 @@ class Board:
     def _has_turn(self, left: tuple[Lock, ...]) -> bool:
         """Whether a turn begins with what is given back (`lock_turns.py`). No checkpoint between this and the
         transaction."""
-        if self.alone or left or not self.waiters or not self.settled or not excludes_everybody(self.held):
+        if self.alone or self._must_pass_on or left or not self.waiters or not self.settled:
+            return False
+        if not excludes_everybody(self.held):
             return False
         self._turn_ends = self._powers.turn_begins(self)
         return self._turn_ends > 0
@@ -352,7 +361,7 @@ class Board:
         if in_turn and waiters:
             await step_behind(self._ledger, waiters, self._powers.new_ticket)
         if await tell(self._ledger, self.held, waiters, self.waiters):
-            self.alone = False
+            self.alone, self._must_pass_on = False, bool(self.held)
             self.announce()
 
     async def _ask_keeper(self) -> None:

@@ -9,7 +9,8 @@ Rules
    everybody: the transaction that would have given it back says that this mount decides alone. So nobody else has
    anything at that moment, and nothing need be compared.
 2. It lasts SLICE_S, whoever waits; it ends sooner when nobody here holds or wants anything. Its end is told as ever.
-3. Who still waits here then comes behind all others that wait: nobody waits longer than one turn of each mount.
+3. Who still waits here then comes behind all others that wait, and the end of a lock that is held then begins no turn:
+   nobody waits longer than one turn of each mount.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import trio
 
@@ -64,7 +64,11 @@ class LockManager:
         self._mended = 0
         self._ended: list[Board] = []
         """Of a session that is over; their watches are still to be closed."""
-        self._powers = Powers(self._new_ticket, self._may_decide_alone, self._turn_begins, self._has_asked)
+        self.passed_on: Callable[[], None] = lambda: None
+        """Called when a process of this mount is about to give back what another mount waits for."""
+        self._powers = Powers(
+            self._new_ticket, self._may_decide_alone, self._turn_begins, self._has_asked, lambda: self.passed_on()
+        )
         self._pauses = Pauses()
         self._nursery: trio.Nursery | None = None
         self._telling: set[tuple[int, LockKind]] = set()

@@ -15,7 +15,7 @@ CHANGES_BEFORE = 8
 """So many changes since it is contested make a mount compete."""
 CHANGES_TO_JOIN = 2
 """So few are enough where another mount has a turn already."""
-RECENT_S = 0.25
+RECENT_S = 1.0
 """A mount that has not changed the directory for so long does not compete any more."""
 CALM_S = 2.0
 """What nobody has recalled for so long is not contested any more."""
