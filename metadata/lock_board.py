@@ -23,7 +23,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 
 import trio
@@ -36,6 +35,7 @@ from apollofs.metadata.errors import (
 )
 from apollofs.metadata.lock_ledger import Ledger
 from apollofs.metadata.lock_picture import SOLE_OWNER, Keeper, Waiting
+from apollofs.metadata.lock_powers import Powers
 from apollofs.metadata.lock_queue import Waiter, ahead_of, blocked, has_lock, passed_over
 from apollofs.metadata.lock_ranges import add, blockers, conflict, covers, subtract, weakens
 from apollofs.metadata.lock_recall import ask_to_tell, compare_keeper, notice, tell
@@ -49,21 +49,6 @@ log = logging.getLogger(__name__)
 SETTLE_S = 10.0
 """How long an interrupted call may take to undo what it left in the store; what is left then waits for the next."""
 PASSED_MAX = 100
-
-
-@dataclass(frozen=True)
-class Powers:
-    """What the boards of a mount have in common."""
-
-    new_ticket: Callable[[], int]
-    """A number that no request of the session had before."""
-    may_decide_alone: Callable[[Board], bool]
-    turn_begins: Callable[[Board], float]
-    """When (trio's clock) a turn ends that begins now; then, or before, the board is called to `tell`. 0: have none."""
-    has_asked: Callable[[Board], None]
-    """To be called when another mount is asked to tell."""
-    passed_on: Callable[[], None]
-    """To be called when a lock is about to be given back that another mount waits for."""
 
 
 class Board:
@@ -273,7 +258,7 @@ class Board:
         self, wanted: Lock, after: tuple[Lock, ...], waiter: Waiter | None
     ) -> Committed | Conflict | None:
         """None: nothing had to be written."""
-        if self._picture.alone and self._powers.may_decide_alone(self):
+        if self._picture.alone and self._powers.may_decide_alone(self.ino, self.kind):
             compares = self._ledger.places.others_unchanged_since(self._picture.revision, queued=False)
             return await self._decide_alone(compares)
         holders, queue = self._standing()
@@ -351,7 +336,7 @@ class Board:
             return False
         if not excludes_everybody(self.held):
             return False
-        self._turn_ends = self._powers.turn_begins(self)
+        self._turn_ends = self._powers.turn_begins(self.ino, self.kind)
         return self._turn_ends > 0
 
     async def _tell(self) -> None:
@@ -366,7 +351,7 @@ class Board:
 
     async def _ask_keeper(self) -> None:
         """Have the mount that decides alone tell, and wait until it has. Raises DeadlineExceeded."""
-        self._powers.has_asked(self)
+        self._powers.has_asked(self.ino, self.kind)
         await ask_to_tell(self._ledger)
 
     # -- waiting -----------------------------------------------------------------------------------------------------
@@ -394,7 +379,7 @@ class Board:
         try:
             await self._ledger.see(outcome)
             if self._picture.keeper is not None and self._picture.keeper != asked:
-                self._powers.has_asked(self)
+                self._powers.has_asked(self.ino, self.kind)
                 await ask_to_tell(self._ledger, wait=False)
         except BaseException:
             self.waiters.remove(waiter)
@@ -416,7 +401,7 @@ class Board:
             if keeper is not None:
                 compares.append(compare_keeper(keeper))
                 writes.append(Put(notice(ledger, keeper.session), b"", ledger.session.lease_id))
-                self._powers.has_asked(self)
+                self._powers.has_asked(self.ino, self.kind)
             writes.append(ledger.question)
             if after == self.held:
                 outcome = await ledger.commit(compares, writes)

@@ -26,10 +26,11 @@ import trio
 from apollofs.metadata.errors import InvalidArgument, MetadataError, SessionLost, TooManyLocks
 from apollofs.metadata.inbox import Inbox
 from apollofs.metadata.keys import Keys
-from apollofs.metadata.lock_board import Board, Powers
+from apollofs.metadata.lock_board import Board
 from apollofs.metadata.lock_deadlock import closes_a_circle
 from apollofs.metadata.lock_ledger import Ledger
 from apollofs.metadata.lock_picture import Places
+from apollofs.metadata.lock_powers import Powers
 from apollofs.metadata.lock_queue import Waiter
 from apollofs.metadata.lock_records import RANGE_END, Lock, LockKind, LockType
 from apollofs.metadata.lock_turns import SLICE_S
@@ -50,8 +51,16 @@ RETRY_S = 0.5
 class LockManager:
     """One mount's locks. All calls raise SessionLost, StoreError, DeadlineExceeded besides what is named."""
 
-    def __init__(self, store: Store, keys: Keys, options: SessionOptions, inbox: Inbox) -> None:
-        """What is recalled is heard from `inbox`."""
+    def __init__(
+        self,
+        store: Store,
+        keys: Keys,
+        options: SessionOptions,
+        inbox: Inbox,
+        passed_on: Callable[[], None] = lambda: None,
+    ) -> None:
+        """What is recalled is heard from `inbox`. `passed_on` is called when a process of this mount is about to give
+        back what another mount waits for."""
         self._store = store
         self._keys = keys
         self._options = options
@@ -64,11 +73,7 @@ class LockManager:
         self._mended = 0
         self._ended: list[Board] = []
         """Of a session that is over; their watches are still to be closed."""
-        self.passed_on: Callable[[], None] = lambda: None
-        """Called when a process of this mount is about to give back what another mount waits for."""
-        self._powers = Powers(
-            self._new_ticket, self._may_decide_alone, self._turn_begins, self._has_asked, lambda: self.passed_on()
-        )
+        self._powers = Powers(self._new_ticket, self._may_decide_alone, self._turn_begins, self._has_asked, passed_on)
         self._pauses = Pauses()
         self._nursery: trio.Nursery | None = None
         self._telling: set[tuple[int, LockKind]] = set()
@@ -265,24 +270,24 @@ class LockManager:
 
     # -- deciding alone ----------------------------------------------------------------------------------------------
 
-    def _may_decide_alone(self, board: Board) -> bool:
-        return self._is_heard() and self._pauses.is_over(_place_number(board.ino, board.kind))
+    def _may_decide_alone(self, ino: int, kind: LockKind) -> bool:
+        return self._is_heard() and self._pauses.is_over(_place_number(ino, kind))
 
     def _is_heard(self) -> bool:
         """Whether this mount hears who wants what it decides alone, and would tell."""
         session = self._session
         return session is not None and self._nursery is not None and self._inbox.hearing and session.proven
 
-    def _turn_begins(self, board: Board) -> float:
+    def _turn_begins(self, ino: int, kind: LockKind) -> float:
         if not self._is_heard() or SLICE_S <= 0:
             return 0.0
         self.turns += 1
-        self._start_telling((board.ino, board.kind))
+        self._start_telling((ino, kind))
         return trio.current_time() + SLICE_S
 
-    def _has_asked(self, board: Board) -> None:
+    def _has_asked(self, ino: int, kind: LockKind) -> None:
         self.recalls_sent += 1
-        self._pauses.begin(_place_number(board.ino, board.kind))
+        self._pauses.begin(_place_number(ino, kind))
 
     def _start_telling(self, place: tuple[int, LockKind]) -> None:
         """What this mount decides alone there, or is about to, it tells."""

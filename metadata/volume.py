@@ -100,8 +100,7 @@ class Volume(ValueReader):
         self.site = site
         self._session: Session | None = None
         self._usage = UsageKeeper(self._transactor, keys)
-        self.locks = LockManager(store, keys, options, delegations.inbox)
-        self.locks.passed_on = delegations.turns.end_all
+        self.locks = LockManager(store, keys, options, delegations.inbox, delegations.turns.end_all)
         self._own_inbox = None if options.delegations else Inbox(store, keys)
         self.uses = UseAnswers(store, keys, self._own_inbox or delegations.inbox)
         """Tells the collector what is open here."""
