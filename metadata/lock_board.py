@@ -40,7 +40,7 @@ from apollofs.metadata.lock_queue import Waiter, ahead_of, blocked, has_lock, pa
 from apollofs.metadata.lock_ranges import add, blockers, conflict, covers, subtract, weakens
 from apollofs.metadata.lock_recall import ask_to_tell, compare_keeper, notice, tell
 from apollofs.metadata.lock_records import RANGE_END, Arrival, Lock, LockKind, check_count, encode_waiting
-from apollofs.metadata.lock_turns import excludes_everybody, step_behind
+from apollofs.metadata.lock_turns import excludes_everybody, slice_until, step_behind
 from apollofs.metadata.lock_watch import LockWatch
 from apollofs.metadata.session import Committed, Conflict
 from apollofs.metadata.store import Compare, Delete, Op, Put, Relation, Target
@@ -288,7 +288,7 @@ class Board:
         self.held = left
         try:
             if has_turn:
-                await self._decide_alone(())
+                await self._begin_turn()
             await self.settle()
             if not left and next(self._picture.waiting, None) is not None and not (self.alone and self.waiters):
                 self._powers.passed_on()
@@ -322,6 +322,11 @@ class Board:
         else:
             self._turn_ends = 0.0
         return outcome
+
+    async def _begin_turn(self) -> None:
+        began = trio.current_time()
+        if isinstance(await self._decide_alone(()), Committed):
+            self._turn_ends = max(self._turn_ends, slice_until(began))
 
     def _is_alone(self) -> None:
         if not self._ledger.ended:

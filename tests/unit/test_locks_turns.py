@@ -9,8 +9,8 @@ import pytest
 import trio
 import trio.testing
 
+from apollofs.metadata import lock_turns, pauses
 from apollofs.metadata import locks as locks_module
-from apollofs.metadata import pauses
 from apollofs.metadata.errors import DeadlineExceeded, LockConflict, OutcomeUnknown
 from apollofs.metadata.memory import MemoryStore, Moment, Request
 from apollofs.metadata.session import SessionOptions
@@ -45,6 +45,11 @@ async def mounts(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mounts]:
             await one.release(1)
             yield one, two
             serving.cancel_scope.cancel()
+
+
+def end_turns_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks_module, "SLICE_S", 1e-9)
+    monkeypatch.setattr(lock_turns, "TRANSACTIONS_IN_SLICE", 0)
 
 
 class Line:
@@ -86,7 +91,7 @@ async def test_own_processes_first_and_for_nothing(mounts: Mounts, monkeypatch: 
 
 
 async def test_after_its_turn_a_mount_comes_behind_all_others(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks_module, "SLICE_S", 1e-9)
+    end_turns_at_once(monkeypatch)
     one, _ = mounts
     await one.acquire(99)
     async with trio.open_nursery() as nursery:
@@ -123,7 +128,7 @@ async def test_what_is_held_when_a_turn_ends_is_passed_on(mounts: Mounts, monkey
 
 
 async def test_in_a_turn_a_try_is_answered_when_it_is_over(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks_module, "SLICE_S", 1e-9)
+    end_turns_at_once(monkeypatch)
     one, two = mounts
     await one.acquire(99)
     async with trio.open_nursery() as nursery:
