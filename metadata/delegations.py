@@ -403,6 +403,7 @@ class Delegations:
                 claim.groups[group] = None
                 self._claimed[group] += 1
             self._returns.above.hurry(group)
+        self.exclusives.still_read(group for group, _ in self.recalls.others(session, found[::2]))
         for group, _ in self.exclusives.others(found[1::2]):
             self.turns.rivals.recalled(group)
         await self.recalls.recall(session, found[::2], claim)

@@ -228,6 +228,22 @@ async def test_with_who_only_reads_nobody_competes(autojump_clock: trio.testing.
             assert one.delegations.turns.taken == 0
 
 
+async def test_what_another_mount_goes_on_reading_stays_shared(autojump_clock: trio.testing.MockClock) -> None:
+    del autojump_clock
+    base = MemoryStore()
+    await make_volume(base)
+    with trio.fail_after(1000):
+        async with mounted(base.another(Line())) as one, mounted(base.another(Line())) as two:
+            await trio.sleep(1)
+            directory = (await one.mkdir(ROOT_INO, b"d", 0o755, ME)).ino
+            for number in range(400):
+                await one.mknod(directory, b"%d" % number, FILE, 0, ME)
+                await two.lookup(directory, b"%d" % number)
+                await trio.sleep(0.02)
+            assert two.delegations.statistics()["recalls_heard"] > 1, "else nothing is tested"
+            assert one.delegations.exclusives.shared == 1
+
+
 async def test_with_a_lock_goes_the_directory(autojump_clock: trio.testing.MockClock) -> None:
     del autojump_clock
     async with competing() as world:
