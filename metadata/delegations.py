@@ -30,7 +30,7 @@ import trio
 from apollofs.metadata.ahead import Ahead
 from apollofs.metadata.exclusives import Exclusives
 from apollofs.metadata.group_cache import GroupCache
-from apollofs.metadata.groups import Acquisition, Claim, Group, groups_written
+from apollofs.metadata.groups import Acquisition, Claim, Group, groups_written, guards
 from apollofs.metadata.inbox import Inbox
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.pauses import Pauses
@@ -44,10 +44,7 @@ from apollofs.metadata.store import (
     Put,
     Range,
     RangeResult,
-    Relation,
     Store,
-    Target,
-    prefix_end,
 )
 from apollofs.metadata.turns import Turns
 
@@ -279,18 +276,8 @@ class Delegations:
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def guards(self, session: Session, writes: Sequence[Put | Delete], born: int) -> tuple[list[Compare], list[Range]]:
-        """What a transaction compares so that nobody else holds what it changes, and reads if it fails."""
-        compares: list[Compare] = []
-        questions: list[Range] = []
-        for group in groups_written(self._keys, writes):
-            if group == born:
-                continue
-            prefix = self._keys.delegations_on(group)
-            mine = self._keys.delegation(group, session.number)
-            compares.append(Compare(prefix, Target.CREATE, Relation.EQUAL, 0, mine))
-            compares.append(Compare(mine + b"\0", Target.CREATE, Relation.EQUAL, 0, prefix_end(prefix)))
-            questions.append(Range(prefix, prefix_end(prefix), keys_only=True))
-        return compares, questions
+        """See `groups.guards`."""
+        return guards(self._keys, session.number, writes, born)
 
     def companions(self, session: Session, writes: Sequence[Put | Delete], born: int) -> list[Put | Delete]:
         """What goes along in the transaction: the delegation that a new directory (`born`, or 0) is born with, and the
@@ -402,9 +389,10 @@ class Delegations:
                 claim.groups[group] = None
                 self._claimed[group] += 1
             self._returns.above.hurry(group)
-        for group, _ in self.recalls.others(session, found):
+        self.exclusives.still_read(group for group, _ in self.recalls.others(session, found[::2]))
+        for group, _ in self.exclusives.others(found[1::2]):
             self.turns.rivals.recalled(group)
-        await self.recalls.recall(session, found, claim)
+        await self.recalls.recall(session, found[::2], claim)
 
     def _recall(self, group: int) -> None:
         """Somebody wants to write: drop the cache now, the key after it."""

@@ -1,8 +1,9 @@
 """Which of the held groups this mount holds exclusively, so that it may change them without asking (`ahead.py`).
 
 A group becomes exclusive with a transaction that changes it, at the second one, and with the one that makes it. It is
-shared again when another mount wants to read it, and then left so for a while; with it all that have not been changed
-just now, since who reads one directory of a tree will read the others. What is idle is shared unasked.
+shared again when another mount wants to read it, and then left so for a while, as long as that one goes on reading;
+with it all that have not been changed just now, since who reads one directory of a tree will read the others. What is
+idle is shared unasked.
 """
 
 from __future__ import annotations
@@ -126,6 +127,13 @@ class Exclusives:
         self._pauses.begin(group)
         self._share(group)
         self._share_idle(BUSY_S)
+
+    def still_read(self, groups: Iterable[int]) -> None:
+        """Others had to give groups back so that this mount can change them: those that had to be shared just now are
+        still read elsewhere, and stay shared for longer."""
+        for group in groups:
+            if not self._pauses.is_over(group):
+                self._pauses.begin(group)
 
     async def share_idle(self) -> None:
         """Let others read what this mount has not changed for a while. Runs until cancelled."""

@@ -7,12 +7,12 @@ an older one never replaces a newer one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import Inode
-from apollofs.metadata.store import Delete, KeyValue, Put
+from apollofs.metadata.store import Compare, Delete, KeyValue, Put, Range, Relation, Target, prefix_end
 
 QUEUED = 1 << 63
 """As of when a write is true that was answered and is not in the store yet: later than all that is read before."""
@@ -99,3 +99,20 @@ def groups_written(keys: Keys, writes: Iterable[Put | Delete]) -> dict[int, None
         if group is not None:
             found[group] = None
     return found
+
+
+def guards(keys: Keys, session: int, writes: Sequence[Put | Delete], born: int) -> tuple[list[Compare], list[Range]]:
+    """What a transaction of `session` compares so that nobody else holds what it changes, but for the directory that it
+    makes (`born`), and reads if it fails: of each group who holds it, and who does exclusively."""
+    compares: list[Compare] = []
+    questions: list[Range] = []
+    for group in groups_written(keys, writes):
+        if group == born:
+            continue
+        prefix, exclusives = keys.delegations_on(group), keys.exclusives_on(group)
+        mine = keys.delegation(group, session)
+        compares.append(Compare(prefix, Target.CREATE, Relation.EQUAL, 0, mine))
+        compares.append(Compare(mine + b"\0", Target.CREATE, Relation.EQUAL, 0, prefix_end(prefix)))
+        questions.append(Range(prefix, prefix_end(prefix), keys_only=True))
+        questions.append(Range(exclusives, prefix_end(exclusives), limit=1, keys_only=True))
+    return compares, questions

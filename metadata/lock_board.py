@@ -13,6 +13,7 @@ Rules (`lock_ledger.py` and `lock_queue.py` have those of the store)
 6. Who wants something of a mount that decides alone puts a notice into its inbox, in a transaction that compares that
    it still does. That mount then *tells* (`tell`): one transaction says who holds and who waits there, since before
    anybody else. For a while it does not decide alone again, nor does the one who asked.
+7. Where others wait, it may all the same decide alone for a moment: in its turn (`lock_turns.py`).
 
 Order: `_turn`, then the session's slots.
 """
@@ -22,7 +23,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 
 import trio
@@ -35,10 +35,12 @@ from apollofs.metadata.errors import (
 )
 from apollofs.metadata.lock_ledger import Ledger
 from apollofs.metadata.lock_picture import SOLE_OWNER, Keeper, Waiting
+from apollofs.metadata.lock_powers import Powers
 from apollofs.metadata.lock_queue import Waiter, ahead_of, blocked, has_lock, passed_over
 from apollofs.metadata.lock_ranges import add, blockers, conflict, covers, subtract, weakens
 from apollofs.metadata.lock_recall import ask_to_tell, compare_keeper, notice, tell
 from apollofs.metadata.lock_records import RANGE_END, Arrival, Lock, LockKind, check_count, encode_waiting
+from apollofs.metadata.lock_turns import excludes_everybody, slice_until, step_behind
 from apollofs.metadata.lock_watch import LockWatch
 from apollofs.metadata.session import Committed, Conflict
 from apollofs.metadata.store import Compare, Delete, Op, Put, Relation, Target
@@ -47,17 +49,6 @@ log = logging.getLogger(__name__)
 SETTLE_S = 10.0
 """How long an interrupted call may take to undo what it left in the store; what is left then waits for the next."""
 PASSED_MAX = 100
-
-
-@dataclass(frozen=True)
-class Powers:
-    """What the boards of a mount have in common."""
-
-    new_ticket: Callable[[], int]
-    """A number that no request of the session had before."""
-    may_decide_alone: Callable[[Board], bool]
-    has_asked: Callable[[Board], None]
-    """To be called when another mount is asked to tell."""
 
 
 class Board:
@@ -74,7 +65,11 @@ class Board:
         self._turn = trio.Lock()
         self.held: tuple[Lock, ...] = ()
         self.alone = False
-        """This mount decides alone (rule 5)."""
+        """This mount decides alone (rule 5), or does so for all it knows: then something is in doubt."""
+        self._turn_ends = 0.0
+        """Until when, by trio's clock, it does so in its turn; 0: not in a turn."""
+        self._must_pass_on = False
+        """What is held was told when this mount decided alone: its end begins no turn."""
         self.waiters: list[Waiter] = []
         self._watcher: Waiter | None = None
         self.users = 0
@@ -146,11 +141,16 @@ class Board:
             return (lock for lock in chain(holders, by_place) if conflict(lock, wanted))
 
     async def tell(self) -> None:
-        """Decide alone no more (rule 6). One transaction, more if very many wait; none if it is so already."""
-        async with self._turn:
-            await self.settle()
-            if self.alone:
-                await self._tell()
+        """Decide alone no more (rule 6), when this mount's turn is over. One transaction, in a turn a request before
+        it, more if very many wait; none if it is so already."""
+        while True:
+            async with self._turn:
+                await self.settle()
+                if self.alone and self._turn_ends <= trio.current_time():
+                    await self._tell()
+                if not self.alone:
+                    return
+            await trio.sleep_until(self._turn_ends)
 
     async def settle(self) -> None:
         """Take back what transactions that were given up, and requests that wait no more, may have left in the store.
@@ -204,9 +204,13 @@ class Board:
 
     def _standing(self) -> tuple[tuple[Lock, ...], list[Waiting]]:
         """All locks held, and all requests in order of arrival."""
-        queue = [*self._picture.waiting, *(waiter.place for waiter in self.waiters)]
+        queue = [waiter.place for waiter in self.waiters]
+        holders = self.held
+        if not (self.alone and self.settled):  # in a turn the others' requests stay where they are, and count later
+            queue += self._picture.waiting
+            holders = (*holders, *self._picture.held)
         queue.sort(key=lambda waiting: waiting.arrival)
-        return (*self.held, *self._picture.held), queue
+        return holders, queue
 
     @property
     def waiting_elsewhere(self) -> Iterator[Waiting]:
@@ -246,6 +250,7 @@ class Board:
             outcome = await self._grant_in_store(wanted, after, waiter)
             if isinstance(outcome, Conflict):
                 return False
+            self._must_pass_on = False
         self.held = after
         return True
 
@@ -253,14 +258,9 @@ class Board:
         self, wanted: Lock, after: tuple[Lock, ...], waiter: Waiter | None
     ) -> Committed | Conflict | None:
         """None: nothing had to be written."""
-        if self._picture.alone and self._powers.may_decide_alone(self):
+        if self._picture.alone and self._powers.may_decide_alone(self.ino, self.kind):
             compares = self._ledger.places.others_unchanged_since(self._picture.revision, queued=False)
-            outcome = await self._ledger.write_sole(compares)
-            if isinstance(outcome, Committed):
-                self.alone = True
-                for each in self.waiters:
-                    each.placed = False
-            return outcome
+            return await self._decide_alone(compares)
         holders, queue = self._standing()
         if waiter is not None and self._has_by_place(waiter, holders, queue):
             return None
@@ -284,9 +284,16 @@ class Board:
     async def _keep_only(self, left: tuple[Lock, ...]) -> None:
         if left == self.held:
             return
+        has_turn = self._has_turn(left)
         self.held = left
         try:
+            if has_turn:
+                await self._begin_turn()
             await self.settle()
+            if not left and next(self._picture.waiting, None) is not None and not (self.alone and self.waiters):
+                self._powers.passed_on()
+                if self.alone:
+                    await self._tell()
             while not self.alone and not self._ledger.says(self.held):
                 outcome = await self._ledger.write(self.held, (self._ledger.question,))
                 if isinstance(outcome, Committed) and outcome.ranges is not None:
@@ -303,16 +310,53 @@ class Board:
 
     # -- deciding alone ----------------------------------------------------------------------------------------------
 
+    async def _decide_alone(self, compares: Iterable[Compare]) -> Committed | Conflict:
+        """From now on, if the comparisons hold."""
+        try:
+            outcome = await self._ledger.write_sole(tuple(compares))
+        except BaseException:
+            self._is_alone()  # it may be so: `settle` tells, and puts back the requests that may have gone
+            raise
+        if isinstance(outcome, Committed):
+            self._is_alone()
+        else:
+            self._turn_ends = 0.0
+        return outcome
+
+    async def _begin_turn(self) -> None:
+        began = trio.current_time()
+        if isinstance(await self._decide_alone(()), Committed):
+            self._turn_ends = max(self._turn_ends, slice_until(began))
+
+    def _is_alone(self) -> None:
+        if not self._ledger.ended:
+            self.alone = True
+            for each in self.waiters:
+                each.placed = False
+
+    def _has_turn(self, left: tuple[Lock, ...]) -> bool:
+        """Whether a turn begins with what is given back (`lock_turns.py`). No checkpoint between this and the
+        transaction."""
+        if self.alone or self._must_pass_on or left or not self.waiters or not self.settled:
+            return False
+        if not excludes_everybody(self.held):
+            return False
+        self._turn_ends = self._powers.turn_begins(self.ino, self.kind)
+        return self._turn_ends > 0
+
     async def _tell(self) -> None:
         """See `tell`. If it is refused, the next `settle` does it again."""
         waiters = [waiter for waiter in self.waiters if not waiter.placed]
+        in_turn, self._turn_ends = bool(self._turn_ends), 0.0
+        if in_turn and waiters:
+            await step_behind(self._ledger, waiters, self._powers.new_ticket)
         if await tell(self._ledger, self.held, waiters, self.waiters):
-            self.alone = False
+            self.alone, self._must_pass_on = False, bool(self.held)
             self.announce()
 
     async def _ask_keeper(self) -> None:
         """Have the mount that decides alone tell, and wait until it has. Raises DeadlineExceeded."""
-        self._powers.has_asked(self)
+        self._powers.has_asked(self.ino, self.kind)
         await ask_to_tell(self._ledger)
 
     # -- waiting -----------------------------------------------------------------------------------------------------
@@ -340,7 +384,7 @@ class Board:
         try:
             await self._ledger.see(outcome)
             if self._picture.keeper is not None and self._picture.keeper != asked:
-                self._powers.has_asked(self)
+                self._powers.has_asked(self.ino, self.kind)
                 await ask_to_tell(self._ledger, wait=False)
         except BaseException:
             self.waiters.remove(waiter)
@@ -362,7 +406,7 @@ class Board:
             if keeper is not None:
                 compares.append(compare_keeper(keeper))
                 writes.append(Put(notice(ledger, keeper.session), b"", ledger.session.lease_id))
-                self._powers.has_asked(self)
+                self._powers.has_asked(self.ino, self.kind)
             writes.append(ledger.question)
             if after == self.held:
                 outcome = await ledger.commit(compares, writes)

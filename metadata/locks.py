@@ -3,9 +3,10 @@
 Locks are keys under the session's lease, so a mount that dies frees its locks, and every change of them is a
 transaction of the session, so a mount that has lost its session gets none. Who must wait puts a key into the store's
 queue and sleeps until a watch says that its turn has come; nothing is polled. Requests are served in order of arrival
-over all mounts: one that conflicts with an earlier one that waits, waits behind it, also if the lock is free. Only
-requests that wait for a lock of the same owner on that inode are passed over. (So owners that lock several inodes in
-different orders can wait for each other over a request in the queue, where Linux has no queue and lets readers pass.)
+over all mounts: one that conflicts with an earlier one that waits, waits behind it, also if the lock is free; but a
+lock of the whole file is passed on for a moment among the processes of one mount (`lock_turns.py`). Only requests that
+wait for a lock of the same owner on that inode are passed over. (So owners that lock several inodes in different orders
+can wait for each other over a request in the queue, where Linux has no queue and lets readers pass.)
 
 A mount decides alone about an inode on which nobody else holds or wants locks: the next ones cost nothing. Who else
 wants one there asks for that back through the mount's inbox (`inbox.py`), and from then on they take turns as above.
@@ -18,19 +19,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import trio
 
 from apollofs.metadata.errors import InvalidArgument, MetadataError, SessionLost, TooManyLocks
 from apollofs.metadata.inbox import Inbox
 from apollofs.metadata.keys import Keys
-from apollofs.metadata.lock_board import Board, Powers
+from apollofs.metadata.lock_board import Board
 from apollofs.metadata.lock_deadlock import closes_a_circle
 from apollofs.metadata.lock_ledger import Ledger
 from apollofs.metadata.lock_picture import Places
+from apollofs.metadata.lock_powers import Powers
 from apollofs.metadata.lock_queue import Waiter
 from apollofs.metadata.lock_records import RANGE_END, Lock, LockKind, LockType
+from apollofs.metadata.lock_turns import SLICE_S
 from apollofs.metadata.pauses import Pauses
 from apollofs.metadata.session import Session, SessionOptions
 from apollofs.metadata.store import Store
@@ -48,8 +51,16 @@ RETRY_S = 0.5
 class LockManager:
     """One mount's locks. All calls raise SessionLost, StoreError, DeadlineExceeded besides what is named."""
 
-    def __init__(self, store: Store, keys: Keys, options: SessionOptions, inbox: Inbox) -> None:
-        """What is recalled is heard from `inbox`."""
+    def __init__(
+        self,
+        store: Store,
+        keys: Keys,
+        options: SessionOptions,
+        inbox: Inbox,
+        passed_on: Callable[[], None] = lambda: None,
+    ) -> None:
+        """What is recalled is heard from `inbox`. `passed_on` is called when a process of this mount is about to give
+        back what another mount waits for."""
         self._store = store
         self._keys = keys
         self._options = options
@@ -62,7 +73,7 @@ class LockManager:
         self._mended = 0
         self._ended: list[Board] = []
         """Of a session that is over; their watches are still to be closed."""
-        self._powers = Powers(self._new_ticket, self._may_decide_alone, self._has_asked)
+        self._powers = Powers(self._new_ticket, self._may_decide_alone, self._turn_begins, self._has_asked, passed_on)
         self._pauses = Pauses()
         self._nursery: trio.Nursery | None = None
         self._telling: set[tuple[int, LockKind]] = set()
@@ -70,6 +81,8 @@ class LockManager:
         self._acquiring = 0
         self.recalls_heard = 0
         self.recalls_sent = 0
+        self.turns = 0
+        """How often this mount passed a lock on among its own processes first."""
 
     # -- session -----------------------------------------------------------------------------------------------------
 
@@ -125,6 +138,7 @@ class LockManager:
             "decided_alone": sum(board.alone for board in self._boards.values()),
             "recalls_heard": self.recalls_heard,
             "recalls_sent": self.recalls_sent,
+            "turns": self.turns,
         }
 
     # -- calls -------------------------------------------------------------------------------------------------------
@@ -256,15 +270,24 @@ class LockManager:
 
     # -- deciding alone ----------------------------------------------------------------------------------------------
 
-    def _may_decide_alone(self, board: Board) -> bool:
-        session = self._session
-        if session is None or self._nursery is None or not self._inbox.hearing or not session.proven:
-            return False
-        return self._pauses.is_over(_place_number(board.ino, board.kind))
+    def _may_decide_alone(self, ino: int, kind: LockKind) -> bool:
+        return self._is_heard() and self._pauses.is_over(_place_number(ino, kind))
 
-    def _has_asked(self, board: Board) -> None:
+    def _is_heard(self) -> bool:
+        """Whether this mount hears who wants what it decides alone, and would tell."""
+        session = self._session
+        return session is not None and self._nursery is not None and self._inbox.hearing and session.proven
+
+    def _turn_begins(self, ino: int, kind: LockKind) -> float:
+        if not self._is_heard() or SLICE_S <= 0:
+            return 0.0
+        self.turns += 1
+        self._start_telling((ino, kind))
+        return trio.current_time() + SLICE_S
+
+    def _has_asked(self, ino: int, kind: LockKind) -> None:
         self.recalls_sent += 1
-        self._pauses.begin(_place_number(board.ino, board.kind))
+        self._pauses.begin(_place_number(ino, kind))
 
     def _start_telling(self, place: tuple[int, LockKind]) -> None:
         """What this mount decides alone there, or is about to, it tells."""

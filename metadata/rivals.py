@@ -1,7 +1,8 @@
 """Which directories this mount and others change at the same time, so that they had better take turns (`turns.py`).
 
-Pure bookkeeping, by trio's clock. A directory is *contested* once its delegation had to be recalled so that somebody
-could change it, from here or there; its mount *competes* for it while it goes on changing it.
+Pure bookkeeping, by trio's clock. A directory is *contested* once another mount wanted it back to change it, or had it
+exclusively, which is had only by who changes it; its mount *competes* for it while it goes on changing it. Who only
+reads it, and had to give it back so that this mount could change it, is no rival.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ CHANGES_BEFORE = 8
 """So many changes since it is contested make a mount compete."""
 CHANGES_TO_JOIN = 2
 """So few are enough where another mount has a turn already."""
-RECENT_S = 0.25
+RECENT_S = 1.0
 """A mount that has not changed the directory for so long does not compete any more."""
 CALM_S = 2.0
 """What nobody has recalled for so long is not contested any more."""
@@ -27,7 +28,7 @@ CONTESTED_MAX = 1024
 
 @dataclass(slots=True)
 class _Contest:
-    """`recalled_at`: when it was last recalled, here or there. `changed_at`: when this mount last wanted to change it.
+    """`recalled_at`: when another mount was last heard of. `changed_at`: when this mount last wanted to change it.
     `not_before`: until then no turn is taken; `away_s`: how long that was."""
 
     recalled_at: float
@@ -45,7 +46,7 @@ class Rivals:
         """In the order of their last recall."""
 
     def recalled(self, group: int) -> None:
-        """Somebody had to have the group given back, to change it."""
+        """Another mount wants to change the group, or had it exclusively when this one wanted to."""
         now = trio.current_time()
         contest = self._contests.pop(group, None)
         if contest is None or now > max(contest.recalled_at, contest.changed_at, contest.not_before) + CALM_S:
@@ -93,7 +94,7 @@ class Rivals:
         return now < contest.changed_at + RECENT_S and (joins or now >= contest.not_before)
 
     def is_contested(self, group: int) -> bool:
-        """Whether anybody had to have it given back lately."""
+        """Whether another mount changed it lately."""
         contest = self._contests.get(group)
         return contest is not None and trio.current_time() < contest.recalled_at + CALM_S
 

@@ -114,16 +114,19 @@ class Transactor:
         self._last_ns = max(self._last_ns + 1, time.time_ns())
         return Moment(self._last_ns, session.number)
 
-    async def run(self, session: Session, operation: Operation[T], *, time_ns: int, at_once: bool = False) -> T:
+    async def run(
+        self, session: Session, operation: Operation[T], *, time_ns: int, at_once: bool = False, vies: bool = False
+    ) -> T:
         """Decide and commit, again after conflicts, until done or refused. With `at_once` what this mount holds
-        exclusively is answered before it is in the store.
+        exclusively is answered before it is in the store. With `at_once` or `vies` it is one of the changes for which
+        mounts that go on with them compete (`rivals.py`).
 
         Raises what `decide` raises (decided on fresh knowledge), SessionLost, DeadlineExceeded, StoreError.
         """
         while self._ahead.is_full:
             await self._ahead.settled()
         queued = self._queue(session, operation, time_ns)
-        if queued is None and await self._turn(self._held.unheld, changes=at_once):
+        if queued is None and await self._turn(self._held.unheld, changes=at_once or vies):
             queued = self._queue(session, operation, time_ns)
         if queued is not None:
             place, reply = queued

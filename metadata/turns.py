@@ -11,7 +11,8 @@ Rules
 2. Nobody overtakes: the same transaction proves that nobody waits (`R/`) who came earlier. So who has had his turn
    comes after all who waited for it to end.
 3. A recall ends a turn when its slice is over, or sooner: when this mount has not changed the directory for a moment.
-   Whoever wants only to read need not wait for that: then it is shared as ever.
+   Whoever wants only to read need not wait for that: then it is shared as ever. Who passes a lock on to another mount
+   has done what he wanted for the moment, and ends his turns with it (`end_all`).
 4. Nothing of the group is given to the cache above during a turn, so that handing on waits for nothing but the queue.
 5. An operation that waits for a turn may have locked the directory above: what is given back of it meanwhile is
    dropped without a lock (rule 9 of `delegations.py`). It waits for a bounded time, then goes on without a turn.
@@ -50,6 +51,7 @@ QUIET_S = 0.01
 """A turn that somebody waits for ends when nothing was changed for so long."""
 ENTRIES_MAX = 4096
 """Directories with more have no turns: they would take too long to list."""
+BEGUN_MAX = 64
 WAIT_S = 2.0
 """For so long an operation waits for its turn; then it goes on without."""
 
@@ -108,6 +110,8 @@ class Turns:
         self._ending: dict[int, Group] = {}
         self._session: Session | None = None
         self._nursery: trio.Nursery | None = None
+        self._begun: dict[int, Group] = {}
+        """The turns that this mount has had last; most are over."""
         self.rivals = Rivals()
         self.taken = 0
         self.missed = 0
@@ -131,6 +135,7 @@ class Turns:
             taking.done.set()
         self._taking.clear()
         self._ending.clear()
+        self._begun.clear()
         self.rivals.clear()
 
     # -- taking ------------------------------------------------------------------------------------------------------
@@ -257,6 +262,10 @@ class Turns:
         for write, written in acquisition.writes:
             self._cache.apply(group, write, written)
         held.exclusive = held.in_turns = True
+        self._begun.pop(group, None)
+        self._begun[group] = held
+        if len(self._begun) > BEGUN_MAX:
+            self._begun.pop(next(iter(self._begun)))
         self.taken += 1
         taking.recalled = taking.recalled or bool(found[-1].kvs)
 
@@ -286,6 +295,14 @@ class Turns:
             self._nursery.start_soon(self._end, group, held)
         return True
 
+    def end_all(self) -> None:
+        """This mount passes a lock on to another one, which will want what was changed under it: hand that on. No
+        checkpoint."""
+        begun, self._begun = self._begun, {}
+        for group, held in begun.items():
+            if held.in_turns:
+                self._hand_on(group, held)
+
     async def _end(self, group: int, held: Group) -> None:
         while self._cache.groups.get(group) is held:
             left_s = min(held.turn_until, held.changed_at + QUIET_S) - trio.current_time()
@@ -294,6 +311,9 @@ class Turns:
             await trio.sleep(left_s)
         if self._ending.get(group) is held:
             del self._ending[group]
+        self._hand_on(group, held)
+
+    def _hand_on(self, group: int, held: Group) -> None:
         if self._cache.groups.get(group) is held:
             self.rivals.keeps(group)
             self._holder.give_back(group)

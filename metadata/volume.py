@@ -100,7 +100,7 @@ class Volume(ValueReader):
         self.site = site
         self._session: Session | None = None
         self._usage = UsageKeeper(self._transactor, keys)
-        self.locks = LockManager(store, keys, options, delegations.inbox)
+        self.locks = LockManager(store, keys, options, delegations.inbox, delegations.turns.end_all)
         self._own_inbox = None if options.delegations else Inbox(store, keys)
         self.uses = UseAnswers(store, keys, self._own_inbox or delegations.inbox)
         """Tells the collector what is open here."""
@@ -332,7 +332,7 @@ class Volume(ValueReader):
         scope = self._scope()
         source = self._locations.get(change.cloned_from) if change.cloned_from else None
         operation = CommitBody(scope, ino, self._locations.get(ino), change, source)
-        inode = await self._transactor.run(self.session, operation, time_ns=scope.now_ns)
+        inode = await self._transactor.run(self.session, operation, time_ns=scope.now_ns, vies=True)
         self._body_memory.put(Body(inode, change.inline or b""))
         return inode
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from apollofs.metadata.lock_records import Lock, LockType
+from apollofs.metadata.lock_records import RANGE_END, Lock, LockType
 from tests.model.locks.explorer import explore
 from tests.model.locks.state import Call, Scenario
 from tests.model.locks.world import RULES
@@ -15,14 +15,16 @@ UNLOCK = Call(None)
 
 
 def calls(mount: int, owner: int, *wanted: str) -> tuple[Call, ...]:
-    """`x01` locks bytes 0 to 1 exclusively, `s` shared; with a `?` it may be interrupted; `-` unlocks everything."""
+    """`x01` locks bytes 0 to 1 exclusively, `s` shared, `X` the whole file exclusively; with a `?` it may be
+    interrupted; `-` unlocks everything."""
     made: list[Call] = []
     for text in wanted:
         if text == "-":
             made.append(UNLOCK)
             continue
-        type_ = LockType.EXCLUSIVE if text[0] == "x" else LockType.SHARED
-        made.append(Call(Lock(mount, owner, int(text[1]), int(text[2]), type_, 0), may_leave=text.endswith("?")))
+        type_ = LockType.SHARED if text[0] == "s" else LockType.EXCLUSIVE
+        start, end = (0, RANGE_END) if text[0] == "X" else (int(text[1]), int(text[2]))
+        made.append(Call(Lock(mount, owner, start, end, type_, 0), may_leave=text.endswith("?")))
     return tuple(made)
 
 
@@ -54,7 +56,17 @@ WEAKER = Scenario(
     ((calls(0, 0, "x00", "s01", "x33", "-"),), (calls(1, 0, "x11", "-"),), (calls(2, 0, "x33", "s00", "-"),)),
     alone=False,
 )
-WORLDS = (IN_TURN, ALONE, ALONE_IN_TURN, PASSING, OWN_STRAY, WEAKER)
+TURNS = Scenario(
+    "two processes of one mount, and one of another; the first two pass the file on to each other first",
+    ((calls(0, 0, "X", "-", "X", "-"), calls(0, 1, "X?", "-")), (calls(1, 0, "s00", "-"),)),
+    alone=False,
+)
+BYTES = Scenario(
+    "one process holds a byte that another of its mount waits for, one of another mount the next byte",
+    ((calls(0, 0, "x00", "-"), calls(0, 1, "x01", "-")), (calls(1, 0, "x11", "-"),)),
+    alone=False,
+)
+WORLDS = (IN_TURN, ALONE, ALONE_IN_TURN, PASSING, OWN_STRAY, WEAKER, TURNS, BYTES)
 
 WITHOUT = {
     "guard": (ALONE, "exclusive"),
@@ -65,6 +77,8 @@ WITHOUT = {
     "passed_over": (PASSING, "exclusive"),
     "picture_after_strays": (OWN_STRAY, "exclusive"),
     "weakens": (WEAKER, "returns"),
+    "turn_excludes": (BYTES, "exclusive"),
+    "turn_ends": (TURNS, "returns"),
 }
 """For each rule a world in which its absence shows, and what breaks."""
 

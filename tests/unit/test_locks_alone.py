@@ -250,6 +250,7 @@ async def test_another_mount_does_not_starve(world: World) -> None:
 @pytest.mark.parametrize("at_once", [1, 50])
 async def test_who_waited_before_keeps_the_place(world: World, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock_recall, "PLACED_IN_TRANSACTION", at_once)
+    monkeypatch.setattr(locks_module, "SLICE_S", 0.0)  # no turns
     one, two = await world.pair()
     order: list[tuple[int, int]] = []
 

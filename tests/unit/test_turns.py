@@ -6,6 +6,7 @@ from __future__ import annotations
 import stat
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ import trio.testing
 
 from apollofs.metadata.errors import EntryExists, NoSuchEntry, StaleInode
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.locks import RANGE_END, LockKind, LockType
 from apollofs.metadata.memory import MemoryStore, Moment, Request
 from apollofs.metadata.records import ROOT_INO
 from apollofs.metadata.store import Op, Put
@@ -207,3 +209,54 @@ async def test_nobody_waits_for_a_turn_on_what_is_gone(autojump_clock: trio.test
 async def _finds_nothing(volume: Volume, directory: int) -> None:
     with pytest.raises((NoSuchEntry, StaleInode)):
         await volume.mknod(directory, b"late", FILE, 0, ME)
+
+
+async def test_with_who_only_reads_nobody_competes(autojump_clock: trio.testing.MockClock) -> None:
+    del autojump_clock
+    base = MemoryStore()
+    await make_volume(base)
+    with trio.fail_after(1000):
+        async with mounted(base.another(Line())) as one, mounted(base.another(Line())) as two:
+            await trio.sleep(1)
+            directory = (await one.mkdir(ROOT_INO, b"d", 0o755, ME)).ino
+            for number in range(30):
+                await one.mknod(directory, b"%d" % number, FILE, 0, ME)
+                await two.lookup(directory, b"%d" % number)
+                if number % 10 == 9:
+                    await trio.sleep(60)  # then the reader takes its delegation again
+            assert two.delegations.statistics()["recalls_heard"] > 1, "else nothing is tested"
+            assert one.delegations.turns.taken == 0
+
+
+async def test_what_another_mount_goes_on_reading_stays_shared(autojump_clock: trio.testing.MockClock) -> None:
+    del autojump_clock
+    base = MemoryStore()
+    await make_volume(base)
+    with trio.fail_after(1000):
+        async with mounted(base.another(Line())) as one, mounted(base.another(Line())) as two:
+            await trio.sleep(1)
+            directory = (await one.mkdir(ROOT_INO, b"d", 0o755, ME)).ino
+            for number in range(400):
+                await one.mknod(directory, b"%d" % number, FILE, 0, ME)
+                await two.lookup(directory, b"%d" % number)
+                await trio.sleep(0.02)
+            assert two.delegations.statistics()["recalls_heard"] > 1, "else nothing is tested"
+            assert one.delegations.exclusives.shared == 1
+
+
+async def test_with_a_lock_goes_the_directory(autojump_clock: trio.testing.MockClock) -> None:
+    del autojump_clock
+    async with competing() as world:
+        one, two = world.volumes[:2]
+        whole = (77, LockKind.FLOCK, 1, 0, RANGE_END, LockType.EXCLUSIVE, 1)
+        await one.locks.acquire(*whole, wait=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(two.locks.acquire, *whole, wait=True))
+            await trio.sleep(0.01)
+            await world.make(0, b"under the lock")
+            held = one.delegations.cache.groups.get(world.directory)
+            assert held is not None
+            assert held.in_turns, "else nothing is tested"
+            await one.locks.release(77, LockKind.FLOCK, 1)
+        assert not one.delegations.cache.is_exclusive(world.directory)
+        await two.locks.release(77, LockKind.FLOCK, 1)

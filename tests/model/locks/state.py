@@ -44,8 +44,8 @@ class Request(NamedTuple):
 
 
 class Transaction(NamedTuple):
-    """On its way. `what`: grant, alone, enqueue, tell, mend, notice, release. `since`: nobody else may have put a key
-    later; `present`: requests that must still be there."""
+    """On its way. `what`: grant, alone, turn, enqueue, tell, mend, notice, release. `since`: nobody else may have put a
+    key later; `present`: requests that must still be there."""
 
     what: str
     owner: int
@@ -62,6 +62,10 @@ class Mount(NamedTuple):
     held: tuple[Lock, ...] = ()
     alone: bool = False
     paused: bool = False
+    in_turn: bool = False
+    """It decides alone, and will tell unasked."""
+    passes_on: bool = False
+    """What it holds was told: the end of that begins no turn."""
     requests: tuple[Request, ...] = ()
     by_place: frozenset[int] = frozenset()
     strays: frozenset[int] = frozenset()

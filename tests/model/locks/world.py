@@ -11,6 +11,7 @@ from apollofs.metadata.lock_picture import SOLE_OWNER, Waiting
 from apollofs.metadata.lock_queue import ahead_of, has_lock, passed_over
 from apollofs.metadata.lock_ranges import add, blockers, subtract, weakens
 from apollofs.metadata.lock_records import RANGE_END, Arrival, Lock, LockType
+from apollofs.metadata.lock_turns import excludes_everybody
 from tests.model.locks.state import OWN, Entry, Mount, Request, Scenario, State, Step, Transaction
 
 RULES = {
@@ -22,6 +23,8 @@ RULES = {
     "passed_over": "who passes others over compares that those are still there because of whom it may",
     "picture_after_strays": "after a request was withdrawn the picture is as new as that",
     "weakens": "what makes a lock shared is written",
+    "turn_excludes": "a turn begins only with the end of what excluded everybody",
+    "turn_ends": "a turn ends unasked",
 }
 
 
@@ -62,10 +65,11 @@ class World:
                 yield from self._turn(state, at, mount)
 
     def _turn(self, state: State, at: int, mount: Mount) -> Iterator[Step]:
-        if mount.alone and at in state.notices:
-            yield self._send(state, at, mount, Transaction("tell", -1, mount.held))
+        if (mount.alone and at in state.notices) or (mount.in_turn and self._on("turn_ends")):
+            yield self._send(state, at, _behind(state, at, mount), Transaction("tell", -1, mount.held))
         keeper = next((entry for entry in mount.picture if entry.alone), None)
-        if mount.requests and keeper is not None and mount.told != keeper.mount and self._on("notice"):
+        asks = keeper is not None and mount.told != keeper.mount and not state.mounts[keeper.mount].in_turn
+        if mount.requests and asks and self._on("notice"):
             yield self._send(state, at, mount, Transaction("notice", -1, mount.held, keeper=keeper))
         waiting = {request.owner: request for request in mount.requests}
         for owner, calls in enumerate(self._programs[at]):
@@ -82,6 +86,9 @@ class World:
         after = _next_call(mount._replace(held=left), owner)
         if mount.alone or left == mount.held:
             return self._step(f"{at}.{owner} unlocks", state, at, after)
+        excludes = excludes_everybody(mount.held) or not self._on("turn_excludes")
+        if mount.requests and not left and excludes and not mount.passes_on:
+            return self._send(state, at, after, Transaction("turn", owner, left))
         return self._send(state, at, after, Transaction("release", owner, left))
 
     def _lock(
@@ -104,7 +111,7 @@ class World:
         place = Waiting(request.arrival, lock) if request else None
         weaker = weakens(mount.held, lock) and self._on("weakens")
         if request is not None and place is not None and has_lock(place, holders, queue) and not weaker:
-            here = granted._replace(by_place=mount.by_place | {request.ticket})
+            here = granted._replace(by_place=mount.by_place | {request.ticket}, passes_on=False)
             yield self._step(f"{at}.{owner} has {_text(lock)} by position", state, at, here)
             return
         present = frozenset(passed_over(lock, mount.held, ahead)) if self._on("passed_over") else frozenset()
@@ -122,7 +129,7 @@ class World:
     def _standing(self, at: int, mount: Mount) -> tuple[list[Lock], list[Waiting]]:
         holders = list(mount.held)
         queue = [Waiting(each.arrival, each.lock, b"%d/%d" % (at, each.ticket)) for each in mount.requests]
-        for entry in mount.picture:
+        for entry in mount.picture if not mount.alone else ():
             if entry.ticket != OWN:
                 queue.append(Waiting(entry.arrival, entry.locks[0], entry.key))
             elif entry.alone and self._on("alone_excludes"):
@@ -185,18 +192,20 @@ class World:
         granted = next((each for each in requests if each.owner == sent.owner), None)
         if sent.what in ("grant", "alone"):
             gone |= {granted.ticket} if granted else set()
-            mount = _granted(mount._replace(held=sent.after), sent.owner, granted)
-        if sent.what == "alone":
+            mount = _granted(mount._replace(held=sent.after, passes_on=False), sent.owner, granted)
+        if sent.what in ("alone", "turn"):
             own = {Entry(at, OWN, revision, (), alone=True)}
             waiting = tuple(each._replace(placed=False) for each in mount.requests)
-            return mount._replace(alone=True, by_place=frozenset(), strays=frozenset(), requests=waiting), own
+            mount = mount._replace(alone=True, in_turn=sent.what == "turn", by_place=frozenset(), strays=frozenset())
+            return mount._replace(requests=waiting), own
         own = {entry for entry in own if entry.ticket not in gone}
         if held:
             own.add(Entry(at, OWN, revision, held))
         if sent.what == "tell":
             told = requests if self._on("tell_waiters") else ()
             own |= {Entry(at, each.ticket, revision, (each.lock,), arrival=each.arrival) for each in told}
-            mount = mount._replace(alone=False, paused=True, requests=tuple(r._replace(placed=True) for r in requests))
+            mount = mount._replace(alone=False, paused=True, in_turn=False, passes_on=bool(held))
+            mount = mount._replace(requests=tuple(each._replace(placed=True) for each in requests))
         return mount._replace(by_place=frozenset()), own
 
     def _send(self, state: State, at: int, mount: Mount, sent: Transaction) -> Step:
@@ -220,6 +229,19 @@ def _next_call(mount: Mount, owner: int) -> Mount:
 def _granted(mount: Mount, owner: int, request: Request | None) -> Mount:
     left = tuple(each for each in mount.requests if each is not request)
     return _next_call(mount._replace(requests=left), owner)
+
+
+def _behind(state: State, at: int, mount: Mount) -> Mount:
+    """At the end of a turn it reads who waits; its own requests come behind them."""
+    if not mount.in_turn or not mount.requests:
+        return mount
+    requests = sorted(mount.requests, key=lambda each: each.arrival)
+    moved = [
+        each._replace(arrival=Arrival(state.revision, mount.tickets + number))
+        for number, each in enumerate(requests, start=1)
+    ]
+    seen = mount._replace(seen=state.revision, picture=_others(state.store, at))
+    return seen._replace(requests=tuple(moved), tickets=mount.tickets + len(moved))
 
 
 def _leave(mount: Mount, request: Request) -> Mount:
