@@ -148,7 +148,9 @@ class StoredBlocks:
         return any(found)
 
     def _jobs(self, copy: WorkingCopy, size: int, found: list[bool]) -> Iterator[tuple[int, int, _Place | None]]:
-        for index in range(block_count(size, self._block_bytes)):
+        """What is not stored yet comes first: while it is on its way, the rest is compared."""
+        count = block_count(size, self._block_bytes)
+        for index in sorted(range(count), key=self._table.__contains__):
             start = index * self._block_bytes
             length = min(self._block_bytes, size - start)
             if copy.has_data(start, start + length):
