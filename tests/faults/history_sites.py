@@ -16,9 +16,9 @@ from typing import Final
 
 from tests.faults.history_hosts import FAULTS, PROCESSES_EACH, Fault, Host, Schedule, Trio
 from tests.faults.history_learners import LATEST, PUBLISHED, Learned, Lesson, learn
-from tests.mounted.agents import END_DEADLINE_S, AgentProcess
+from tests.mounted.agents import AgentProcess
 from tests.mounted.client import Client, Pending
-from tests.mounted.harness import Mount
+from tests.mounted.harness import END_DEADLINE_S, Mount
 from tests.mounted.three_sites import SITES, ThreeSites
 from tests.support.radosgw_server import RadosGateway
 

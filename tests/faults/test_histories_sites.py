@@ -14,7 +14,8 @@ import pytest
 
 from tests.faults.history_hosts import FAULTS
 from tests.faults.history_learners import Learned
-from tests.faults.history_sites import SITES, SiteSchedule, SiteTrio
+from tests.faults.history_sites import SiteSchedule, SiteTrio
+from tests.mounted.three_sites import SITES
 from tests.support.history import check
 from tests.support.radosgw_server import shared_gateway
 
