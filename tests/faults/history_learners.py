@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,9 +97,10 @@ class _Learner:
                     nursery.start_soon(self._guarded, self._list)
                     await trio.sleep(lesson.until_s - monotonic())
                     nursery.cancel_scope.cancel()
+                await self._guarded(self._read_all, "end")
         return self._learned
 
-    async def _guarded(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
+    async def _guarded(self, work: Callable[..., Awaitable[object]], *arguments: object) -> None:
         try:
             await work(*arguments)
         except _Gone:
@@ -148,12 +149,16 @@ class _Learner:
     async def _list(self) -> None:
         seen: set[str] = set()
         while True:
-            names = await self._tried(lambda: os.listdir(self._lesson.root / PUBLISHED)) or []
-            for name in sorted(set(names) - seen):
-                seen.add(name)
-                if not name.startswith("."):
-                    await self._look("names", name)
+            seen |= await self._read_all("names", seen)
             await trio.sleep(PAUSE_S)
+
+    async def _read_all(self, how: str, seen: Collection[str] = ()) -> set[str]:
+        """Every file that is there and not in `seen`; their names."""
+        names = await self._tried(lambda: os.listdir(self._lesson.root / PUBLISHED)) or []
+        fresh = {name for name in names if not name.startswith(".") and name not in seen}
+        for name in sorted(fresh):
+            await self._look(how, name)
+        return fresh
 
     async def _look(self, how: str, name: str) -> None:
         """Read it, again while a fault of its own mount, or of a store, keeps it from that."""

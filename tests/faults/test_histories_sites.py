@@ -22,7 +22,6 @@ from tests.support.radosgw_server import shared_gateway
 pytestmark = [pytest.mark.faults, pytest.mark.mounted, pytest.mark.slow]
 SCHEDULES = int(os.environ.get("APOLLOFS_SITES_SCHEDULES", "4"))
 SEED = int(os.environ.get("APOLLOFS_SITES_SEED", "6"))
-WAYS = {"log", "values", "names"}
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +37,12 @@ def site_of(host: str) -> str:
 
 def judge(learned: list[Learned], broken: set[str]) -> None:
     """No file was missing, or had other bytes. Where the mount had no fault nothing failed, whatever became of stores,
-    agents and members, and files were found each way."""
+    agents and members."""
     assert [text for each in learned for text in each.wrong] == []
+    assert any(each.found["end"] for each in learned), "something was published"
     for each in learned:
         if site_of(each.host) not in broken:
             assert each.errors.keys() <= {errno.ESTALE}
-            assert each.found.keys() == WAYS
 
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + SCHEDULES))

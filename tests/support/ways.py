@@ -1,9 +1,4 @@
-"""How one place reaches an etcd cluster: a proxy before each member, all of them near, far, deaf or gone together.
-
-    with Way.started(cluster.endpoints, round_trip_ms=40) as way:
-        mounted = namespace.mount("east", url=f"etcd://{way.address}/volume")
-        way.blackhole()
-"""
+"""How one place reaches an etcd cluster: a proxy before each member, all near, far, deaf or gone together."""
 
 from __future__ import annotations
 
