@@ -47,3 +47,17 @@ async def test_an_answer_ends_it(autojump_clock: trio.testing.MockClock) -> None
         return 7
 
     assert await retry(answer, DEADLINE_S) == 7
+
+
+async def test_without_a_deadline_there_is_one_call() -> None:
+    calls = 0
+
+    async def fail() -> None:
+        nonlocal calls
+        calls += 1
+        await trio.lowlevel.checkpoint()
+        raise StoreUnavailable("down")
+
+    with pytest.raises(DeadlineExceeded, match="down"):
+        await retry(fail, 0)
+    assert calls == 1
