@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from apollofs.blobstore import BlobStoreError, BlobStoreOptions, Location
+from apollofs.blobstore import BlobStoreError, BlobStoreOptions, Location, RetryPolicy
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.connect import connected_store
 from apollofs.fs.errno_map import errno_of
@@ -68,7 +68,6 @@ async def assembled(config: MountConfig) -> AsyncIterator[Assembly]:
     Raises UserError and the errors of metadata, bodies and blob store, each with one line for a person. At the end of
     the context nothing is committed any more: commit before.
     """
-    options = BlobStoreOptions(ca_file=config.blob_ca_file)
     record = MountRecord(
         session=0,
         host=socket.gethostname(),
@@ -89,7 +88,7 @@ async def assembled(config: MountConfig) -> AsyncIterator[Assembly]:
         _counted_store(config) as store,
         open_volume(store, config.access.url.volume, config.site, session, record) as volume,
     ):
-        stores = SiteStores(volume, options)
+        stores = SiteStores(volume, store_options(config.body, config.blob_ca_file))
         await _check_store(stores, volume)
         async with open_filesystem(
             volume, stores.open, body_config(config, volume), cache_entries=config.session.entry_cache
@@ -117,6 +116,12 @@ def body_config(config: MountConfig, volume: Volume) -> BodyConfig:
     except OSError as exc:
         raise UserError(f"the cache directory {directory} can't be made: {exc.strerror}") from exc
     return replace(config.body, cache_dir=directory)
+
+
+def store_options(config: BodyConfig, ca_file: str | None) -> BlobStoreOptions:
+    """How stores are used. Readers and commits have deadlines of their own: no store gives up before those."""
+    patience = RetryPolicy(deadline_s=max(config.commit_deadline_s, config.read_deadline_s))
+    return BlobStoreOptions(ca_file=ca_file, retry=patience)
 
 
 def wire_config(config: BodyConfig) -> WireConfig:

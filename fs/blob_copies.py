@@ -6,6 +6,7 @@ over.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ import trio
 from apollofs.blobstore import Buffer
 from apollofs.blobstore.footer import Footer, pack_footer, sealed_length
 from apollofs.fs.blobs import BlobSource, Block, block_count, block_of
-from apollofs.fs.errors import MissingBlob
+from apollofs.fs.errors import BodyUnavailable, MissingBlob
 from apollofs.fs.workers import share_out
 from apollofs.metadata.copies import Copies
 from apollofs.metadata.records import Extent
@@ -36,6 +37,8 @@ class CopyLimits:
     """Blocks that are in memory at once."""
     turn: Callable[[int], Awaitable[None]]
     """Waits until so many bytes may be moved."""
+    put_s: float = math.inf
+    """How long putting a block may take."""
 
 
 def blocks_of(blob: int, length: int, block_bytes: int) -> list[Block]:
@@ -73,7 +76,11 @@ async def copy_blob(
                 if block.index in referred:
                     raise
                 return
-            await source.put_sealed(block, sealed, site)
+            try:
+                with trio.fail_after(limits.put_s):
+                    await source.put_sealed(block, sealed, site)
+            except trio.TooSlowError as exc:
+                raise BodyUnavailable(f"a block was not at site {site} within {limits.put_s:g} s") from exc
         copied += block.length
 
     blocks = blocks_of(blob, length, source.block_bytes)

@@ -121,6 +121,9 @@ class BlobSource:
     raises, if that is no BlobStoreError. A store that could not be opened is tried again at the next use.
     """
 
+    haste_s = 10.0
+    """How long a copy of a block that is written may take to get to another site before that is left for later."""
+
     def __init__(
         self, open_store: OpenStore, block_bytes: int, here: int = 0, copies_of: CopiesOf | None = None
     ) -> None:
@@ -215,10 +218,12 @@ class BlobSource:
 
         async def copy(elsewhere: int) -> None:
             try:
-                await put(elsewhere)
-            except (BodyError, BlobStoreError, UserError, MetadataError) as exc:
-                log.info("block %d of blob %#x is not at site %d yet: %s", block.index, block.blob, elsewhere, exc)
-                self.nearness.troubled(elsewhere, str(exc))
+                with trio.fail_after(self.haste_s):
+                    await put(elsewhere)
+            except (BodyError, BlobStoreError, UserError, MetadataError, trio.TooSlowError) as exc:
+                why = str(exc) or f"no answer within {self.haste_s:g} s"
+                log.info("block %d of blob %#x is not at site %d yet: %s", block.index, block.blob, elsewhere, why)
+                self.nearness.troubled(elsewhere, why)
                 others.discard(elsewhere)
 
         async def one(at: int) -> None:

@@ -2,13 +2,16 @@
 
 While a blob is written its blocks go to these sites at the same time (`begin`); before the transaction what is missing
 somewhere is copied (`settle`), and the transaction says who has all of it. So a mount needs no agent for this. Of "any
-N" the nearest sites are taken; one that fails is replaced by the next.
+N" the nearest sites are taken; one that fails, or takes longer than `BlobSource.haste_s` for a block, is replaced by
+the next. Slow ones are waited for when all have been tried.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import trio
 
@@ -24,6 +27,8 @@ from apollofs.metadata.records import Extent
 
 log = logging.getLogger(__name__)
 BLOCKS_IN_MEMORY = 8
+PATIENCE_S = 60.0
+"""How long a block may take to the sites of "any N" when none was quick."""
 BLOBS_MAX = 4096
 """Blobs whose copies by this mount are remembered."""
 
@@ -87,23 +92,25 @@ class CommitCopies:
         for site in policy.commit:
             if site != home and site not in have:
                 await self._copy(stored, site, have)
-        others = self._source.nearness.order(site for site in self._sites if site != home and site not in have)
-        for site in others:
-            if 1 + len(have) >= policy.commit_any:
-                return
-            try:
-                await self._copy(stored, site, have)
-            except (BodyError, BlobStoreError) as exc:
-                log.info("blob %#x is not at site %d yet: %s", blob, site, exc)
-                self._source.nearness.troubled(site, str(exc))
+        for put_s in (self._source.haste_s, PATIENCE_S):
+            others = self._source.nearness.order(site for site in self._sites if site != home and site not in have)
+            for site in others:
+                if 1 + len(have) >= policy.commit_any:
+                    return
+                try:
+                    await self._copy(stored, site, have, put_s)
+                except (BodyError, BlobStoreError) as exc:
+                    log.info("blob %#x is not at site %d yet: %s", blob, site, exc)
+                    self._source.nearness.troubled(site, str(exc))
         if 1 + len(have) < policy.commit_any:
             raise BodyUnavailable(f"{1 + len(have)} sites have the bytes; the policy wants {policy.commit_any}")
 
-    async def _copy(self, stored: Sequence[Extent], site: int, have: set[int]) -> None:
+    async def _copy(self, stored: Sequence[Extent], site: int, have: set[int], put_s: float = math.inf) -> None:
         blob, length = stored[0].blob, stored[0].blob_length
         referred = referred_blocks(blob, stored, self._source.block_bytes)
         try:
-            await copy_blob(self._source, blob, length, referred, site, self._limits)
+            limits = replace(self._limits, put_s=put_s)
+            await copy_blob(self._source, blob, length, referred, site, limits)
         except UserError as exc:
             raise BodyUnavailable(f"site {site}: {exc}") from exc
         have.add(site)

@@ -9,6 +9,7 @@ from typing import Any
 from apollofs.fs.assembly import Assembly
 from apollofs.fs.blobs import site_of, spans
 from apollofs.fs.user_error import UserError
+from apollofs.metadata.copies import Copies
 from apollofs.metadata.errors import StaleInode
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import Extent, Inode
@@ -29,7 +30,8 @@ _TYPES = {
 async def inspect_inode(assembly: Assembly, request: Mapping[str, Any]) -> Mapping[str, Any]:
     """Answer `info`: `ino`, and where it was found: `parent` (its inode) and `name` (hexadecimal).
 
-    Two requests to the store. Raises UserError where the inode has no name any more.
+    Three requests to the store, and one more for each further hundred blobs. Raises UserError where the inode has no
+    name any more.
     """
     try:
         ino, parent, name = int(request["ino"]), int(request["parent"]), bytes.fromhex(request["name"])
@@ -41,6 +43,8 @@ async def inspect_inode(assembly: Assembly, request: Mapping[str, Any]) -> Mappi
         raise UserError("it has no name any more: only processes that had it open still see it") from exc
     sites = {site.id: site.name for site in await assembly.volume.sites()}
     inode = body.inode
+    extents = inode.extents[:EXTENTS_SHOWN_MAX]
+    copies = await assembly.volume.placement.replicas.read({extent.blob for extent in extents})
     block_bytes = assembly.volume.superblock.block_bytes
     return {
         "ino": inode.ino,
@@ -61,7 +65,7 @@ async def inspect_inode(assembly: Assembly, request: Mapping[str, Any]) -> Mappi
         "body_version": inode.body_version,
         "xattrs": inode.xattrs,
         "extent_count": len(inode.extents),
-        "extents": [_extent_facts(one, sites, block_bytes) for one in inode.extents[:EXTENTS_SHOWN_MAX]],
+        "extents": [_extent_facts(one, copies[one.blob], sites, block_bytes) for one in extents],
     }
 
 
@@ -81,8 +85,10 @@ def _body_kind(inode: Inode) -> str:
     return "extents" if inode.extents else "empty"
 
 
-def _extent_facts(extent: Extent, sites: Mapping[int, str], block_bytes: int) -> dict[str, Any]:
-    site_id = site_of(extent.blob)
+def _extent_facts(extent: Extent, copies: Copies, sites: Mapping[int, str], block_bytes: int) -> dict[str, Any]:
+    """`sites`: that of the mount which wrote it, and those that have complete copies."""
+    home = site_of(extent.blob)
+    holders = [home, *(site for site in copies.complete if site != home)]
     blocks = [
         one.block for one in spans(extent.blob, extent.blob_length, extent.blob_offset, extent.length, block_bytes)
     ]
@@ -93,7 +99,7 @@ def _extent_facts(extent: Extent, sites: Mapping[int, str], block_bytes: int) ->
         "blob": f"{extent.blob:016x}",
         "blob_offset": extent.blob_offset,
         "blob_length": extent.blob_length,
-        "sites": [sites.get(site_id, f"site {site_id}, which was removed")],
+        "sites": [sites.get(site, f"site {site}, which was removed") for site in holders],
         "object_count": len(names),
         "objects": names[:OBJECTS_SHOWN_MAX],
     }

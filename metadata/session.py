@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -357,17 +358,23 @@ def boot_time() -> float:
 
 
 async def retry(call: Callable[[], Awaitable[T]], deadline_s: float) -> T:
-    """Repeat an idempotent call on OutcomeUnknown and StoreUnavailable; DeadlineExceeded after `deadline_s`."""
-    deadline = trio.current_time() + deadline_s
+    """Repeat an idempotent call on OutcomeUnknown and StoreUnavailable; DeadlineExceeded after `deadline_s`.
+
+    The deadline ends a call that is under way, too: it may have been applied then. 0: one call, however long it takes.
+    """
     backoff_s = BACKOFF_FIRST_S
-    while True:
-        try:
-            return await call()
-        except (OutcomeUnknown, StoreUnavailable) as exc:
-            if trio.current_time() > deadline:
-                raise DeadlineExceeded(f"metadata store: {exc}") from exc
-        await trio.sleep(backoff_s * (0.5 + random.random()))
-        backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+    failure: Exception | None = None
+    with trio.move_on_after(deadline_s or math.inf):
+        while True:
+            try:
+                return await call()
+            except (OutcomeUnknown, StoreUnavailable) as exc:
+                failure = exc
+            if not deadline_s:
+                break
+            await trio.sleep(backoff_s * (0.5 + random.random()))
+            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+    raise DeadlineExceeded(f"metadata store: {failure or f'no answer within {deadline_s:g} s'}") from failure
 
 
 async def open_session(store: Store, keys: Keys, options: SessionOptions, record: MountRecord, site_id: int) -> Session:

@@ -62,7 +62,8 @@ class Told:
     """What a process has to tell: its history, and which errors it met that say nothing about the namespace."""
 
     history: list[Operation] = field(default_factory=list)
-    errors: Counter[int] = field(default_factory=Counter)
+    errors: Counter[tuple[Kind, int]] = field(default_factory=Counter)
+    """By kind of call and errno."""
 
 
 class Gone(Exception):
@@ -94,7 +95,7 @@ class Actor:
         except OSError as exc:
             if exc.errno not in HARMLESS:
                 raise
-            self.told.errors[exc.errno] += 1
+            self.told.errors[kind, exc.errno] += 1
             self.told.history += call.failed(exc.errno)
             if exc.errno in GONE:
                 raise Gone from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,12 +12,12 @@ from operator import itemgetter
 from pathlib import Path
 from threading import Event
 from time import monotonic
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from tests.faults.history_client import Part, Told, act, prepare, survey
 from tests.mounted.client import Client, Pending
 from tests.mounted.harness import LocalBodies, Mount, Namespace
-from tests.support.tcp_proxy import TcpProxy
+from tests.support.ways import Way
 
 SITES = ("west", "east", "north")
 PROCESSES_EACH = 2
@@ -26,8 +26,8 @@ SCHEDULE_S = 6.0
 SURVEY_S = 45.0
 SHORT_S, LONG_S = 0.7, LEASE_S + 1.0
 """How long a fault lasts: the lease outlasts the one, not the other."""
-DELAY_MS = 40.0
-"""Each way, for a mount that is slow to answer."""
+DELAY_MS = 80.0
+"""What a request takes longer, for a mount that is slow to answer."""
 LIFE_NUMBERS = 100_000
 """How many operations a process may do with one daemon."""
 LOGGED = (r"lease", r"session", r"uncommitted", r"etcd", r"watch")
@@ -50,6 +50,7 @@ class Schedule:
     seed: int
     faults: list[Fault]
     began_s: float = field(default_factory=monotonic)
+    lasts_s: float = SCHEDULE_S
 
     @classmethod
     def of(cls, seed: int) -> Schedule:
@@ -73,11 +74,14 @@ class Schedule:
 
 
 class Host:
-    """One of the three."""
+    """One of the three. `way` leads its mount to etcd."""
 
-    def __init__(self, namespace: Namespace, number: int, proxy: TcpProxy, clients: list[Client]) -> None:
+    options: tuple[str, ...] = ("--lease-ttl", str(LEASE_S))
+
+    def __init__(self, namespace: Namespace, number: int, site: str, way: Way, clients: list[Client]) -> None:
         self.number = number
-        self.proxy = proxy
+        self.site = site
+        self.way = way
         self.clients = clients
         self._namespace = namespace
         self._lives = 0
@@ -87,10 +91,9 @@ class Host:
 
     def _mounted(self) -> Mount:
         self._lives += 1
-        host, port = self.proxy.endpoint
-        url = f"etcd://{host}:{port}/{self._namespace.volume}"
-        site = SITES[self.number]
-        mount = self._namespace.mount(site, "--lease-ttl", str(LEASE_S), name=f"{site}-{self._lives}", url=url)
+        url = f"etcd://{self.way.address}/{self._namespace.volume}"
+        name = f"{self.site}-{self._lives}"
+        mount = self._namespace.mount(self.site, *self.options, name=name, url=url)
         mount.expected_logs += LOGGED
         return mount
 
@@ -107,7 +110,7 @@ class Host:
 
     def start(self, schedule: Schedule) -> None:
         """Let the processes work until the schedule is over."""
-        until_s = schedule.began_s + SCHEDULE_S
+        until_s = schedule.began_s + schedule.lasts_s
         first = self.number * PROCESSES_EACH
         self._running = [
             client.start(act, self.part(schedule, first + index, until_s)) for index, client in enumerate(self.clients)
@@ -146,44 +149,46 @@ class Host:
     def mend(self) -> None:
         """End of whatever has been done to it, but for a new life."""
         self.mount.signal(signal.SIGCONT)
-        self.proxy.heal()
+        self.way.heal()
 
 
+HostT = TypeVar("HostT", bound=Host)
 FAULTS: Final[dict[str, Callable[[Host, Schedule], object]]] = {
     "killed": Host.restart,
     "frozen": lambda host, _: host.freeze(),
-    "cut off": lambda host, _: host.proxy.blackhole(),
-    "reset": lambda host, _: host.proxy.refuse(),
-    "slow": lambda host, _: host.proxy.delay_ms(DELAY_MS),
-    "loses a reply": lambda host, _: host.proxy.swallow_replies(1),
+    "cut off": lambda host, _: host.way.blackhole(),
+    "reset": lambda host, _: host.way.refuse(),
+    "slow": lambda host, _: host.way.slow_down(DELAY_MS),
+    "loses a reply": lambda host, _: host.way.swallow_replies(1),
 }
 """Each lasts until the host is mended."""
 
 
 @dataclass
-class Trio:
-    """The three hosts."""
+class Trio(Generic[HostT]):
+    """The three hosts, and what can happen to one."""
 
     namespace: Namespace
-    hosts: list[Host]
+    hosts: list[HostT]
+    faults: Mapping[str, Callable[[HostT, Schedule], object]]
     at_rest: bool = True
     """No schedule is under way, nor has one been left without an end."""
 
     @classmethod
     @contextmanager
-    def started(cls, directory: Path, kind: type[Namespace] = Namespace) -> Iterator[Trio]:
+    def started(cls, directory: Path, kind: type[Namespace] = Namespace) -> Iterator[Trio[Host]]:
         """Mounted and idle; gone at the end of the block. `kind` may have mounts with a bug."""
         with ExitStack() as stack:
             sites = [LocalBodies(site) for site in SITES]
-            # proxies outlast the namespace, which unmounts through them
-            proxies = stack.enter_context(ExitStack())
+            # ways outlast the namespace, which unmounts through them
+            ways = stack.enter_context(ExitStack())
             namespace = stack.enter_context(kind.made(directory, sites))
             hosts = []
-            for number in range(len(SITES)):
-                proxy = proxies.enter_context(TcpProxy.started(namespace.cluster.server.endpoint))
+            for number, site in enumerate(SITES):
+                way = ways.enter_context(Way.started(namespace.cluster.endpoints))
                 clients = [stack.enter_context(Client.started()) for _ in range(PROCESSES_EACH)]
-                hosts.append(Host(namespace, number, proxy, clients))
-            yield cls(namespace, hosts)
+                hosts.append(Host(namespace, number, site, way, clients))
+            yield Trio(namespace, hosts, FAULTS)
 
     def run(self, schedule: Schedule) -> list[Told]:
         """What all processes have to tell, and at the end one more on each mount. Bounded in time."""
@@ -210,7 +215,7 @@ class Trio:
         events: list[tuple[float, Callable[[], object]]] = []
         for fault in schedule.faults:
             host, begin_s = self.hosts[fault.host], schedule.began_s + fault.at_s
-            events.append((begin_s, partial(FAULTS[fault.kind], host, schedule)))
+            events.append((begin_s, partial(self.faults[fault.kind], host, schedule)))
             events.append((begin_s + fault.lasts_s, host.mend))
         for at_s, happen in sorted(events, key=itemgetter(0)):
             pause.wait(max(0.0, at_s - monotonic()))

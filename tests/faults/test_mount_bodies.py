@@ -46,16 +46,6 @@ WRITE_FAULTS = {
 
 
 @dataclass(frozen=True)
-class FaultyBodies(GatewayBodies):
-    """A bucket of a radosgw behind a server that spoils requests."""
-
-    faulty: FaultyS3
-
-    def url(self, directory: Path) -> str:
-        return f"s3://{self.bucket}/bodies?endpoint={self.faulty.endpoint}&region=us-east-1"
-
-
-@dataclass(frozen=True)
 class Faulty:
     """Two mounts at one site, each with a cache of its own, whose store is spoilt at will."""
 
@@ -68,7 +58,7 @@ class Faulty:
 def mounts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
     gateway = shared_gateway(request.config)
     with FaultyS3.serving(gateway.endpoint) as s3:
-        sites = [FaultyBodies("here", gateway, "faults", s3)]
+        sites = [GatewayBodies("here", gateway, "faults", s3.endpoint)]
         with Namespace.made(tmp_path_factory.mktemp("s3"), sites, format_options=("--block-size", "1M")) as namespace:
             options = ("-o", f"commit_deadline={COMMIT_DEADLINE_S},read_deadline={READ_DEADLINE_S}")
             here, there = (namespace.mount("here", *options, name=name) for name in ("a", "b"))

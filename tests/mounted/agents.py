@@ -30,10 +30,10 @@ class AgentProcess:
         self.process.wait(END_DEADLINE_S)
 
 
-def start_agent(namespace: Namespace, site: str, *options: str) -> AgentProcess:
-    """A candidate for a site; `kill` or `running` ends it."""
+def start_agent(namespace: Namespace, site: str, *options: str, url: str = "") -> AgentProcess:
+    """A candidate for a site; `kill` or `running` ends it. `url` leads to etcd another way, through a proxy."""
     log = namespace.directory / f"agent-{site}.log"
-    words = ["agent", namespace.url, "--site", site, "--gc-every", "0", "--lease-ttl", str(LEASE_S)]
+    words = ["agent", url or namespace.url, "--site", site, "--gc-every", "0", "--lease-ttl", str(LEASE_S)]
     process = subprocess.Popen(
         [sys.executable, "-m", "apollofs.fs.cli", *words, "--log-file", str(log), *options],
         stdin=subprocess.DEVNULL,

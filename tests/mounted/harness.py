@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import trio
 
@@ -75,14 +75,16 @@ class LocalBodies:
 
 @dataclass(frozen=True)
 class GatewayBodies:
-    """A bucket of a radosgw."""
+    """A bucket of a radosgw. `endpoint`: another way to it than the gateway's own, through a proxy."""
 
     site: str
     gateway: RadosGateway
     bucket: str
+    endpoint: str = ""
 
     def url(self, directory: Path) -> str:
-        return f"s3://{self.bucket}/bodies?endpoint={self.gateway.endpoint}&region=us-east-1"
+        endpoint = self.endpoint or self.gateway.endpoint
+        return f"s3://{self.bucket}/bodies?endpoint={endpoint}&region=us-east-1"
 
     def environment(self) -> Mapping[str, str]:
         user = self.gateway.create_user("apollofs-tests")
@@ -216,13 +218,19 @@ class Namespace:
     @classmethod
     @contextmanager
     def made(
-        cls, directory: Path, sites: Sequence[Bodies], *, volume: str = VOLUME, format_options: Sequence[str] = ()
-    ) -> Iterator[Namespace]:
-        """An etcd and a volume with these sites, all gone at the end of the block. Raises HarnessError there if a mount
-        did not end well, the namespace is not sound, or something unexpected was logged.
+        cls,
+        directory: Path,
+        sites: Sequence[Bodies],
+        *,
+        volume: str = VOLUME,
+        format_options: Sequence[str] = (),
+        members: int = 1,
+    ) -> Iterator[Self]:
+        """An etcd of so many members and a volume with these sites, all gone at the end of the block. Raises
+        HarnessError there if a mount did not end well, the namespace is not sound, or something unexpected was logged.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        with EtcdCluster.started(directory / "etcd") as cluster:
+        with EtcdCluster.started(directory / "etcd", members=members) as cluster:
             namespace = cls(directory, cluster, volume, sites)
             try:
                 first, *others = sites

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 import pytest
 
+from apollofs.fs.assembly import store_options
 from apollofs.fs.cli.helper import HelperCall, parse_helper_call
+from apollofs.fs.config import BodyConfig
 from apollofs.fs.mount_options import MountOptions, parse_options, parse_size
 from apollofs.fs.user_error import UserError
 
@@ -79,3 +83,9 @@ def test_helper_calls_that_are_refused() -> None:
         parse_helper_call(["src", "/mnt", "-z"])
     with pytest.raises(UserError, match="namespace"):
         parse_helper_call(["src", "/mnt", "-N", "/proc/1/ns/mnt"])
+
+
+@pytest.mark.parametrize(("commit_s", "read_s"), [(600.0, 60.0), (1.0, 90.0)])
+def test_no_store_gives_up_before_a_commit_or_a_reader_does(commit_s: float, read_s: float) -> None:
+    config = BodyConfig(Path("/cache"), commit_deadline_s=commit_s, read_deadline_s=read_s)
+    assert store_options(config, "/ca").retry.deadline_s == max(commit_s, read_s)

@@ -146,6 +146,37 @@ async def test_of_any_n_sites_one_may_be_down(sites: Sites) -> None:
             assert await sites.copied_to(C, volume, ino)
 
 
+async def test_of_any_n_sites_one_may_hang(sites: Sites, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BlobSource, "haste_s", 0.05)
+    await sites.set_policy(Policy(commit_any=2))
+    sites.blobs[B].before_put = trio.sleep_forever
+    async with sites.mount(A) as (here, volume):
+        for name in (b"first", b"second"):
+            ino = await save(here, name, LARGE)
+            assert await sites.copied_to(C, volume, ino)
+
+
+async def test_of_any_n_sites_slow_ones_are_waited_for_where_none_is_quick(
+    sites: Sites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BlobSource, "haste_s", 0.05)
+    await sites.set_policy(Policy(commit_any=3))
+    tried, quick = 0, trio.Event()
+
+    async def wait() -> None:
+        nonlocal tried
+        tried += 1
+        if tried > 2:
+            quick.set()  # both were given up once
+        await quick.wait()
+
+    sites.blobs[B].before_put = sites.blobs[C].before_put = wait
+    async with sites.mount(A) as (here, volume):
+        ino = await save(here, b"f", LARGE)
+        assert await sites.copied_to(B, volume, ino)
+        assert await sites.copied_to(C, volume, ino)
+
+
 @pytest.mark.expects_log("could not be committed")
 async def test_a_commit_fails_where_a_named_site_is_down(sites: Sites) -> None:
     await sites.set_policy(Policy(commit=(B,)))
