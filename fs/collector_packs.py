@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from apollofs.blobstore import BlobStoreError
@@ -87,19 +88,22 @@ class Repacking:
     async def run(self, sites: Sequence[SiteRecord]) -> None:
         """Rewrite the packs of these sites. Raises SessionLost, DeadlineExceeded, StoreError; what a blob store refuses
         is in the report."""
-        async for packs in shared_blobs(self._store, self._keys, PACKS_AT_ONCE):
-            await measure(self._store, self._keys, packs)
-            worst = sorted(self._mostly_dead(packs), key=lambda blob: packs[blob].used_bytes / packs[blob].length)
-            chosen = [blob for blob in worst[:REWRITTEN_MAX] if await self._is_old(blob, packs[blob])]
-            if self._options.dry_run:
-                self._report.rewritten.blobs += len(chosen)
-                self._report.rewritten.bytes += sum(packs[blob].used_bytes for blob in chosen)
-            elif chosen:
-                owners = await referents(self._store, self._keys, chosen)
-                for site in sites:
-                    await self._rewrite_at(
-                        site, {blob: packs[blob] for blob in chosen if site_of(blob) == site.id}, owners
-                    )
+        async with aclosing(shared_blobs(self._store, self._keys, PACKS_AT_ONCE)) as portions:
+            async for packs in portions:
+                await self._deal_with(packs, sites)
+
+    async def _deal_with(self, packs: Mapping[int, Pack], sites: Sequence[SiteRecord]) -> None:
+        await measure(self._store, self._keys, packs)
+        worst = sorted(self._mostly_dead(packs), key=lambda blob: packs[blob].used_bytes / packs[blob].length)
+        chosen = [blob for blob in worst[:REWRITTEN_MAX] if await self._is_old(blob, packs[blob])]
+        if self._options.dry_run:
+            self._report.rewritten.blobs += len(chosen)
+            self._report.rewritten.bytes += sum(packs[blob].used_bytes for blob in chosen)
+        elif chosen:
+            owners = await referents(self._store, self._keys, chosen)
+            for site in sites:
+                of_site = {blob: packs[blob] for blob in chosen if site_of(blob) == site.id}
+                await self._rewrite_at(site, of_site, owners)
 
     def _mostly_dead(self, packs: Mapping[int, Pack]) -> Iterator[int]:
         """Of a pack that nobody refers to nothing is left to copy; it waits for its tombstones."""

@@ -8,7 +8,8 @@ file counts for as long as it can be restored.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from apollofs.metadata import codec
@@ -27,15 +28,16 @@ class Pack:
     length: int = 0
 
 
-async def shared_blobs(store: Store, keys: Keys, limit: int) -> AsyncIterator[dict[int, Pack]]:
-    """Every blob that has a key `r/`, `limit` at a time. Raises StoreError."""
+async def shared_blobs(store: Store, keys: Keys, limit: int) -> AsyncGenerator[dict[int, Pack], None]:
+    """Every blob that has a key `r/`, `limit` at a time. To be closed (`aclosing`). Raises StoreError."""
     found: dict[int, Pack] = {}
-    async for kv in pages(store, keys.table(b"r"), keys_only=True):
-        blob = keys.parse_numbers(kv.key)[0]
-        if blob not in found and len(found) >= limit:
-            yield found
-            found = {}
-        found.setdefault(blob, Pack())
+    async with aclosing(pages(store, keys.table(b"r"), keys_only=True)) as references:
+        async for kv in references:
+            blob = keys.parse_numbers(kv.key)[0]
+            if blob not in found and len(found) >= limit:
+                yield found
+                found = {}
+            found.setdefault(blob, Pack())
     if found:
         yield found
 
