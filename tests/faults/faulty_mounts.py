@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from tests.mounted.harness import GatewayBodies, Mount, Namespace
 from tests.support.radosgw_server import RadosGateway
 from tests.support.s3_faults import Fault, FaultyS3
@@ -64,7 +66,8 @@ class Disk:
         """As the kernel does it when it finds damage: at once, whoever has files open for writing."""
         device = _run("findmnt", "-n", "-o", "SOURCE", str(self.path)).strip()
         Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("1")
-        assert "ro" in _run("findmnt", "-n", "-o", "OPTIONS", str(self.path)).strip().split(",")
+        with pytest.raises(OSError, match="Read-only"):
+            (self.path / "probe").touch()
 
 
 @contextmanager
