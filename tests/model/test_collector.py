@@ -61,7 +61,7 @@ class Walk:
         for fs in (self.pair.here, self.pair.there):
             await fs._bodies.cache.make_room(1 << 40)  # what is read must come from the store
         for fs, fh, ino in self.opened:
-            assert await fs.read(fh, 0, 10_000) == self.bodies[ino]
+            assert await fs.read(fh, 0, 1 << 20) == self.bodies[ino]
 
     async def handle(self, fs: Filesystem, name: bytes) -> tuple[int, int]:
         ino = (await fs.lookup(ROOT_INO, name)).ino
@@ -138,7 +138,7 @@ class Walk:
                         await fs.lookup(ROOT_INO, name)
                     continue
                 fh, ino = await self.handle(fs, name)
-                assert await fs.read(fh, 0, 10_000) == self.bodies[ino]
+                assert await fs.read(fh, 0, 1 << 20) == self.bodies[ino]
                 await close(fs, fh)
 
 
