@@ -178,6 +178,11 @@ class BlobSource:
         with _translated(block):
             return await (await self._store(site)).read_block(block.name, block.length)
 
+    async def stored_s(self, block: Block) -> float:
+        """When a block was put at its own site, in seconds since the epoch by that store's clock. One request."""
+        with _translated(block):
+            return (await (await self._store(site_of(block.blob))).stat(block.name)).modified_s
+
     async def put_block(self, block: Block, data: Buffer, site: int = 0) -> None:
         """Store a block, at its own site or (not 0) as a copy at another; durable on return. `data` must not change
         meanwhile. Repeating it is harmless."""

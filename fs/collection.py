@@ -19,6 +19,9 @@ class CollectOptions:
     """Ask and report, remove nothing."""
     uploads: bool = True
     """Look for uploads of ended sessions that were never committed, too: reads every name, lists every object."""
+    pack_used_min: float = 1 / 3
+    """Objects that small files share are rewritten when less than this part of them is still used; 0: never. Reads
+    every name too."""
     answer_wait_s: float = 30.0
     """A mount that lives and has not answered in this time keeps what it was asked about."""
     batch_max: int = 500
@@ -33,6 +36,17 @@ class Removed:
 
     blobs: int = 0
     bytes: int = 0
+
+
+@dataclass(slots=True)
+class Rewritten:
+    """Shared blobs that were mostly dead; in a dry run those that would be rewritten. They go with their tombstones."""
+
+    blobs: int = 0
+    bytes: int = 0
+    """Of these blobs that were still used, and so were copied."""
+    files: int = 0
+    """That refer to a new blob now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +71,7 @@ class CollectReport:
     """Blobs that only lost one of those that refer to them."""
     uploads: Removed = field(default_factory=Removed)
     """Blobs that were uploaded and never committed."""
+    rewritten: Rewritten = field(default_factory=Rewritten)
     young: int = 0
     """Tombstones within their grace."""
     young_uploads: int = 0

@@ -7,6 +7,8 @@ A batch of tombstones goes through these steps; whatever ends it between two of 
 2. unlinked inodes are condemned: they can't be restored any more;
 3. objects of blobs that nobody else refers to are deleted;
 4. references, then tombstones with all that their inodes had, are deleted.
+
+Uploads come after the tombstones, and then the packs that are mostly dead (`collector_packs.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from apollofs.blobstore import BlobStoreError
 from apollofs.blobstore.listing import closing
 from apollofs.fs.blobs import BlobSource, Block, block_count, block_named, block_of, site_of
 from apollofs.fs.collection import CollectOptions, CollectReport
+from apollofs.fs.collector_packs import Repacking
 from apollofs.fs.errors import BodyError
 from apollofs.fs.pace import Pace
 from apollofs.fs.user_error import UserError
@@ -76,6 +79,7 @@ class Collection:
         self._down: set[int] = set()
         """Sites whose stores could not be used: they are not tried again in this run."""
         self.report = CollectReport()
+        self._repacking = Repacking(store, keys, collector, source, options, self._pace, self.report)
 
     async def run(self, sites: Sequence[SiteRecord]) -> CollectReport:
         """Collect, in all these sites' stores. Raises SessionLost, DeadlineExceeded, StoreError; what a blob store
@@ -84,6 +88,8 @@ class Collection:
         if self._options.uploads:
             for site in sites:
                 await self._collect_uploads(site)
+        if self._options.pack_used_min:
+            await self._repacking.run(sites)
         return self.report
 
     # -- tombstones --------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 from apollofs.metadata import codec, journal
 from apollofs.metadata.changes.archive_index import has_segments_at
@@ -207,7 +207,9 @@ BLOBS_IN: Mapping[bytes, Callable[[bytes], list[int]]] = {
 """Table -> the blobs that a value of it refers to: all places where a blob is named."""
 
 
-async def pages(store: Store, prefix: bytes, *, revision: int = 0, keys_only: bool = False) -> AsyncIterator[KeyValue]:
+async def pages(
+    store: Store, prefix: bytes, *, revision: int = 0, keys_only: bool = False
+) -> AsyncGenerator[KeyValue, None]:
     """Every key with the prefix, in order, read in pages."""
     start, end = prefix, prefix_end(prefix)
     while True:

@@ -37,6 +37,8 @@ from apollofs.metadata.view import HeldView, NotHeld, Recollection, Unread, View
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 CONFLICTS_BEFORE_BACKOFF = 3
+CLOCK_SET_NS = 1_000_000_000
+"""A wall clock that is adjusted goes back by less than this."""
 NO_USAGE = Usage(0, 0)
 
 
@@ -110,8 +112,11 @@ class Transactor:
         return {"commits": self._group.statistics(), "write_back": self._ahead.statistics()}
 
     def moment(self, session: Session) -> Moment:
-        """The time now, never going back on this mount, so that a change always has a newer ctime."""
-        self._last_ns = max(self._last_ns + 1, time.time_ns())
+        """The time now, never going back on this mount, so that a change always has a newer ctime; unless the clock was
+        set back: a wrong time must not mark all that comes after it."""
+        now_ns = time.time_ns()
+        was_set = now_ns < self._last_ns - CLOCK_SET_NS
+        self._last_ns = now_ns if was_set else max(self._last_ns + 1, now_ns)
         return Moment(self._last_ns, session.number)
 
     async def run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import trio
 
@@ -53,6 +54,8 @@ async def collect_garbage(context: AgentContext) -> None:
         await trio.sleep(options.gc_every_s)
         uploads = trio.current_time() >= uploads_at
         asked = CollectOptions(grace_s=options.gc_grace_s, uploads=uploads)
+        if not uploads:
+            asked = replace(asked, pack_used_min=0.0)  # that reads every name too
         try:
             report = await collect(context.store, context.keys.volume, asked, context.stores, context.record.version)
         except CollectorBusy as exc:

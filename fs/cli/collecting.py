@@ -38,20 +38,37 @@ def parse_age(text: str) -> float:
     "--rate", default=0.0, type=click.FloatRange(0, 1e6), metavar="N", help="At most N objects a second; 0: no bound."
 )
 @click.option("--uploads/--no-uploads", default=True, help="Also look for uploads that were never committed.")
+@click.option(
+    "--repack",
+    default=CollectOptions().pack_used_min,
+    show_default="1/3",
+    type=click.FloatRange(0, 1),
+    metavar="PART",
+    help="Objects that small files share are rewritten when less than this part of them is still used; 0: never.",
+)
 @password_file_option
 @json_option
-def gc(meta_url: str, dry_run: bool, grace: str, rate: float, uploads: bool, password_file: str, as_json: bool) -> int:
+def gc(
+    meta_url: str,
+    dry_run: bool,
+    grace: str,
+    rate: float,
+    uploads: bool,
+    repack: float,
+    password_file: str,
+    as_json: bool,
+) -> int:
     """Remove bodies that no file refers to any more and no mount uses.
 
-    That is what unlinked and changed files had, and what mounts that died have uploaded and never committed. It may run
-    beside mounts, one at a time for a volume. Interrupted, the next run goes on. The exit status is 1 if something that
-    should have gone could not be removed.
+    That is what unlinked and changed files had, what mounts that died have uploaded and never committed, and what is
+    dead of objects that small files share. It may run beside mounts, one at a time for a volume. Interrupted, the next
+    run goes on. The exit status is 1 if something that should have gone could not be removed.
     """
     from apollofs.blobstore import BlobStoreOptions
     from apollofs.fs.collecting import collect
 
     access = access_of(meta_url, password_file)
-    options = CollectOptions(parse_age(grace), rate, dry_run, uploads)
+    options = CollectOptions(parse_age(grace), rate, dry_run, uploads, repack)
     stores = BlobStoreOptions(ca_file=places.blob_ca_file())
     report = with_store(access, lambda store: collect(store, access.url.volume, options, stores, places.version()))
     if as_json:
@@ -64,11 +81,13 @@ def gc(meta_url: str, dry_run: bool, grace: str, rate: float, uploads: bool, pas
 
 def _print_report(report: CollectReport, *, dry_run: bool) -> None:
     would = "would be removed" if dry_run else "removed"
+    rewritten = "would be rewritten" if dry_run else "rewritten"
     facts = {
         f"tombstones {would}": str(report.tombstones),
         f"blobs {would}": f"{report.dropped.blobs}, {size_text(report.dropped.bytes)}",
         f"uploads {would}": f"{report.uploads.blobs}, {size_text(report.uploads.bytes)}",
         "blobs that others share": str(report.shared_blobs),
+        f"packs {rewritten}": f"{report.rewritten.blobs}, {size_text(report.rewritten.bytes)} still used",
         "within their grace": f"{report.young} tombstones, {report.young_uploads} uploads",
     }
     facts.update((f"kept: {reason}", str(count)) for reason, count in report.kept_by_reason.items())

@@ -69,7 +69,9 @@ def open_and_write(path: Path, data: bytes) -> int:
     """0, or the errno of creating, writing, fsync or close."""
     try:
         with path.open("wb", buffering=0) as file:
-            file.write(data)
+            at = 0
+            while at < len(data):
+                at += file.write(memoryview(data)[at:])  # a disk that gets full takes a part
             os.fsync(file.fileno())
     except OSError as exc:
         return exc.errno or errno.EIO

@@ -98,6 +98,35 @@ def test_what_small_files_share_goes_with_the_last(namespace: Namespace) -> None
     assert objects(namespace) == 0
 
 
+def test_what_is_left_of_packs_is_rewritten(namespace: Namespace) -> None:
+    """Beside a mount that has some of it open, some mapped, and all of it in its caches."""
+    west, east = namespace.mount("west"), namespace.mount("east")
+    bodies = {f"{number}": os.urandom(9_000) for number in range(120)}
+    with ThreadPoolExecutor(16) as writers:
+        list(writers.map(lambda name: (west.path / name).write_bytes(bodies[name]), bodies))
+    kept = [name for name in bodies if int(name) % 8 == 0]
+    assert [(east.path / name).read_bytes() for name in bodies] == list(bodies.values())
+    with (east.path / kept[0]).open("rb", buffering=0) as opened, (east.path / kept[1]).open("rb") as second:
+        mapped = mmap.mmap(second.fileno(), 9_000, prot=mmap.PROT_READ)
+        for name in bodies.keys() - set(kept):
+            (west.path / name).unlink()
+        until(lambda: collect(namespace, "--repack", "0")["tombstones"] > 0, "the others are collected")
+        until(lambda: not collect(namespace, "--repack", "0")["kept_by_reason"], "none is open any more")
+        would = collect(namespace, "--dry-run")["rewritten"]
+        assert would["blobs"] > 0
+        assert collect(namespace)["rewritten"]["blobs"] == would["blobs"]
+        collect(namespace)
+        namespace.command("cache", "drop", str(east.path))
+        assert os.pread(opened.fileno(), 10_000, 0) == bodies[kept[0]]
+        assert mapped[:] == bodies[kept[1]]
+        mapped.close()
+    until(lambda: not collect(namespace)["kept_by_reason"], "the old packs go")
+    for name in kept:
+        assert (east.path / name).read_bytes() == (west.path / name).read_bytes() == bodies[name]
+    assert collect(namespace, "--dry-run")["rewritten"]["blobs"] == 0
+    assert namespace.violations() == []
+
+
 def test_a_body_that_was_overwritten_goes(namespace: Namespace) -> None:
     west, east = namespace.mount("west"), namespace.mount("east", "-o", "delegations=off")
     (west.path / "file").write_bytes(b"1" * SIZE)

@@ -1,27 +1,32 @@
 """Random operations on one file, in every way that a file can be used, compared with a plain bytearray.
 
 After fsx of the NeXT and Linux kernel testers, in spirit. On one mount every result must be right at once; on two, what
-one has synced must be what the other reads. APOLLOFS_FSX_OPERATIONS=100000 plays more than every run does;
+one has synced must be what the other reads. APOLLOFS_FSX_OPERATIONS=100000 plays more than every run does, on stores
+that are directories and with garbage collected on the way, so that it needs some GB of disk whatever its length;
 APOLLOFS_FSX_SEED=n plays other ones.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.mounted.conftest import Places
+from tests.mounted.conftest import CACHE_SIZE, Pair, Places
+from tests.mounted.harness import LocalBodies, Namespace
 from tests.mounted.watchdog import Watchdog
 
 pytestmark = pytest.mark.mounted
 OPERATIONS = int(os.environ.get("APOLLOFS_FSX_OPERATIONS", "600"))
 SEED = int(os.environ.get("APOLLOFS_FSX_SEED", "1"))
+LONG = 5000
+"""Operations from which on a run collects garbage, each time so many were played."""
 SIZE_MAX = 3 << 20
 PIECE_MAX = 300_000
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
@@ -208,8 +213,28 @@ class Fsx:
             assert path.read_bytes() == self.body, self.history()
 
 
+@pytest.fixture(scope="module")
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """The mounts of all tests; a long run has its own, since a gateway gives back deleted bytes only hours later."""
+    if OPERATIONS < LONG:
+        yield request.getfixturevalue("pair")
+        return
+    sites = [LocalBodies("west"), LocalBodies("east")]
+    with Namespace.made(tmp_path_factory.mktemp("fsx"), sites, format_options=("--block-size", "1M")) as namespace:
+        yield Pair(namespace, *(namespace.mount(each.site, "--cache-size", CACHE_SIZE) for each in sites))
+
+
 def told(watchdog: Watchdog, places: Places) -> Callable[[], None]:
-    return lambda: watchdog.watch(mount.pid for mount in places.pair.mounts)
+    """What is called every hundred operations."""
+    namespace, calls = places.pair.namespace, itertools.count(1)
+
+    def alive() -> None:
+        watchdog.watch(mount.pid for mount in places.pair.mounts)
+        if next(calls) % (LONG // 100) == 0:
+            report = namespace.report("gc", namespace.url, "--grace", "0")
+            assert (report["errors"], report["silent_mounts"]) == ([], [])
+
+    return alive
 
 
 def test_one_mount(places: Places, watchdog: Watchdog) -> None:

@@ -12,6 +12,9 @@ from itertools import chain, zip_longest
 WAITING = (
     "faults/test_mount_crash.py",
     "faults/test_mount_guard.py",
+    "faults/test_mount_cache_disk.py",
+    "faults/test_mount_outage.py",
+    "faults/test_mount_clock.py",
     "faults/test_histories.py",
     "mounted/test_collector.py",
     "mounted/test_sealed.py",
