@@ -30,7 +30,7 @@ MIB = 1 << 20
 RANKS, RANK_BYTES = 2, 3 * MIB
 SHARDS, SHARD_BYTES = 2, 2 * MIB
 STEPS, WEIGHTS = 3, 2
-OPTIONS = ("--lease-ttl", str(LEASE_S), "-o", "operation_deadline=5,commit_deadline=600", "--cache-size", "1G")
+OPTIONS = ("--lease-ttl", str(LEASE_S), "-o", "operation_deadline=10,commit_deadline=600", "--cache-size", "1G")
 AGENT_OPTIONS = ("--no-compact", "--retention-every", "0")
 LOGGED = (r"lease", r"session", r"etcd", r"watch", r"site", r"store", r"s3", r"uncommitted")
 """What mounts and agents may say of the faults."""

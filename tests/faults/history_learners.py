@@ -95,7 +95,7 @@ class _Learner:
                     nursery.start_soon(self._guarded, self._follow_log, changes)
                     nursery.start_soon(self._guarded, self._follow_values, latest, events)
                     nursery.start_soon(self._guarded, self._list)
-                    await trio.sleep(lesson.until_s - monotonic())
+                    await trio.sleep(max(0.0, lesson.until_s - monotonic()))
                     nursery.cancel_scope.cancel()
                 await self._guarded(self._read_all, "end")
         return self._learned
