@@ -83,15 +83,14 @@ def test_what_clones_share_goes_with_the_last(namespace: Namespace) -> None:
 
 def test_what_small_files_share_goes_with_the_last(namespace: Namespace) -> None:
     west, east = namespace.mount("west"), namespace.mount("east")
-    bodies = {f"{number}": os.urandom(20_000) for number in range(60)}
-    with ThreadPoolExecutor(16) as writers:
-        list(writers.map(lambda name: (west.path / name).write_bytes(bodies[name]), bodies))
+    bodies: dict[str, bytes] = {}
     while objects(namespace) == len(bodies):
-        # all came one after the other: who comes while two PUTs are under way shares the next one
-        bodies |= {f"{number}": os.urandom(20_000) for number in range(len(bodies), len(bodies) + 60)}
+        # where all came one after the other: who comes while two PUTs are under way shares the next one
         assert len(bodies) < 1000, "some share an object"
+        more = {f"{number}": os.urandom(20_000) for number in range(len(bodies), len(bodies) + 60)}
         with ThreadPoolExecutor(16) as writers:
-            list(writers.map(lambda name: (west.path / name).write_bytes(bodies[name]), list(bodies)[-60:]))
+            list(writers.map(Path.write_bytes, [west.path / name for name in more], more.values()))
+        bodies |= more
     kept = [name for name in bodies if int(name) % 3 == 0]
     for name in bodies.keys() - set(kept):
         (east.path / name).unlink()
