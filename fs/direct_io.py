@@ -48,9 +48,14 @@ def _write_aligned(fd: int, offset: int, data: memoryview) -> int:
     try:
         done, device = 0, os.fstat(direct_fd).st_dev
         while done < len(data):
-            written = _write_some(direct_fd, device, offset + done, data[done:])
+            try:
+                written = _write_some(direct_fd, device, offset + done, data[done:])
+            except OSError as exc:
+                if exc.errno == errno.EINVAL:
+                    break  # this disk wants more than ALIGNMENT
+                raise
             if written % ALIGNMENT:
-                return done
+                break
             done += written
         return done
     finally:

@@ -48,6 +48,19 @@ def test_a_filesystem_without_direct_writes(fd: int, monkeypatch: pytest.MonkeyP
     assert os.pread(fd, len(DATA) + 1, 0) == DATA
 
 
+def test_a_disk_that_refuses_also_what_is_aligned(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_pwrite = os.pwrite
+
+    def refuse(written: int, data: memoryview, offset: int) -> int:
+        if written != fd:
+            raise OSError(errno.EINVAL, "not so")
+        return real_pwrite(written, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    write_past_cache(fd, 0, memoryview(DATA))
+    assert os.pread(fd, len(DATA) + 1, 0) == DATA
+
+
 def test_more_at_once_than_the_disk_is_given(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct_io, "_slots", threading.BoundedSemaphore(0))
     write_past_cache(fd, 0, memoryview(DATA))
