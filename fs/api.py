@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from apollofs.blobstore import BlobStoreOptions
 from apollofs.fs.blobs import open_blob_source
-from apollofs.fs.collecting import command_record
+from apollofs.fs.command_volume import command_record
 from apollofs.fs.config import check_bounds
 from apollofs.fs.connect import connected_store
 from apollofs.fs.kv import Change, Client, Entry, KeyEvent, KeyValues, KeyWatch, Page, Value

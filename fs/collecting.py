@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import socket
-
 from apollofs.blobstore import BlobStoreOptions
 from apollofs.fs.blobs import open_blob_source
 from apollofs.fs.collection import CollectOptions, CollectReport
 from apollofs.fs.collector import Collection
+from apollofs.fs.command_volume import command_record
 from apollofs.fs.site_stores import SiteStores, UnmountedVolume
 from apollofs.fs.ungrouped import ungrouped
 from apollofs.metadata.collector import open_collector
 from apollofs.metadata.format import list_sites, read_superblock
 from apollofs.metadata.keys import Keys
-from apollofs.metadata.records import MountRecord
 from apollofs.metadata.session import SessionOptions
 from apollofs.metadata.store import Store
-
-
-def command_record(version: str) -> MountRecord:
-    """Who works on a volume without mounting it."""
-    return MountRecord(0, socket.gethostname(), os.getpid(), "", "", version, 0)
 
 
 async def collect(

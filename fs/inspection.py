@@ -12,6 +12,7 @@ from apollofs.fs.user_error import UserError
 from apollofs.metadata.copies import Copies
 from apollofs.metadata.errors import StaleInode
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.name_text import name_text
 from apollofs.metadata.records import Extent, Inode
 
 EXTENTS_SHOWN_MAX = 10_000
@@ -74,7 +75,7 @@ def key_text(keys: Keys, inode: Inode, parent: int, name: bytes) -> str:
     table = f"apollofs/{keys.volume}"
     if inode.is_dir or inode.nlink > 1 or not parent:
         return f"{table}/i/{inode.ino:016x}"
-    return f"{table}/d/{parent:016x}/{name.decode('utf-8', 'backslashreplace')}"
+    return f"{table}/d/{parent:016x}/{name_text(name)}"
 
 
 def _body_kind(inode: Inode) -> str:

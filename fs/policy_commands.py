@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from apollofs.fs.agent.state import read_state
-from apollofs.fs.collecting import command_record
+from apollofs.fs.command_volume import command_volume
 from apollofs.fs.user_error import UserError
 from apollofs.metadata import codec
 from apollofs.metadata.errors import NotADirectory
 from apollofs.metadata.format import list_sites
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.name_text import name_text
 from apollofs.metadata.policy import POLICIES_MAX, Policy, decode_policy, read_policies
 from apollofs.metadata.records import SiteRecord
-from apollofs.metadata.session import SessionOptions
 from apollofs.metadata.store import Range, Store
 from apollofs.metadata.tree import Place, Tree
-from apollofs.metadata.volume import open_volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +53,8 @@ class PolicyCommands:
         if policy is not None and place.ino not in known and len(known) >= POLICIES_MAX:
             raise UserError(f"the volume has {POLICIES_MAX} policies already: see `apollofs policy list`")
         if policy is None and place.ino not in known:
-            raise UserError(f"{path.decode(errors='backslashreplace')} has no policy of its own")
-        site = (await list_sites(self._store, self._keys.volume))[0]
-        record = replace(command_record(self._version), site=site.name)
-        options = SessionOptions(slots=4, delegations=False, write_back=False)
-        async with open_volume(self._store, self._keys.volume, site.name, options, record) as volume:
+            raise UserError(f"{name_text(path)} has no policy of its own")
+        async with command_volume(self._store, self._keys.volume, self._version) as volume:
             await volume.placement.set_policy(place.ino, policy)
 
     async def get(self, path: bytes) -> Applied | None:
@@ -75,9 +71,7 @@ class PolicyCommands:
     async def _directory(self, path: bytes) -> Place:
         place = await self._tree.place(path)
         if not place.is_dir:
-            raise NotADirectory(
-                f"{path.decode(errors='backslashreplace')} is no directory: policies are on directories"
-            )
+            raise NotADirectory(f"{name_text(path)} is no directory: policies are on directories")
         return place
 
     async def _applied(self) -> dict[int, Applied]:

@@ -11,29 +11,28 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
 
 import trio
 
 from apollofs.blobstore import BlobStoreError, BlobStoreOptions
 from apollofs.fs.blobs import open_blob_source
-from apollofs.fs.collecting import command_record
+from apollofs.fs.command_volume import command_volume
 from apollofs.fs.errors import BodyError
 from apollofs.fs.replication import DirectReplication, Replication, StoredFile
 from apollofs.fs.site_stores import SiteStores
 from apollofs.fs.user_error import UserError
 from apollofs.metadata import codec
 from apollofs.metadata.errors import EntryExists, NoSuchEntry, StoreError
-from apollofs.metadata.format import list_sites
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.ops.common import Location
 from apollofs.metadata.records import Inode, RenameFlag
 from apollofs.metadata.replicas import Referent, Replicas
-from apollofs.metadata.session import SessionOptions, retry
+from apollofs.metadata.session import retry
 from apollofs.metadata.store import KeyValue, Range, Store, prefix_end
-from apollofs.metadata.volume import Volume, open_volume
+from apollofs.metadata.volume import Volume
 
 READ_S = 30.0
 PAGE_KEYS = 100
@@ -85,7 +84,7 @@ async def publish(
     errors of `Volume.rename`, SessionLost, DeadlineExceeded, StoreError, BodyError. Then nothing was renamed.
     """
     async with AsyncExitStack() as stack:
-        opened = await stack.enter_async_context(_volume(store, volume, version))
+        opened = await stack.enter_async_context(command_volume(store, volume, version))
         sites = {site.name: site.id for site in await opened.sites()}
         unknown = [name for name in options.sites if name not in sites]
         if unknown:
@@ -104,15 +103,6 @@ async def publish(
         publication = Publication(store, opened, replication, wanted, options.wait_s, progress, tell)
         await publication.run(source, target)
         return progress
-
-
-@asynccontextmanager
-async def _volume(store: Store, volume: str, version: str) -> AsyncIterator[Volume]:
-    site = (await list_sites(store, volume))[0]
-    record = replace(command_record(version), site=site.name)
-    options = SessionOptions(slots=4, delegations=False, write_back=False)
-    async with open_volume(store, volume, site.name, options, record) as opened:
-        yield opened
 
 
 class Publication:

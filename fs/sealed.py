@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
-from apollofs.fs.collecting import command_record
+from apollofs.fs.command_volume import command_volume
 from apollofs.fs.user_error import UserError
-from apollofs.metadata.format import list_sites
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.seal_records import SealRecord
 from apollofs.metadata.sealing import Sealing, Tell, Trusting, read_seals, trusting
-from apollofs.metadata.session import SessionOptions
 from apollofs.metadata.store import Store
-from apollofs.metadata.volume import Volume, open_volume
+from apollofs.metadata.volume import Volume
 
 SLOTS = 12
 """A tree is marked by several transactions at a time."""
@@ -66,10 +63,5 @@ class SealedTrees:
         records = await read_seals(self._store, self._keys)
         return [Standing(each, await trusting(self._store, self._keys, each.number)) for each in records]
 
-    @asynccontextmanager
-    async def _volume(self) -> AsyncIterator[Volume]:
-        site = (await list_sites(self._store, self._keys.volume))[0]
-        record = replace(command_record(self._version), site=site.name)
-        options = SessionOptions(slots=SLOTS, delegations=False, write_back=False)
-        async with open_volume(self._store, self._keys.volume, site.name, options, record) as volume:
-            yield volume
+    def _volume(self) -> AbstractAsyncContextManager[Volume]:
+        return command_volume(self._store, self._keys.volume, self._version, SLOTS)

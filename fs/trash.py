@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from apollofs.fs.collecting import command_record
+from apollofs.fs.command_volume import command_volume
 from apollofs.fs.user_error import UserError
 from apollofs.metadata.collector import Stone, stone_of
-from apollofs.metadata.format import list_sites
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import Inode
-from apollofs.metadata.session import SessionOptions, retry
+from apollofs.metadata.session import retry
 from apollofs.metadata.store import KeyValue, Range, Store, prefix_end
 from apollofs.metadata.tree import Tree
 from apollofs.metadata.use_questions import UseQuestions
-from apollofs.metadata.volume import open_volume
 
 ANSWER_WAIT_S = 30.0
 PAGE_KEYS = 1000
@@ -81,10 +79,7 @@ class Trash:
             raise UserError("the directory that it was in is gone: name another place with --to")
         head, _, name = (to.rstrip(b"/") or trashed.path).rpartition(b"/")
         directory = await self._tree.place(head)
-        site = (await list_sites(self._store, self._volume))[0]
-        record = replace(command_record(version), site=site.name)
-        options = SessionOptions(slots=4, delegations=False, write_back=False)
-        async with open_volume(self._store, self._volume, site.name, options, record) as volume:
+        async with command_volume(self._store, self._volume, version) as volume:
             await self._check_unused(UseQuestions(self._store, self._keys, volume.session, ANSWER_WAIT_S), ino)
             await volume.restore(trashed.stone.key, directory.ino, name)
         return b"/".join((directory.path.rstrip(b"/"), name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from apollofs.metadata.name_text import name_text
+
 
 class MetadataError(Exception):
     """Root of the tree."""
@@ -146,7 +148,7 @@ class RevisionConflict(NamespaceError):
 
     def __init__(self, name: bytes, revision: int) -> None:
         now = f"is at revision {revision}" if revision else "does not exist"
-        super().__init__(f"{name.decode('utf-8', 'backslashreplace')!r} {now}")
+        super().__init__(f"{name_text(name)!r} {now}")
         self.name = name
         self.revision = revision
 

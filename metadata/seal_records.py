@@ -18,6 +18,7 @@ import enum
 from dataclasses import dataclass, replace
 
 from apollofs.metadata import codec
+from apollofs.metadata.name_text import name_text
 
 SEALS_MAX = 1000
 """Standing seals of a volume: mounts read all of them to confirm those that they trust."""
@@ -55,7 +56,7 @@ class SealRecord:
     @property
     def path_text(self) -> str:
         """As a person writes it."""
-        return "/" + "/".join(name.decode("utf-8", "backslashreplace") for _, name in self.path)
+        return "/" + "/".join(name_text(name) for _, name in self.path)
 
     def in_phase(self, phase: Phase) -> SealRecord:
         return replace(self, phase=phase)

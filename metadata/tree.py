@@ -14,6 +14,7 @@ from apollofs.metadata import codec
 from apollofs.metadata.codec import Dentry
 from apollofs.metadata.errors import NoSuchEntry, NotADirectory, StaleInode
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.name_text import name_text
 from apollofs.metadata.ops.common import MOVES_MAX, Location
 from apollofs.metadata.records import ROOT_INO, Inode
 from apollofs.metadata.session import retry
@@ -54,10 +55,10 @@ class Tree:
         place = Place(b"/", ROOT_INO, b"", ROOT_INO, stat.S_IFDIR)
         for name in filter(None, path.split(b"/")):
             if not place.is_dir:
-                raise NotADirectory(f"{_text(place.path)} is no directory")
+                raise NotADirectory(f"{name_text(place.path)} is no directory")
             dentry = await self._dentry(place.ino, name)
             if dentry is None:
-                raise NoSuchEntry(f"there is no {_text(name)} in {_text(place.path)}")
+                raise NoSuchEntry(f"there is no {name_text(name)} in {name_text(place.path)}")
             place = self._below(place, name, dentry)
         return place
 
@@ -73,12 +74,12 @@ class Tree:
         """The file that a name means now, with all its extents. StaleInode if it means another one, or nothing."""
         dentry = await self._dentry(place.parent, place.name)
         if dentry is None or dentry.ino != place.ino:
-            raise StaleInode(f"{_text(place.path)} is another file by now")
+            raise StaleInode(f"{name_text(place.path)} is another file by now")
         inode = dentry.inode
         if inode is None:
             own = await self._one(self._keys.inode(place.ino))
             if own is None:
-                raise StaleInode(f"{_text(place.path)} is another file by now")
+                raise StaleInode(f"{name_text(place.path)} is another file by now")
             inode = codec.decode_inode(own.value, own.mod_revision)
         return await self._whole(inode)
 
@@ -134,7 +135,3 @@ class Tree:
 
 def _decoded(kv: KeyValue) -> Dentry:
     return codec.decode_dentry(kv.value, kv.mod_revision)
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "backslashreplace")

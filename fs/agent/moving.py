@@ -10,7 +10,7 @@ import logging
 import stat
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
 import trio
@@ -18,12 +18,12 @@ import trio
 from apollofs.fs.agent.backlog import MOVED, Job, Walk
 from apollofs.fs.agent.context import AgentContext
 from apollofs.metadata.errors import StaleInode
+from apollofs.metadata.listing import listed
 from apollofs.metadata.records import DirectoryEntry
 from apollofs.metadata.session import SessionOptions
 from apollofs.metadata.volume import Volume, open_volume
 
 log = logging.getLogger(__name__)
-PAGE_KEYS = 1000
 TAGS_AT_ONCE = 64
 """They share transactions."""
 
@@ -78,16 +78,13 @@ class _TreeWalk:
     async def _list(self, directory: int) -> list[int]:
         """The files of a directory become jobs; its subdirectories are returned."""
         below: list[int] = []
-        after, more = b"", True
-        while more:
-            # read as a mount reads: what others hold exclusively is in the store before, and need not be read again
-            # to be changed
-            page = await self._volume.readdir(directory, after, PAGE_KEYS)
-            below += await self._page(directory, page.entries)
-            for entry in page.entries:
-                self._volume.forget(entry.ino)
-            more = page.more
-            after = page.entries[-1].name if page.entries else b""
+        # read as a mount reads: what others hold exclusively is in the store before, and need not be read again to be
+        # changed
+        async with aclosing(listed(self._volume, directory)) as pages:
+            async for entries in pages:
+                below += await self._page(directory, entries)
+                for entry in entries:
+                    self._volume.forget(entry.ino)
         return below
 
     async def _page(self, directory: int, entries: Sequence[DirectoryEntry]) -> list[int]:

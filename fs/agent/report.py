@@ -8,6 +8,7 @@ from apollofs.fs.agent.state import read_state
 from apollofs.metadata.election import read_winner
 from apollofs.metadata.format import list_sites
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.name_text import name_text
 from apollofs.metadata.store import Store
 from apollofs.metadata.tree import Tree
 
@@ -32,7 +33,7 @@ async def report(store: Store, volume: str) -> list[dict[str, Any]]:
                 "agent": f"{winner.host}:{winner.pid}" if winner else "",
                 "session": winner.session if winner else 0,
                 **{name: state.facts.get(name, 0) for name in COUNTERS},
-                "moving": path.decode(errors="backslashreplace") if path is not None else "",
+                "moving": name_text(path) if path is not None else "",
                 "moved_files": int(state.facts.get("walked", 0)),
                 "position": state.position,
                 "updated_s": state.updated_ns / 1e9,

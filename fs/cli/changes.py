@@ -16,12 +16,13 @@ from apollofs.fs.cli import places
 from apollofs.fs.cli.access import access_of, password_file_option, with_store
 from apollofs.fs.cli.changes_archive import archive, forget, status
 from apollofs.fs.cli.collecting import parse_age
-from apollofs.fs.cli.output import json_option, name_text, time_text
+from apollofs.fs.cli.output import json_option, time_text
 from apollofs.fs.control import MountSilent, ask, socket_path
 from apollofs.fs.mountinfo import absolute, mount_of
 from apollofs.fs.user_error import UserError
 from apollofs.metadata.changes.record import ChangeRecord
 from apollofs.metadata.journal import Kind
+from apollofs.metadata.name_text import name_text
 from apollofs.metadata.store import Store
 
 ASK_DEADLINE_S = 10.0

@@ -9,9 +9,10 @@ import click
 from apollofs.fs.check_data import DataCheck, DataTotals, Flaw
 from apollofs.fs.cli.access import with_store
 from apollofs.fs.cli.errors import FAILED
-from apollofs.fs.cli.output import name_text, print_json, size_text
+from apollofs.fs.cli.output import print_json, size_text
 from apollofs.fs.cli.places import blob_ca_file
 from apollofs.fs.meta_url import MetaAccess
+from apollofs.metadata.name_text import name_text
 from apollofs.metadata.store import Store
 
 FLAWS_SHOWN_MAX = 10_000

@@ -10,9 +10,10 @@ import click
 from apollofs.fs.cli import places
 from apollofs.fs.cli.access import access_of, meta_url_argument, password_file_option, with_store
 from apollofs.fs.cli.errors import FAILED
-from apollofs.fs.cli.output import json_option, name_text, print_json, print_pairs, size_text
+from apollofs.fs.cli.output import json_option, print_json, print_pairs, size_text
 from apollofs.fs.collection import CollectOptions, CollectReport
 from apollofs.fs.user_error import UserError
+from apollofs.metadata.name_text import name_text
 
 _AGE = re.compile(r"(\d+(?:\.\d+)?) *([smhd]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}

@@ -65,8 +65,3 @@ def age_text(seconds: float) -> str:
             parts.append(f"{left // unit}{letter}")
         left %= unit
     return " ".join(parts[:2])
-
-
-def name_text(name: bytes) -> str:
-    """A name as text; bytes that are no UTF-8 become \\xNN."""
-    return name.decode("utf-8", "backslashreplace")

@@ -10,9 +10,10 @@ import click
 from apollofs.fs.cli import places
 from apollofs.fs.cli.access import access_of, meta_url_argument, password_file_option, with_store
 from apollofs.fs.cli.collecting import parse_age
-from apollofs.fs.cli.output import json_option, name_text, print_json, print_pairs, print_table
+from apollofs.fs.cli.output import json_option, print_json, print_pairs, print_table
 from apollofs.fs.policy_commands import Applied, PolicyCommands
 from apollofs.fs.user_error import UserError
+from apollofs.metadata.name_text import name_text
 from apollofs.metadata.policy import Policy
 from apollofs.metadata.store import Store
 

@@ -14,7 +14,6 @@ from apollofs.fs.cli.access import access_of, meta_url_argument, password_file_o
 from apollofs.fs.cli.output import (
     age_text,
     json_option,
-    name_text,
     print_json,
     print_pairs,
     print_table,
@@ -25,6 +24,7 @@ from apollofs.fs.control import MountSilent, ask, socket_path
 from apollofs.fs.mountinfo import MountEntry, absolute, mount_of, read_mounts
 from apollofs.fs.unmount_command import apollofs_mount_at
 from apollofs.fs.user_error import UserError
+from apollofs.metadata.name_text import name_text
 
 ASK_DEADLINE_S = 10.0
 INFO_DEADLINE_S = 60.0

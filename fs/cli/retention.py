@@ -14,7 +14,6 @@ from apollofs.fs.cli.errors import FAILED
 from apollofs.fs.cli.output import (
     age_text,
     json_option,
-    name_text,
     print_json,
     print_pairs,
     print_table,
@@ -27,6 +26,7 @@ from apollofs.fs.retention.commands import RetentionCommands, SetRetention
 from apollofs.fs.retention.report import SHOWN_MAX, Line
 from apollofs.fs.user_error import UserError
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.name_text import name_text
 from apollofs.metadata.retention import Retention, read_retentions
 from apollofs.metadata.store import Store
 

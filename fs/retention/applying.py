@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 import trio
 
 from apollofs.blobstore import BlobStoreOptions
 from apollofs.fs.blobs import open_blob_source
-from apollofs.fs.collecting import command_record
+from apollofs.fs.command_volume import command_volume
 from apollofs.fs.pace import Pace
 from apollofs.fs.retention.candidates import Candidate, Candidates, fates
 from apollofs.fs.retention.looking import Looking
@@ -31,15 +31,15 @@ from apollofs.fs.user_error import UserError
 from apollofs.fs.value_bodies import ValueBodies
 from apollofs.metadata.election import Election
 from apollofs.metadata.errors import NamespaceError, RoleTaken, SessionLost
-from apollofs.metadata.format import list_sites
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.name_text import name_text
 from apollofs.metadata.records import ROOT_INO
 from apollofs.metadata.retention import READ_S, Retention, forget_retention, read_retentions
-from apollofs.metadata.session import SessionOptions, retry
+from apollofs.metadata.session import retry
 from apollofs.metadata.store import Range, Store, prefix_end
 from apollofs.metadata.tree import Tree
 from apollofs.metadata.use_questions import UseQuestions
-from apollofs.metadata.volume import Volume, open_volume
+from apollofs.metadata.volume import Volume
 
 log = logging.getLogger(__name__)
 SLOTS = 16
@@ -69,7 +69,7 @@ async def apply_retention(
     """
     with ungrouped():
         async with AsyncExitStack() as stack:
-            opened = await stack.enter_async_context(_volume(store, volume, version))
+            opened = await stack.enter_async_context(command_volume(store, volume, version, SLOTS))
             stores_of = SiteStores(opened, stores)
             source = await stack.enter_async_context(open_blob_source(stores_of.open, opened.superblock.block_bytes))
             bodies = ValueBodies(source, opened.superblock.inline_bytes_max, TRACKER_BYTES_MAX)
@@ -82,15 +82,6 @@ async def is_due(store: Store, keys: Keys) -> bool:
     asked = (policies, Range(keys.dentry(ROOT_INO, RETIRED), keys_only=True))
     result = await retry(lambda: store.txn((), asked), READ_S)
     return any(found is not None and found.kvs for found in result.ranges)
-
-
-@asynccontextmanager
-async def _volume(store: Store, volume: str, version: str) -> AsyncIterator[Volume]:
-    site = (await list_sites(store, volume))[0]
-    record = replace(command_record(version), site=site.name)
-    options = SessionOptions(slots=SLOTS, delegations=False, write_back=False)
-    async with open_volume(store, volume, site.name, options, record) as opened:
-        yield opened
 
 
 async def run_once(store: Store, volume: Volume, bodies: ValueBodies, options: ApplyOptions) -> RetentionReport:
@@ -142,7 +133,7 @@ class _Run:
         try:
             await candidates.find(directory, path, Steps(policy.patterns), own)
         except UserError as exc:  # the patterns of a newer version
-            candidates.errors.append(f"{path.decode(errors='backslashreplace')}: {exc}")
+            candidates.errors.append(f"{name_text(path)}: {exc}")
         for error in candidates.errors:
             self.report.fail(error)
         self.report.directories += candidates.directories

@@ -10,6 +10,7 @@ from apollofs.fs.retention.names import Steps
 from apollofs.fs.retention.series import Found, Series, SeriesReader, TooManyNames
 from apollofs.fs.retention.verdicts import Checkpoint, Hold, Verdict, Why, decide
 from apollofs.metadata.errors import StaleInode
+from apollofs.metadata.name_text import name_text
 from apollofs.metadata.retention import Retention
 from apollofs.metadata.volume import Volume
 
@@ -61,24 +62,24 @@ class Candidates:
             try:
                 series = await self._reader.read(ino, steps)
             except TooManyNames as exc:
-                self.errors.append(f"{_text(where)}: {exc}: nothing is removed there")
+                self.errors.append(f"{name_text(where)}: {exc}: nothing is removed there")
                 continue
             await self._add(series, where)
             if len(self.all) > CHECKPOINTS_MAX:
-                self.errors.append(f"{_text(where)}: more than {CHECKPOINTS_MAX} checkpoints under one policy")
+                self.errors.append(f"{name_text(where)}: more than {CHECKPOINTS_MAX} checkpoints under one policy")
                 return
             if self._policy.is_recursive:
                 below = [each for each in series.below if each.ino not in own and not each.name.startswith(b".")]
                 left += [(each.ino, where + b"/" + each.name) for each in below]
             if len(left) > DIRECTORIES_MAX:
-                self.errors.append(f"{_text(where)}: more than {DIRECTORIES_MAX} directories under one policy")
+                self.errors.append(f"{name_text(where)}: more than {DIRECTORIES_MAX} directories under one policy")
                 return
 
     async def _add(self, series: Series, where: bytes) -> None:
         self.directories += bool(series.found)
         for _, found in sorted(series.found.items()):
             changed_ns = await self._changed_ns(found)
-            self.all.append(Candidate(_text(where + b"/" + min(found.names)), series, found, changed_ns))
+            self.all.append(Candidate(name_text(where + b"/" + min(found.names)), series, found, changed_ns))
 
     async def _changed_ns(self, found: Found) -> int:
         """Of the names themselves; what is in a directory may be later. One request for each directory."""
@@ -117,7 +118,3 @@ async def fates(
 
 def _rests_on_looks(verdict: Verdict) -> bool:
     return verdict.goes or verdict.why is Why.LAST
-
-
-def _text(path: bytes) -> str:
-    return path.decode("utf-8", "backslashreplace")

@@ -9,6 +9,7 @@ from apollofs.fs.user_error import UserError
 from apollofs.metadata import codec
 from apollofs.metadata.errors import NotADirectory
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.name_text import name_text
 from apollofs.metadata.records import ROOT_INO
 from apollofs.metadata.retention import RETENTIONS_MAX, Retention, read_retentions, set_retention
 from apollofs.metadata.session import retry
@@ -68,13 +69,13 @@ class RetentionCommands:
                 f"the volume has {RETENTIONS_MAX} retention policies already: see `apollofs retention list`"
             )
         if not await set_retention(self._store, self._keys, place.ino, retention):
-            raise UserError(f"{_text(path)} has just been removed")
+            raise UserError(f"{name_text(path)} has just been removed")
 
     async def clear(self, path: bytes) -> None:
         """Take a directory's own policy away. One transaction."""
         place = await self.directory(path)
         if place.ino not in await read_retentions(self._store, self._keys):
-            raise UserError(f"{_text(path)} has no retention policy of its own")
+            raise UserError(f"{name_text(path)} has no retention policy of its own")
         await set_retention(self._store, self._keys, place.ino, None)
 
     async def get(self, path: bytes) -> SetRetention | None:
@@ -101,13 +102,9 @@ class RetentionCommands:
         """What a path means, if that is a directory."""
         place = await self._tree.place(path)
         if not place.is_dir:
-            raise NotADirectory(f"{_text(path)} is no directory: retention policies are on directories")
+            raise NotADirectory(f"{name_text(path)} is no directory: retention policies are on directories")
         return place
 
     async def _parent(self, directory: int) -> int:
         found = await retry(lambda: self._store.range(Range(self._keys.inode(directory))), READ_S)
         return codec.decode_inode(found.kvs[0].value, 0).parent if found.kvs else ROOT_INO
-
-
-def _text(path: bytes) -> str:
-    return path.decode("utf-8", "backslashreplace")

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from apollofs.fs.retention.names import is_unfinished
 from apollofs.fs.retention.verdicts import Hold, Why
 from apollofs.metadata.errors import StaleInode
+from apollofs.metadata.listing import listed
+from apollofs.metadata.name_text import name_text
 from apollofs.metadata.records import DirectoryEntry, Inode, InodeFlag, MountRecord
 from apollofs.metadata.use_questions import UseQuestions
 from apollofs.metadata.volume import Volume
 
-PAGE_KEYS = 1000
 ASKED_MAX = 500
 """Inodes of one question to the mounts."""
 TOP = 0
@@ -64,14 +65,14 @@ class Looked:
         elif inode.flags & PINNED:
             self.hold = Hold(Why.IMMUTABLE)
         elif is_unfinished(name):
-            self.hold = Hold(Why.INCOMPLETE, f"{_text(name)} is in it")
+            self.hold = Hold(Why.INCOMPLETE, f"{name_text(name)} is in it")
 
     def finish(self, marker: bytes) -> None:
         """All was taken."""
         if marker and self._tops - self._marked:
-            self.hold = Hold(Why.INCOMPLETE, f"{_text(marker)} is not in it")
+            self.hold = Hold(Why.INCOMPLETE, f"{name_text(marker)} is not in it")
         elif self._parted - self._ended:
-            self.hold = Hold(Why.INCOMPLETE, f"{_text(END_OF_MANY)} is not in it")
+            self.hold = Hold(Why.INCOMPLETE, f"{name_text(END_OF_MANY)} is not in it")
 
 
 class Looking:
@@ -138,13 +139,11 @@ class Looking:
         for entry in entries:
             yield TOP, entry.name, await self._inode(entry, below)
         while below:
-            directory, after, more = below.pop(), b"", True
-            while more:
-                page = await self._volume.readdir(directory, after, PAGE_KEYS)
-                for entry in page.entries:
-                    after = entry.name
-                    yield directory, entry.name, await self._inode(entry, below)
-                more = page.more
+            directory = below.pop()
+            async with aclosing(listed(self._volume, directory)) as pages:
+                async for found in pages:
+                    for entry in found:
+                        yield directory, entry.name, await self._inode(entry, below)
 
     async def _inode(self, entry: DirectoryEntry, below: list[int]) -> Inode:
         if stat.S_ISDIR(entry.file_type):
@@ -154,7 +153,3 @@ class Looking:
 
 def _mount_text(mount: MountRecord) -> str:
     return f"{mount.host}:{mount.mountpoint}"
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "backslashreplace")

@@ -23,10 +23,12 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 from apollofs.fs.pace import Pace
-from apollofs.fs.retention.looking import PAGE_KEYS, Looking
+from apollofs.fs.retention.looking import Looking
 from apollofs.fs.retention.report import RetentionReport
 from apollofs.fs.retention.verdicts import Hold
 from apollofs.metadata.errors import DirectoryNotEmpty, EntryExists, MetadataError, NamespaceError, NoSuchEntry
+from apollofs.metadata.listing import PAGE_KEYS, listed
+from apollofs.metadata.name_text import name_text
 from apollofs.metadata.ops.common import Location
 from apollofs.metadata.ops.move_names import Move, MoveNames
 from apollofs.metadata.records import ROOT_INO, DirectoryEntry, Owner, RenameFlag
@@ -88,7 +90,7 @@ class Parking:
                     try:
                         await self._advance(group)
                     except NamespaceError as exc:
-                        self._report.fail(f"/{_text(RETIRED)}/{_text(group.name)} stays: {exc}")
+                        self._report.fail(f"/{name_text(RETIRED)}/{name_text(group.name)} stays: {exc}")
             with suppress(DirectoryNotEmpty):
                 await self._volume.rmdir(ROOT_INO, RETIRED)
 
@@ -100,16 +102,13 @@ class Parking:
 
     async def _groups(self, place: int) -> AsyncGenerator[_Group]:
         """All that is parked. What gets another name meanwhile may come once more, or not."""
-        after, more = b"", True
-        while more:
-            page = await self._volume.readdir(place, after, PAGE_KEYS)
-            for entry in page.entries:
-                after = entry.name
-                parsed = _GROUP.fullmatch(entry.name)
-                if parsed is not None and stat.S_ISDIR(entry.file_type):
-                    phase, time_ns, directory = parsed[1] or b"", int(parsed[2], 16), int(parsed[3], 16)
-                    yield _Group(place, entry.name, entry.ino, phase, time_ns / 1e9, directory)
-            more = page.more
+        async with aclosing(listed(self._volume, place)) as pages:
+            async for entries in pages:
+                for entry in entries:
+                    parsed = _GROUP.fullmatch(entry.name)
+                    if parsed is not None and stat.S_ISDIR(entry.file_type):
+                        phase, time_ns, directory = parsed[1] or b"", int(parsed[2], 16), int(parsed[3], 16)
+                        yield _Group(place, entry.name, entry.ino, phase, time_ns / 1e9, directory)
 
     async def _advance(self, group: _Group) -> None:
         """To its end, or as far as it can."""
@@ -140,7 +139,7 @@ class Parking:
         except (EntryExists, NoSuchEntry) as exc:
             # who has it open keeps it; it goes when that has ended
             why = f"{hold.why} {hold.detail}" if hold is not None else ""
-            self._report.fail(f"{_text(entries[0].name)} is {why}, and can't come back: {exc}")
+            self._report.fail(f"{name_text(entries[0].name)} is {why}, and can't come back: {exc}")
             return
         await self._volume.rmdir(group.place, group.name)
 
@@ -150,14 +149,12 @@ class Parking:
         """All files below. Memory: the numbers of directories, and a page of names."""
         left = [top]
         while left:
-            directory, after, more = left.pop(), b"", True
-            while more:
-                page = await self._volume.readdir(directory, after, PAGE_KEYS)
-                left += [entry.ino for entry in page.entries if stat.S_ISDIR(entry.file_type)]
-                files = [(directory, each.name) for each in page.entries if not stat.S_ISDIR(each.file_type)]
-                await share_out(self._unlink, files, UNLINKS_AT_ONCE, (MetadataError,))
-                after = page.entries[-1].name if page.entries else after
-                more = page.more
+            directory = left.pop()
+            async with aclosing(listed(self._volume, directory)) as pages:
+                async for entries in pages:
+                    left += [entry.ino for entry in entries if stat.S_ISDIR(entry.file_type)]
+                    files = [(directory, entry.name) for entry in entries if not stat.S_ISDIR(entry.file_type)]
+                    await share_out(self._unlink, files, UNLINKS_AT_ONCE, (MetadataError,))
 
     async def _unlink(self, location: Location) -> None:
         await self._pace.step()
@@ -171,19 +168,13 @@ class Parking:
         found: list[Location] = [location]
         left = [top]
         while left:
-            directory, after, more = left.pop(), b"", True
-            while more:
-                page = await self._volume.readdir(directory, after, PAGE_KEYS)
-                below = [entry for entry in page.entries if stat.S_ISDIR(entry.file_type)]
-                found += [(directory, entry.name) for entry in below]
-                left += [entry.ino for entry in below]
-                after = page.entries[-1].name if page.entries else after
-                more = page.more
+            directory = left.pop()
+            async with aclosing(listed(self._volume, directory)) as pages:
+                async for entries in pages:
+                    below = [entry for entry in entries if stat.S_ISDIR(entry.file_type)]
+                    found += [(directory, entry.name) for entry in below]
+                    left += [entry.ino for entry in below]
         for each in reversed(found):
             await self._pace.step()
             with suppress(DirectoryNotEmpty, NoSuchEntry):
                 await self._volume.rmdir(*each)
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "backslashreplace")

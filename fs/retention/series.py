@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from apollofs.blobstore import BlobStoreError
@@ -15,11 +16,12 @@ from apollofs.fs.user_error import UserError
 from apollofs.fs.value_bodies import ValueBodies
 from apollofs.metadata.errors import FileTooLarge, StaleInode
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.listing import listed
+from apollofs.metadata.name_text import name_text
 from apollofs.metadata.ops.move_names import MOVES_MAX, UNCHANGED_MAX
 from apollofs.metadata.records import DirectoryEntry, Inode
 from apollofs.metadata.volume import Volume
 
-PAGE_KEYS = 1000
 NAMES_MAX = 100_000
 """Names of checkpoints, and links, in one directory."""
 TRACKER_BYTES_MAX = 64 << 10
@@ -81,15 +83,13 @@ class SeriesReader:
     async def read(self, directory: int, steps: Steps) -> Series:
         """A request for each thousand names, and one or two for each tracker. Raises TooManyNames."""
         series = Series(directory, unchanged={self._keys.dentry(directory, name): 0 for name in USUAL_TRACKERS})
-        after, more, names = b"", True, 0
-        while more:
-            page = await self._volume.readdir(directory, after, PAGE_KEYS)
-            for entry in page.entries:
-                after = entry.name
-                names += await self._take(series, entry, steps)
-            if names > NAMES_MAX:
-                raise TooManyNames(f"more than {NAMES_MAX} names of checkpoints and links")
-            more = page.more
+        names = 0
+        async with aclosing(listed(self._volume, directory)) as pages:
+            async for entries in pages:
+                for entry in entries:
+                    names += await self._take(series, entry, steps)
+                if names > NAMES_MAX:
+                    raise TooManyNames(f"more than {NAMES_MAX} names of checkpoints and links")
         hold_by_names(series)
         return series
 
@@ -149,9 +149,9 @@ def hold_by_names(series: Series) -> None:
 def _named(series: Series, found: Found) -> Hold | None:
     for tracker in series.trackers:
         if tracker.text is None:
-            return Hold(Why.NAMED, f"perhaps: {_text(tracker.name)} can't be read")
+            return Hold(Why.NAMED, f"perhaps: {name_text(tracker.name)} can't be read")
         if means(tracker.text, found.step, found.names):
-            return Hold(Why.NAMED, f"by {_text(tracker.name)}")
+            return Hold(Why.NAMED, f"by {name_text(tracker.name)}")
     return None
 
 
@@ -165,7 +165,7 @@ def _unfinished(found: Found, before: Mapping[bytes, int], latest: Mapping[str, 
     """`before`: how many names of each kind the step before has."""
     for name in found.names:
         if is_unfinished(name) or name.startswith(b"."):
-            return Hold(Why.INCOMPLETE, f"by its name {_text(name)}")
+            return Hold(Why.INCOMPLETE, f"by its name {name_text(name)}")
     for kind, count in found.kinds.items():
         if count < before.get(kind, 0):
             return Hold(Why.INCOMPLETE, f"{count} names of a kind of which the step before has {before[kind]}")
@@ -182,9 +182,5 @@ def _latest_of(series: Series) -> dict[str, int]:
         if tracker.is_latest and tracker.text is not None:
             meant = [step for step, each in series.found.items() if means(tracker.text, step, each.names)]
             if meant:
-                found[_text(tracker.name)] = max(meant)
+                found[name_text(tracker.name)] = max(meant)
     return found
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "backslashreplace")

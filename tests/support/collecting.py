@@ -6,9 +6,9 @@ import trio
 
 from apollofs.blobstore import BlockStore
 from apollofs.fs.blobs import open_blob_source
-from apollofs.fs.collecting import command_record
 from apollofs.fs.collection import CollectOptions, CollectReport
 from apollofs.fs.collector import Collection
+from apollofs.fs.command_volume import command_record
 from apollofs.metadata.collector import open_collector
 from apollofs.metadata.format import list_sites, pages, read_superblock
 from apollofs.metadata.keys import Keys

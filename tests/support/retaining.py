@@ -11,7 +11,7 @@ import trio
 
 from apollofs.blobstore import BlockStore
 from apollofs.fs.blobs import open_blob_source
-from apollofs.fs.collecting import command_record
+from apollofs.fs.command_volume import command_record
 from apollofs.fs.filesystem import Filesystem
 from apollofs.fs.retention import ApplyOptions, RetentionReport
 from apollofs.fs.retention.applying import run_once

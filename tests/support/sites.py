@@ -18,9 +18,9 @@ from apollofs.fs.agent.agent import Agent
 from apollofs.fs.agent.context import AgentContext
 from apollofs.fs.agent.duties import DUTIES, Duty
 from apollofs.fs.blobs import block_named, open_blob_source, site_of
-from apollofs.fs.collecting import command_record
 from apollofs.fs.collection import CollectReport
 from apollofs.fs.collector import Collection
+from apollofs.fs.command_volume import command_record
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.filesystem import Filesystem, open_filesystem
 from apollofs.metadata.collector import open_collector

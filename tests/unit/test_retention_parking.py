@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from apollofs.fs.collecting import command_record
+from apollofs.fs.command_volume import command_record
 from apollofs.fs.pace import Pace
 from apollofs.fs.retention.looking import Looking
 from apollofs.fs.retention.parking import RETIRED, Parking
