@@ -10,7 +10,6 @@ Rules
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections import OrderedDict
@@ -154,12 +153,7 @@ class BlockCache:
         await self._remove(self._room.give_up(self._room.bytes - size))
 
     async def _remove(self, victims: Sequence[Victim]) -> None:
-        if not victims:
-            return
-        try:
-            self._room.came_back(await self._in_thread(partial(self._room.remove, victims)))
-        except OSError as exc:
-            self._warn(f"files can't be deleted: {exc}")
+        await self._room.clear_out(victims, self._threads, self._warn)
 
     # -- fetching ----------------------------------------------------------------------------------------------------
 
@@ -201,9 +195,7 @@ class BlockCache:
     def _take(self, block: Block, fetch: Fetch, data: memoryview, footer: Footer) -> tuple[memoryview, int]:
         """In the thread that has received the block: tell who waits, then write. The block, and how many bytes the disk
         lacks for it."""
-        # the program may have ended meanwhile
-        with contextlib.suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(fetch.arrived, data)
+        fetch.tell(self._token, data)
         try:
             return data, self._files.write(block, data, footer)
         except OSError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import trio
 
 from apollofs.fs.errors import BodyError, BodyUnavailable
@@ -21,6 +23,11 @@ class Fetch:
     def arrived(self, data: memoryview) -> None:
         self.data = data
         self.done.set()
+
+    def tell(self, token: trio.lowlevel.TrioToken, data: memoryview) -> None:
+        """From another thread: `arrived`, as soon as the program of `token` can, if it has not ended meanwhile."""
+        with suppress(trio.RunFinishedError):
+            token.run_sync_soon(self.arrived, data)
 
     async def result(self) -> memoryview:
         """Raises what ended the fetch."""

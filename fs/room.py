@@ -175,6 +175,17 @@ class Room:
             entry.shelf.forget(key)
         return victims
 
+    async def clear_out(
+        self, victims: Sequence[Victim], threads: trio.CapacityLimiter, warn: Callable[[str], None]
+    ) -> None:
+        """Delete what they stand for, in a thread; those that could not be removed are there again. Raises nothing."""
+        if not victims:
+            return
+        try:
+            self.came_back(await trio.to_thread.run_sync(self.remove, victims, limiter=threads))
+        except OSError as exc:
+            warn(f"files can't be deleted: {exc}")
+
     def came_back(self, victims: Sequence[Victim]) -> None:
         """They could not be removed: another mount uses them."""
         for victim in victims:

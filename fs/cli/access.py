@@ -14,6 +14,7 @@ from apollofs.metadata.store import Store
 T = TypeVar("T")
 
 meta_url_argument = click.argument("meta_url", metavar="META_URL")
+path_argument = click.argument("path")
 password_file_option = click.option(
     "--password-file", default="", metavar="FILE", help="The etcd user's password; else APOLLOFS_ETCD_PASSWORD."
 )

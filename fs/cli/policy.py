@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from apollofs.fs.cli import places
-from apollofs.fs.cli.access import access_of, meta_url_argument, password_file_option, with_store
+from apollofs.fs.cli.access import access_of, meta_url_argument, password_file_option, path_argument, with_store
 from apollofs.fs.cli.collecting import parse_age
 from apollofs.fs.cli.output import json_option, print_json, print_pairs, print_table
 from apollofs.fs.policy_commands import Applied, PolicyCommands
@@ -17,7 +17,6 @@ from apollofs.metadata.name_text import name_text
 from apollofs.metadata.policy import Policy
 from apollofs.metadata.store import Store
 
-path_argument = click.argument("path")
 BOUND_MAX_S = 7 * 86_400
 
 

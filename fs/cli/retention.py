@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from apollofs.fs.cli import places
-from apollofs.fs.cli.access import access_of, meta_url_argument, password_file_option, with_store
+from apollofs.fs.cli.access import access_of, meta_url_argument, password_file_option, path_argument, with_store
 from apollofs.fs.cli.collecting import parse_age
 from apollofs.fs.cli.errors import FAILED
 from apollofs.fs.cli.output import (
@@ -29,8 +29,6 @@ from apollofs.metadata.keys import Keys
 from apollofs.metadata.name_text import name_text
 from apollofs.metadata.retention import Retention, read_retentions
 from apollofs.metadata.store import Store
-
-path_argument = click.argument("path")
 
 
 @click.group()

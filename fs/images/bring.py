@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -72,9 +71,7 @@ class BlockBringer:
         is_hole = not _has_data(image.extents, index * image.block_bytes, image.file.map.length(index))
 
         def put(data: memoryview, footer: Footer) -> Put:
-            # the program may have ended meanwhile
-            with contextlib.suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(fetch.arrived, data)
+            fetch.tell(self._token, data)
             if not takes:
                 return Put(data)
             try:

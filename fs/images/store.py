@@ -292,12 +292,7 @@ class ImageStore:
     async def _make_room(self, lacking: int) -> None:
         """Give up what is beyond the bound, and `lacking` bytes more. Raises nothing."""
         victims = self._room.give_up(min(self._room.bytes_max, self._room.bytes - max(0, lacking)))
-        if not victims:
-            return
-        try:
-            self._room.came_back(await self.in_thread(partial(self._room.remove, victims)))
-        except OSError as exc:
-            self.warn(f"files can't be deleted: {exc}")
+        await self._room.clear_out(victims, self._threads, self.warn)
 
     # -- fetching ----------------------------------------------------------------------------------------------------
 

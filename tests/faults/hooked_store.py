@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
+from itertools import count
 from typing import TypeVar
 
+from apollofs.metadata.errors import StoreError
 from apollofs.metadata.memory import Hook, Moment, Request
 from apollofs.metadata.store import Compare, Lease, Op, Range, RangeResult, Store, TxnResult, WatchBatch
 
@@ -14,6 +16,21 @@ T = TypeVar("T")
 
 async def no_hook(moment: Moment, request: Request) -> None:
     """Nothing happens."""
+
+
+class Stopped(StoreError):
+    """A process ends here."""
+
+
+def stopping(step: int, moment: Moment, methods: Collection[str]) -> Hook:
+    """A hook that raises Stopped at every request of these methods from number `step` on, counted from 0."""
+    numbers = count()
+
+    async def hook(when: Moment, request: Request) -> None:
+        if when is moment and request.method in methods and next(numbers) >= step:
+            raise Stopped("by the test")
+
+    return hook
 
 
 class HookedStore:

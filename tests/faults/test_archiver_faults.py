@@ -8,10 +8,9 @@ import pytest
 
 from apollofs.metadata.changes.archiver import ArchiveOptions, Archiver
 from apollofs.metadata.changes.record import ChangeRecord
-from apollofs.metadata.errors import StoreError
-from apollofs.metadata.memory import Moment, Request
+from apollofs.metadata.memory import Moment
 from apollofs.metadata.records import ROOT_INO
-from tests.faults.hooked_store import HookedStore
+from tests.faults.hooked_store import HookedStore, Stopped, stopping
 from tests.support.change_logs import KEYS, World, made_world
 from tests.support.volumes import ME, mounted
 
@@ -19,10 +18,6 @@ pytestmark = pytest.mark.faults
 OPTIONS = ArchiveOptions(changes_max=4, keep_bytes=1)
 """Segments are few changes, and go at once: so every kind of step is taken."""
 KEPT = ArchiveOptions(changes_max=4)
-
-
-class Stopped(StoreError):
-    """The archiver's process ends here."""
 
 
 @pytest.fixture
@@ -35,17 +30,9 @@ async def world() -> AsyncIterator[World]:
 
 
 async def stop_at(world: World, step: int, moment: Moment, options: ArchiveOptions) -> None:
-    seen = 0
-
-    async def hook(when: Moment, request: Request) -> None:
-        nonlocal seen
-        if when is moment and request.method in ("txn", "range", "lease_grant"):
-            seen += 1
-            if seen > step:
-                raise Stopped("by the test")
-
+    stopped = HookedStore(world.store, stopping(step, moment, ("txn", "range", "lease_grant")))
     try:
-        await world.archive(options, store=HookedStore(world.store, hook))
+        await world.archive(options, store=stopped)
     except* Stopped:
         pass
     # a process that ends leaves its lease behind; here it was given back

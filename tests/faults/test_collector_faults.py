@@ -8,21 +8,17 @@ import pytest
 
 from apollofs.blobstore import BlobStoreUnavailable
 from apollofs.fs.blobs import Block
-from apollofs.metadata.errors import OutcomeUnknown, StoreError
+from apollofs.metadata.errors import OutcomeUnknown
 from apollofs.metadata.memory import Moment, Request
 from apollofs.metadata.records import ROOT_INO, SetAttr
 from apollofs.metadata.store import Put
-from tests.faults.hooked_store import HookedStore
+from tests.faults.hooked_store import HookedStore, Stopped, stopping
 from tests.support.collecting import clone, collect, keys_in, objects
 from tests.support.filesystems import LARGE, USER, Pair, close, content, save
 from tests.support.volumes import mounted
 
 pytestmark = pytest.mark.faults
 REQUESTS = ("txn", "range")
-
-
-class Stopped(StoreError):
-    """The collector's process ends here."""
 
 
 async def prepare(pair: Pair) -> int:
@@ -62,17 +58,8 @@ async def assert_collected(pair: Pair, fh: int) -> None:
 @pytest.mark.parametrize("step", range(36))
 async def test_stopped_at_a_request(pair: Pair, step: int, moment: Moment) -> None:
     fh = await prepare(pair)
-    seen = 0
-
-    async def hook(when: Moment, request: Request) -> None:
-        nonlocal seen
-        if when is moment and request.method in REQUESTS:
-            seen += 1
-            if seen > step:
-                raise Stopped("by the test")
-
     try:
-        await collect(HookedStore(pair.store, hook), pair.blobs)
+        await collect(HookedStore(pair.store, stopping(step, moment, REQUESTS)), pair.blobs)
     except* Stopped:
         pass
     await assert_collected(pair, fh)

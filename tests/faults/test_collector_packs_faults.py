@@ -8,11 +8,11 @@ import pytest
 import trio
 
 from apollofs.blobstore import Buffer
-from apollofs.metadata.errors import OutcomeUnknown, StoreError
+from apollofs.metadata.errors import OutcomeUnknown
 from apollofs.metadata.memory import Moment, Request
 from apollofs.metadata.records import ROOT_INO
 from apollofs.metadata.store import Delete, Put
-from tests.faults.hooked_store import HookedStore
+from tests.faults.hooked_store import HookedStore, Stopped, stopping
 from tests.support.collecting import KEYS, collect, keys_in, objects
 from tests.support.filesystems import USER, Pair, close, content
 from tests.support.filesystems import pair as pair
@@ -20,10 +20,6 @@ from tests.support.packs import MEMBER, body, pack
 
 pytestmark = pytest.mark.faults
 KEPT = (7, 8, 18, 19)
-
-
-class Stopped(StoreError):
-    """The collector's process ends here."""
 
 
 async def prepare(pair: Pair) -> int:
@@ -58,17 +54,8 @@ async def assert_rewritten(pair: Pair, fh: int) -> None:
 @pytest.mark.parametrize("step", range(28, 70))
 async def test_stopped_at_a_request(pair: Pair, step: int, moment: Moment) -> None:
     fh = await prepare(pair)
-    seen = 0
-
-    async def hook(when: Moment, request: Request) -> None:
-        nonlocal seen
-        if when is moment and request.method in ("txn", "range"):
-            seen += 1
-            if seen > step:
-                raise Stopped("by the test")
-
     try:
-        await collect(HookedStore(pair.store, hook), pair.blobs)
+        await collect(HookedStore(pair.store, stopping(step, moment, ("txn", "range"))), pair.blobs)
     except* Stopped:
         pass
     await assert_rewritten(pair, fh)
