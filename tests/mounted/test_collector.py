@@ -9,21 +9,23 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
 
 from tests.faults.mount_faults import content, save_until_it_fails, saved, until
 from tests.mounted.client import Client
-from tests.mounted.harness import ROOT, HarnessError, LocalBodies, Namespace
+from tests.mounted.harness import END_DEADLINE_S, ROOT, HarnessError, LocalBodies, Namespace
 
 pytestmark = pytest.mark.mounted
 BLOCK = 1 << 16
 SIZE = 10 * BLOCK
 LEASE_S = 3
+TOGETHER = 30
 OBJECT = re.compile("[0-9a-f]{8}")
 
 
@@ -81,16 +83,28 @@ def test_what_clones_share_goes_with_the_last(namespace: Namespace) -> None:
     assert objects(namespace) == 0
 
 
+def write_sharing(directory: Path, bodies: Mapping[str, bytes]) -> None:
+    """TOGETHER files at a time are closed at the same moment: from the second time on, when the mount expects small
+    files, they share objects."""
+    left = list(bodies)
+    while left:
+        names, left = left[:TOGETHER], left[TOGETHER:]
+        all_written = Barrier(len(names))
+
+        def write(name: str, all_written: Barrier = all_written) -> None:
+            with (directory / name).open("wb", buffering=0) as file:
+                file.write(bodies[name])
+                all_written.wait(END_DEADLINE_S)
+
+        with ThreadPoolExecutor(len(names)) as writers:
+            list(writers.map(write, names))
+
+
 def test_what_small_files_share_goes_with_the_last(namespace: Namespace) -> None:
     west, east = namespace.mount("west"), namespace.mount("east")
-    bodies: dict[str, bytes] = {}
-    while objects(namespace) == len(bodies):
-        # where all came one after the other: who comes while two PUTs are under way shares the next one
-        assert len(bodies) < 1000, "some share an object"
-        more = {f"{number}": os.urandom(20_000) for number in range(len(bodies), len(bodies) + 60)}
-        with ThreadPoolExecutor(16) as writers:
-            list(writers.map(Path.write_bytes, [west.path / name for name in more], more.values()))
-        bodies |= more
+    bodies = {f"{number}": os.urandom(20_000) for number in range(60)}
+    write_sharing(west.path, bodies)
+    assert objects(namespace) < len(bodies), "some share an object"
     kept = [name for name in bodies if int(name) % 3 == 0]
     for name in bodies.keys() - set(kept):
         (east.path / name).unlink()
@@ -106,8 +120,7 @@ def test_what_is_left_of_packs_is_rewritten(namespace: Namespace) -> None:
     """Beside a mount that has some of it open, some mapped, and all of it in its caches."""
     west, east = namespace.mount("west"), namespace.mount("east")
     bodies = {f"{number}": os.urandom(9_000) for number in range(120)}
-    with ThreadPoolExecutor(16) as writers:
-        list(writers.map(lambda name: (west.path / name).write_bytes(bodies[name]), bodies))
+    write_sharing(west.path, bodies)
     kept = [name for name in bodies if int(name) % 8 == 0]
     assert [(east.path / name).read_bytes() for name in bodies] == list(bodies.values())
     with (east.path / kept[0]).open("rb", buffering=0) as opened, (east.path / kept[1]).open("rb") as second:
