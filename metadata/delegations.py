@@ -32,9 +32,9 @@ from apollofs.metadata.exclusives import Exclusives
 from apollofs.metadata.group_cache import GroupCache
 from apollofs.metadata.groups import Acquisition, Claim, Group, groups_written, guards
 from apollofs.metadata.inbox import Inbox
+from apollofs.metadata.interest import Interest
 from apollofs.metadata.keys import Keys
-from apollofs.metadata.pauses import Pauses
-from apollofs.metadata.recalls import SHARE, Recalls
+from apollofs.metadata.recalls import SHARE, Recalls, holders_in
 from apollofs.metadata.returns import NOTED, CacheAbove, Returns
 from apollofs.metadata.seals import Seals
 from apollofs.metadata.session import Committed, Session
@@ -49,8 +49,6 @@ from apollofs.metadata.store import (
 from apollofs.metadata.turns import Turns
 
 log = logging.getLogger(__name__)
-TOUCHED_MAX = 8192
-"""Groups of which it is remembered that they were asked for once."""
 
 
 class Delegations:
@@ -67,8 +65,7 @@ class Delegations:
         self.ahead = Ahead(keys, self.cache, enabled=enabled and write_back, wait_s=wait_s)
         self._returns = Returns(keys, self.ahead)
         self.exclusives = Exclusives(keys, self.cache, self._returns, self.recalls, enabled=enabled and write_back)
-        self._pauses = Pauses()
-        self._touched: dict[int, None] = {}
+        self.interest = Interest(keys)
         self._claimed: Counter[int] = Counter()
         """Groups on which operations of this mount wait for others."""
         self._tickets = 0
@@ -99,7 +96,7 @@ class Delegations:
         self.cache.clear()
         self._poison_all()
         self._returns.clear()
-        self._touched.clear()
+        self.interest.clear()
 
     async def drop_above(self) -> None:
         """After `end`, before the next session begins: what the cache above has goes too, but for what seals cover."""
@@ -134,7 +131,7 @@ class Delegations:
             if what == SHARE:
                 self._share(wanted[0])
             else:
-                self._recall(wanted[0])
+                self._recall(wanted[0], holders_in(what))
 
     def deaf(self) -> None:
         """See `inbox.Listener`."""
@@ -184,14 +181,7 @@ class Delegations:
 
     def wants(self, group: int) -> bool:
         """Whether to take the group now: at its second touch, unless it is hot elsewhere."""
-        if not self.can_take(group):
-            return False
-        if group not in self._touched:
-            self._touched[group] = None
-            if len(self._touched) > TOUCHED_MAX:
-                self._touched.pop(next(iter(self._touched)))
-            return False
-        return True
+        return self.can_take(group) and self.interest.touch(group)
 
     def can_take(self, group: int) -> bool:
         """Whether the group may be taken now: not if it is held, given back, or hot elsewhere."""
@@ -199,7 +189,7 @@ class Delegations:
             return False
         if group in self.cache.groups or self._is_busy(group) or self.seals.keeps_from(group):
             return False
-        return self._pauses.is_over(group)
+        return self.interest.is_cool(group)
 
     def _is_busy(self, group: int) -> bool:
         return group in self._acquiring or group in self._returns or self.turns.is_taking(group)
@@ -394,13 +384,13 @@ class Delegations:
             self.turns.rivals.recalled(group)
         await self.recalls.recall(session, found[::2], claim)
 
-    def _recall(self, group: int) -> None:
-        """Somebody wants to write: drop the cache now, the key after it."""
+    def _recall(self, group: int, holders: int) -> None:
+        """Somebody wants to write what so many hold: drop the cache now, the key after it."""
         self.counts["recalls_heard"] += 1
         if self.turns.recalled(group):
             return
         self.turns.rivals.recalled(group)
-        self._pauses.begin(group)
+        self.interest.recalled(group, self.cache.groups.get(group), holders)
         if group in self._acquiring:
             self._acquiring[group].poisoned = True
         self.give_back(group)

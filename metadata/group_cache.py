@@ -63,9 +63,9 @@ class GroupCache:
         """The group to give back first: the oldest one that was not asked for since this was asked last."""
         while True:
             group, held = next(iter(self.groups.items()))
-            if not held.used:
+            if held.answers == held.answers_before:
                 return group
-            held.used = False
+            held.answers_before = held.answers
             self.groups[group] = self.groups.pop(group)
 
     # -- answers -----------------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ class GroupCache:
         held = self.groups.get(group)
         if held is None or not (self._trusts(held.seal) if held.seal else self._proven()):
             return None
-        held.used = True
+        held.answers += 1
         return held
 
     def is_exclusive(self, group: int) -> bool:
@@ -164,6 +164,7 @@ class GroupCache:
         held = self.groups.get(group)
         if held is None or revision < held.taken_revision:
             return
+        held.changed = True
         as_of = QUEUED if queued else revision
         if write.key.startswith(self._children):
             held.change_children(1 if isinstance(write, Put) else -1, as_of)

@@ -34,8 +34,10 @@ class Group:
     """Every dentry there is, is known."""
     paged: tuple[bytes, int] | None = None
     """All dentries before this key are known as of this revision, from the first pages of a listing."""
-    used: bool = True
-    """It was asked for since it was last thought of giving back."""
+    answers: int = 0
+    """How often it was asked for."""
+    answers_before: int = -1
+    """The same, when it was last thought of giving back."""
     seal: int = 0
     """The number of the seal under which it is held; 0: by a delegation."""
     exclusive: bool = False
@@ -50,6 +52,8 @@ class Group:
     turn_until: float = 0.0
     changes: int = 0
     """How many operations of this mount have changed it while it was not exclusive."""
+    changed: bool = False
+    """This mount has changed it."""
     attributes: tuple[tuple[KeyValue, KeyValue | None, int], Inode] | None = None
     """The directory's attributes, and the records that they were put together from."""
 

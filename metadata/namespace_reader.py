@@ -161,13 +161,21 @@ class NamespaceReader:
         """
         self.asked += 1
         if self.delegations.wants(group):
-            taken = await self.delegations.take({group: asked})
+            taken = await self.delegations.take({group: [*asked, *self._along(group, asked)]})
             if taken is not None:
-                return taken[group]
+                return taken[group][: len(asked)]
         revision, found = await self._transactor.read(asked)
         for number in (group, *others):
             self.delegations.learn(number, asked, found, revision)
         return found
+
+    def _along(self, group: int, asked: Sequence[Range]) -> list[Range]:
+        """What to ask for beside what is asked when a group is taken that was worth having before."""
+        names = self.delegations.interest.names_of(group)
+        if names is None:
+            return []
+        again = [*(Range(name) for name in names), *inspect.own_questions(self._keys, group)]
+        return [each for each in again if each not in asked]
 
     async def _read_ahead(self, wanted: Mapping[int, Sequence[Range]]) -> dict[int, list[RangeResult]]:
         """Read what belongs to several groups, each of which is held or can be taken, and take those. One request."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -19,11 +20,21 @@ from apollofs.metadata.store import NOW, Delete, Op, Put, Range, RangeResult, St
 
 log = logging.getLogger(__name__)
 NOTICES_IN_TRANSACTION = 100
-DROP = b""
 SHARE = b"s"
-"""What a notice asks for: give the group back, or let others read it."""
+"""What a notice asks for: to let others read the group. Otherwise to give it back, see `drop`."""
+
 RETRY_S = 0.1
 STOP_WAITING_S = 5.0
+
+
+def drop(holders: int) -> bytes:
+    """What a notice says that asks to give a group back, which goes to so many mounts."""
+    return b"%d" % holders
+
+
+def holders_in(notice: bytes) -> int:
+    """How many mounts were asked to give a group back, with those that got this notice."""
+    return int(notice) if notice.isdigit() else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +159,7 @@ class Recalls:
         claim.waits.update((key, Delete(key)) for key in waits)
         first = known[: NOTICES_IN_TRANSACTION - 2 * len(waits)]
         puts: list[Op] = [Put(key, b"", session.lease_id) for key in waits]
-        puts += [Put(self._keys.recall(holder, group), DROP, session.lease_id) for group, holder in first]
+        puts += self._notices(session, first)
         prefixes = [self._keys.delegations_on(group) for group in wanted]
         asked = [Range(prefix, prefix_end(prefix), keys_only=True) for prefix in prefixes]
         outcome = await session.commit((), [*puts, *asked], NOTED, time_ns=time.time_ns())
@@ -162,8 +173,11 @@ class Recalls:
     async def _notify(self, session: Session, holders: Sequence[tuple[int, int]]) -> None:
         for at in range(0, len(holders), NOTICES_IN_TRANSACTION):
             part = holders[at : at + NOTICES_IN_TRANSACTION]
-            puts = [Put(self._keys.recall(holder, group), DROP, session.lease_id) for group, holder in part]
-            await session.commit((), puts, NOTED, time_ns=time.time_ns())
+            await session.commit((), self._notices(session, part), NOTED, time_ns=time.time_ns())
+
+    def _notices(self, session: Session, holders: Sequence[tuple[int, int]]) -> list[Put]:
+        of = Counter(group for group, _ in holders)
+        return [Put(self._keys.recall(holder, group), drop(of[group]), session.lease_id) for group, holder in holders]
 
     async def _until_gone(
         self, session: Session, prefixes: Collection[bytes], ask: Callable[[], Awaitable[_Asked]]

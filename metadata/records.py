@@ -85,7 +85,7 @@ class Inode(NamedTuple):
     extents_bytes: int = 0
     """Sum of the extents' lengths, kept where they are paged out."""
     copy: bytes = b""
-    """The inline body once more, of a file that was put as a value and is very small; else empty."""
+    """The inline body once more, if it is very small, so that it is read with the name; else empty."""
     policy: int = 0
     """Of which directory the site policy applies (`policy.py`); 0: of none. Inherited at creation."""
     seal: int = 0

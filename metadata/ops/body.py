@@ -15,6 +15,8 @@ EXTENTS_IN_INODE_MAX = 32
 EXTENTS_IN_PAGE_MAX = 512
 PAGES_MAX = 16
 EXTENTS_MAX = EXTENTS_IN_PAGE_MAX * PAGES_MAX
+COPY_BYTES_MAX = 256
+"""Inline bodies up to this size are kept in the inode too: listings drag them along, and an open needs no request."""
 Writes = list[Put | Delete]
 
 
@@ -70,7 +72,8 @@ class BodyKeys:
     def store_inline(self, before: Inode, after: Inode, data: bytes) -> tuple[Inode, Writes]:
         """Make `data` the whole body; bytes between it and `after.size_bytes` are a hole."""
         keys = self.scope.keys
-        bare = after._replace(extents=(), extent_pages=0, extents_bytes=0, inline_bytes=len(data), copy=b"")
+        copy = data if len(data) <= COPY_BYTES_MAX else b""
+        bare = after._replace(extents=(), extent_pages=0, extents_bytes=0, inline_bytes=len(data), copy=copy)
         writes: Writes = [*self.scope.discard(before, bare, self.location)]
         writes += [Delete(keys.extents(after.ino, number)) for number in range(before.extent_pages)]
         if data:

@@ -25,8 +25,6 @@ from apollofs.metadata.view import View
 
 ABSENT = 0
 """In `ValueWrite.expected`: there must be none."""
-COPY_BYTES_MAX = 256
-"""Values up to this size are kept in the inode too, where listings drag them along."""
 VALUES_MAX = 16
 """Values of one transaction: with everything that belongs to them it stays below etcd's 128 operations."""
 
@@ -149,7 +147,6 @@ class PutValues:
         writes: list[Put | Delete] = []
         if body.inline is not None:
             inode, writes = BodyKeys(self.scope, value.location).store_inline(inode, inode, body.inline)
-            inode = inode._replace(copy=body.inline if body.size_bytes <= COPY_BYTES_MAX else b"")
         else:
             inode = inode._replace(extents=body.extents)
         draft.writes += [*writes, Put(self.scope.keys.dentry(parent, name), codec.encode_embedded(inode))]
