@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -139,6 +139,9 @@ class BrokenVolume:
 
     async def readdir(self, directory: int, after: bytes, limit: int, revision: int = 0) -> DirectoryPage:
         return await self.inner.readdir(directory, after, limit, revision)
+
+    async def read_ahead(self, directory: int, files: Sequence[tuple[bytes, int]]) -> None:
+        await self.inner.read_ahead(directory, files)
 
     async def setattr(self, ino: int, change: SetAttr) -> Inode:
         return await self.inner.setattr(ino, change)

@@ -16,8 +16,8 @@ from tests.support.bodies import Mount, World, body_world
 FILES = 40
 
 
-def content(at: int) -> bytes:
-    return bytes((at * 13 + byte) % 251 for byte in range(200))
+def content(at: int, size: int = 200) -> bytes:
+    return bytes((at * 13 + byte) % 251 for byte in range(size))
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 async def write_files(mount: Mount, size: int = 200, prefix: bytes = b"f") -> None:
     for at in range(FILES):
         file = await mount.bodies.open(await mount.create(b"%s%d" % (prefix, at)))
-        await file.write(0, content(at)[:size])
+        await file.write(0, content(at, size))
         await file.commit()
         mount.bodies.release(file)
     await mount.bodies.cache.settle()
@@ -67,16 +67,46 @@ async def test_what_follows_is_fetched_ahead(world: World) -> None:
         assert mount.volume.inner.asked == asked  # the listing knows all names, and the bodies
 
 
-async def test_the_names_of_inline_files_come_at_once(world: World) -> None:
+async def test_very_small_files_come_with_their_names(world: World) -> None:
     async with world.mount("a") as writer, world.mount("b") as mount:
         await write_files(writer, 30)
         for at in range(5):
             await read_as_a_process(mount, b"f%d" % at)
         asked = mount.volume.inner.asked
         for at in range(5, FILES):
-            assert await read_as_a_process(mount, b"f%d" % at) == content(at)[:30]
-        assert mount.volume.inner.asked == asked + FILES - 5  # the inline bytes
+            assert await read_as_a_process(mount, b"f%d" % at) == content(at, 30)
+        assert mount.volume.inner.asked == asked
         assert world.blobs.reads == []
+
+
+async def test_inline_files_are_fetched_ahead_many_at_once(tmp_path: Path) -> None:
+    async with (
+        body_world(tmp_path, inline_bytes_max=1024, block_bytes=1024) as world,
+        world.mount("a") as writer,
+        world.mount("b") as mount,
+    ):
+        await write_files(writer, 300)
+        for at in range(FILES):
+            assert await read_as_a_process(mount, b"f%d" % at) == content(at, 300)
+            if at == 4:
+                asked = mount.volume.inner.asked
+        assert mount.volume.inner.asked <= asked + 4
+        assert world.blobs.reads == []
+
+
+async def test_an_inline_file_that_was_replaced_meanwhile_is_read_anew(tmp_path: Path) -> None:
+    async with (
+        body_world(tmp_path, inline_bytes_max=1024, block_bytes=1024) as world,
+        world.mount("a") as writer,
+        world.mount("b") as mount,
+    ):
+        await write_files(writer, 300)
+        for at in range(8):
+            await read_as_a_process(mount, b"f%d" % at)
+        await write_files(writer, 310, prefix=b"new")
+        for at in range(8, FILES):
+            await writer.volume.inner.rename(ROOT_INO, b"new%d" % at, ROOT_INO, b"f%d" % at)
+            assert await read_as_a_process(mount, b"f%d" % at) == content(at, 310)
 
 
 async def test_files_that_came_later_are_fetched_ahead_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
