@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
 from apollofs.metadata.changes.groups import ConsumerGroup, open_group
-from apollofs.metadata.changes.log import ChangeLog, within
+from apollofs.metadata.changes.log import Batch, ChangeLog, within
 from apollofs.metadata.changes.position import Position, parse_position
 from apollofs.metadata.changes.record import ChangeRecord
 from apollofs.metadata.keys import Keys
@@ -46,15 +46,16 @@ async def feed(store: Store, volume: str, changes: ChangeLog, request: FeedReque
     raises.
     """
     if not request.group:
-        await _deliver(changes, await _start(changes, request), request, deliver)
+        await _deliver(changes, await first_position(changes, request), request, deliver)
         return
     async with open_group(store, Keys(volume), request.group) as group:
-        start = await group.position() or await _start(changes, request)
-        async with _committed(group) as progress:
+        start = await group.position() or await first_position(changes, request)
+        async with committed(group) as progress:
             await _deliver(changes, start, request, deliver, progress)
 
 
-async def _start(changes: ChangeLog, request: FeedRequest) -> Position:
+async def first_position(changes: ChangeLog, request: FeedRequest) -> Position:
+    """Where who has no position yet begins. Raises InvalidArgument, DeadlineExceeded, StoreError."""
     if request.since_ns is not None:
         return await changes.since(request.since_ns)
     if request.start == BEGINNING:
@@ -62,22 +63,31 @@ async def _start(changes: ChangeLog, request: FeedRequest) -> Position:
     return await changes.now() if request.start == NOW else parse_position(request.start)
 
 
-async def _deliver(
-    changes: ChangeLog, start: Position, request: FeedRequest, deliver: Deliver, progress: _Progress | None = None
-) -> None:
+async def selected(changes: ChangeLog, start: Position, request: FeedRequest) -> AsyncGenerator[Batch, None]:
+    """What is asked for, from `start` on; batches without records too, for where to go on. A generator: close it."""
     selects = within(request.path) if request.path.strip(b"/") else None
     async with aclosing(changes.read(start, follow=request.follow, selects=selects)) as batches:
         async for batch in batches:
-            records = batch.records
-            if request.since_ns is not None:
-                records = tuple(record for record in records if record.change.time_ns >= request.since_ns)
-            if records:
-                await deliver(records)
+            since_ns = request.since_ns
+            if since_ns is not None:
+                batch = replace(
+                    batch, records=tuple(record for record in batch.records if record.change.time_ns >= since_ns)
+                )
+            yield batch
+
+
+async def _deliver(
+    changes: ChangeLog, start: Position, request: FeedRequest, deliver: Deliver, progress: Progress | None = None
+) -> None:
+    async with aclosing(selected(changes, start, request)) as batches:
+        async for batch in batches:
+            if batch.records:
+                await deliver(batch.records)
             if progress is not None:
                 progress.reach(batch.after)
 
 
-class _Progress:
+class Progress:
     """How far a group has come, and the task that commits it now and then."""
 
     def __init__(self, group: ConsumerGroup) -> None:
@@ -87,6 +97,7 @@ class _Progress:
         self._moved = trio.Event()
 
     def reach(self, position: Position) -> None:
+        """All before `position` has been dealt with; it is committed soon."""
         self._reached = position
         self._moved.set()
 
@@ -106,9 +117,9 @@ class _Progress:
 
 
 @asynccontextmanager
-async def _committed(group: ConsumerGroup) -> AsyncIterator[_Progress]:
+async def committed(group: ConsumerGroup) -> AsyncIterator[Progress]:
     """What is reached in the block is committed in the group, at its end too."""
-    progress = _Progress(group)
+    progress = Progress(group)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(progress.serve)

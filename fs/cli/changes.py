@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import click
 
+from apollofs.fs.change_facts import change_json
 from apollofs.fs.change_feed import BEGINNING, NOW, FeedRequest, feed
 from apollofs.fs.cli import places
 from apollofs.fs.cli.access import access_of, password_file_option, with_store
 from apollofs.fs.cli.changes_archive import archive, forget, status
+from apollofs.fs.cli.changes_kafka import KafkaOptions, kafka_options
 from apollofs.fs.cli.collecting import parse_age
 from apollofs.fs.cli.output import json_option, time_text
 from apollofs.fs.control import MountSilent, ask, socket_path
@@ -59,15 +59,23 @@ def changes() -> None:
 @click.option("--since", default="", metavar="AGE", help="Begin with what happened this long ago: 30m, 12h, 7d.")
 @click.option("--follow", is_flag=True, help="Go on with what comes, until interrupted.")
 @click.option("--group", default="", metavar="NAME", help="Read for this group: one reader at a time, and it goes on.")
+@kafka_options
 @password_file_option
 @json_option
 def read(
-    where: Sequence[str], start: str, since: str, follow: bool, group: str, password_file: str, as_json: bool
+    where: Sequence[str],
+    start: str,
+    since: str,
+    follow: bool,
+    group: str,
+    kafka: KafkaOptions | None,
+    password_file: str,
+    as_json: bool,
 ) -> None:
     """What happened at PATH and below: a path on a mount, or META_URL and a path in the volume.
 
     Each line has its position, from which one can go on; with --json each line is one JSON object. If part of the log
-    is gone the command fails and says from where on it can be had.
+    is gone the command fails and says from where on it can be had. With --kafka they are sent there, each exactly once.
     """
     from apollofs.blobstore import BlobStoreOptions
     from apollofs.fs.changes import open_changes
@@ -79,14 +87,17 @@ def read(
     access = access_of(meta_url, password_file)
     volume = access.url.volume
     since_ns = time.time_ns() - int(parse_age(since) * 1e9) if since else None
-    begin = start or (NOW if follow and not group else BEGINNING)
+    begin = start or (NOW if follow and not group and kafka is None else BEGINNING)
     request = FeedRequest(begin, since_ns, follow, group, os.fsencode(path))
 
     async def work(store: Store) -> None:
         sites = {site.id: site.name for site in await list_sites(store, volume)}
         printer = _Printer(sites, as_json=as_json)
         async with open_changes(store, volume, BlobStoreOptions(ca_file=places.blob_ca_file())) as found:
-            await feed(store, volume, found, request, printer.deliver)
+            if kafka is None:
+                await feed(store, volume, found, request, printer.deliver)
+            else:
+                await kafka.run(store, volume, found, request, sites, as_json)
 
     try:
         with_store(access, work)
@@ -151,39 +162,7 @@ class _Printer:
         return line
 
     def _json(self, record: ChangeRecord) -> str:
-        return json.dumps(self.facts(record), ensure_ascii=False)
-
-    def facts(self, record: ChangeRecord) -> dict[str, Any]:
-        """A record for machines; what its kind does not have is left out."""
-        change = record.change
-        facts: dict[str, Any] = {
-            "position": str(record.position),
-            "revision": record.position.revision,
-            "time_ns": change.time_ns,
-            "kind": change.kind.name.lower(),
-            "ino": change.ino,
-            "parent": change.parent,
-            "name": name_text(change.name),
-            "path": _path_text(record.path),
-            "session": record.session,
-            "site": self._sites.get(record.site, str(record.site)),
-            "size_bytes": change.size_bytes,
-            "mode": change.mode,
-        }
-        more = {
-            "old_path": _path_text(record.old_path),
-            "old_parent": change.old_parent,
-            "other_ino": change.ino2,
-            "nlink": change.nlink,
-            "body_version": change.body_version,
-            "attribute": name_text(change.attribute),
-        }
-        facts.update((name, value) for name, value in more.items() if value)
-        return facts
-
-
-def _path_text(path: bytes | None) -> str | None:
-    return None if path is None else name_text(path)
+        return change_json(record, self._sites)
 
 
 def _write(text: str) -> None:

@@ -36,7 +36,7 @@ install_packages() {
     # command:package where the command may have come another way; package alone where only that will do.
     local wanted=(gcc:gcc libc6-dev pkg-config:pkg-config libfuse3-dev fusermount3:fuse3 etcd:etcd-server)
     [[ $purpose == test ]] && wanted+=(etcdctl:etcd-client ceph-mon:ceph-mon ceph-osd:ceph-osd radosgw:radosgw git:git rsync:rsync)
-    [[ $purpose == test ]] && wanted+=(mkfs.ext4:e2fsprogs libfaketime)
+    [[ $purpose == test ]] && wanted+=(mkfs.ext4:e2fsprogs libfaketime java:default-jre-headless mvn:maven)
     for need in "${wanted[@]}"; do
         is_present "$need" || missing+=("${need##*:}")
     done

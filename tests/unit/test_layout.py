@@ -30,6 +30,7 @@ ADAPTERS = {
     "pyfuse3": ("fs/operations*.py", "fs/wire*.py", "fs/fastloop.py"),
     "click": ("fs/cli/*",),
     "rich": ("fs/cli/*",),
+    "confluent_kafka": ("fs/change_kafka.py",),
     "matplotlib": ("fs/sizing/plots.py",),
 }
 

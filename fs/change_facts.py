@@ -1,0 +1,48 @@
+"""A record of the change log for machines: what `changes --json` prints, and what a message of the bridge holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from apollofs.metadata.changes.record import ChangeRecord
+from apollofs.metadata.name_text import name_text
+
+
+def change_facts(record: ChangeRecord, sites: Mapping[int, str]) -> dict[str, Any]:
+    """The fields of docs/CHANGES.md; what its kind does not have is left out. `sites`: names by id."""
+    change = record.change
+    facts: dict[str, Any] = {
+        "position": str(record.position),
+        "revision": record.position.revision,
+        "time_ns": change.time_ns,
+        "kind": change.kind.name.lower(),
+        "ino": change.ino,
+        "parent": change.parent,
+        "name": name_text(change.name),
+        "path": _path_text(record.path),
+        "session": record.session,
+        "site": sites.get(record.site, str(record.site)),
+        "size_bytes": change.size_bytes,
+        "mode": change.mode,
+    }
+    more = {
+        "old_path": _path_text(record.old_path),
+        "old_parent": change.old_parent,
+        "other_ino": change.ino2,
+        "nlink": change.nlink,
+        "body_version": change.body_version,
+        "attribute": name_text(change.attribute),
+    }
+    facts.update((name, value) for name, value in more.items() if value)
+    return facts
+
+
+def change_json(record: ChangeRecord, sites: Mapping[int, str]) -> str:
+    """The facts in one line."""
+    return json.dumps(change_facts(record, sites), ensure_ascii=False)
+
+
+def _path_text(path: bytes | None) -> str | None:
+    return None if path is None else name_text(path)

@@ -1,0 +1,286 @@
+"""Kafka as the sink of the bridge, by librdkafka's transactional producer. The only place that knows confluent_kafka,
+which comes with an extra: who imports this module says what to install.
+
+Rules
+1. The position is an offset that the bridge's Kafka group commits, for partition 0 of the topic, in the transaction of
+   the messages. Nobody consumes by that group: the offset is the revision, its metadata the whole position.
+2. `transactional.id` is the bridge's name, so opening it ends an open transaction of a bridge before, waits until one
+   that was being committed is, and fences that bridge. Only then is the position read; a read-committed one, which
+   waits for offsets that are not decided.
+3. All messages of a transaction are delivered before its offsets are sent: that call alone can't be ended early when
+   nobody answers (but by REQUEST_S), and then somebody has just answered.
+4. What can be retried is, for `give_up_s`; a transaction that failed is aborted and sent again as a whole. librdkafka
+   blocks, so it is called in a thread, a slice of time after the other, and asks between them whether it is cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import trio
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+
+from apollofs.fs.user_error import UserError
+from apollofs.metadata.changes.position import Position, parse_position
+from apollofs.metadata.changes.record import ChangeRecord
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+SLICE_S = 0.3
+"""A cancelled bridge waits so long at most for a call to come back."""
+PAUSE_S = 0.05
+"""Before a call that failed at once is made again."""
+AGAIN_S = 0.5
+"""Before a transaction that has failed is sent again."""
+POLL_S = 1.0
+REQUEST_S = 10.0
+"""A request that was not answered for so long is made again."""
+TRANSACTION_MORE_S = 10.0
+"""The broker gives up an open transaction so long after the bridge would have."""
+FENCED = ("_FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH")
+REFUSALS = ("_AUTHENTICATION", "_SSL")
+PASSING = ("_TIMED_OUT", "_TRANSPORT", "_ALL_BROKERS_DOWN", "_WAIT_COORD")
+"""Errors that pass, though librdkafka does not call them retriable where they come from a consumer."""
+
+Encode = Callable[[ChangeRecord], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaTarget:
+    """Where messages go."""
+
+    brokers: str
+    """HOST:PORT,..."""
+    topic: str
+    name: str
+    """The bridge's, in Kafka: `transactional.id` and group."""
+    settings: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """More of librdkafka's properties; they may hold credentials."""
+    give_up_s: float = 60.0
+
+
+class KafkaSink:
+    """Made by `open_kafka`. Implements `change_bridge.Sink`."""
+
+    def __init__(self, transactions: _Transactions, encode: Encode) -> None:
+        self._transactions = transactions
+        self._encode = encode
+
+    @property
+    def position(self) -> Position | None:
+        return self._transactions.position
+
+    async def send(self, records: Sequence[ChangeRecord], after: Position) -> None:
+        """One transaction. The key of a message is the inode's number, in decimal.
+
+        Raises UserError: nobody answers, this bridge was replaced, or the brokers refuse it. Cancelled it is aborted,
+        unless it is being committed just then.
+        """
+
+        def work() -> None:
+            messages = [(b"%d" % record.change.ino, self._encode(record)) for record in records]
+            self._transactions.send(messages, after)
+
+        await trio.to_thread.run_sync(work)
+
+
+@asynccontextmanager
+async def open_kafka(target: KafkaTarget, encode: Encode) -> AsyncIterator[KafkaSink]:
+    """A sink for the length of the block: what a bridge of this name before it had begun is ended.
+
+    Raises UserError.
+    """
+    transactions = await trio.to_thread.run_sync(_Transactions, target)
+    await trio.to_thread.run_sync(transactions.open)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(transactions.keep_polling)
+        yield KafkaSink(transactions, encode)
+        nursery.cancel_scope.cancel()
+
+
+class _Transactions:
+    """The blocking side; but for `keep_polling` for one thread of trio's at a time."""
+
+    def __init__(self, target: KafkaTarget) -> None:
+        """Waits for nobody yet. Raises UserError for settings that librdkafka refuses."""
+        self.position: Position | None = None
+        self._target = target
+        self._opening = True
+        self._last_error = ""
+        self._refused = ""
+        """Set while opening, by what will not be otherwise at the next try."""
+        milliseconds = int(1000 * (target.give_up_s + TRANSACTION_MORE_S))
+        shared: dict[str, Any] = {
+            # what a user's file may set otherwise
+            "socket.timeout.ms": int(1000 * REQUEST_S),
+            "client.id": "apollofs",
+            **target.settings,
+            "bootstrap.servers": target.brokers,
+            "error_cb": self._heard,
+            "logger": _Quiet(),
+        }
+        produces = {
+            # the partition that producers in Java choose for the same key
+            "partitioner": "murmur2_random",
+            "compression.type": "lz4",
+            **shared,
+            "transactional.id": target.name,
+            "transaction.timeout.ms": milliseconds,
+            "message.timeout.ms": milliseconds,
+        }
+        consumes = {**shared, "group.id": target.name, "enable.auto.commit": False, "isolation.level": "read_committed"}
+        try:
+            self._producer: Producer = Producer(produces)
+            consumer = Consumer(consumes)
+        except KafkaException as exc:
+            raise UserError(f"Kafka's client refuses its settings: {_without_values(exc.args[0].str())}") from None
+        self._consumer: Consumer | None = consumer
+        self._group = consumer.consumer_group_metadata()
+
+    def open(self) -> None:
+        """Rule 2. Raises UserError."""
+        consumer, self._consumer = self._consumer, None
+        assert consumer is not None, "opened once"
+        deadline = time.monotonic() + self._target.give_up_s
+        try:
+            self._check_topic(lambda: consumer.list_topics(self._target.topic, timeout=SLICE_S).topics, deadline)
+            self._retried(lambda: self._producer.init_transactions(SLICE_S), deadline)
+            wanted = [TopicPartition(self._target.topic, 0)]
+            (found,) = self._retried(lambda: consumer.committed(wanted, timeout=SLICE_S), deadline)
+        finally:
+            consumer.close()
+        self._opening = False
+        if found.offset >= 0 and found.metadata:
+            self.position = parse_position(found.metadata)
+
+    def send(self, messages: Sequence[tuple[bytes, bytes]], after: Position) -> None:
+        """Raises UserError, trio.Cancelled."""
+        deadline = time.monotonic() + self._target.give_up_s
+        while True:
+            try:
+                return self._try(messages, after, deadline)
+            except _Aborted as exc:
+                if time.monotonic() > deadline:
+                    raise self._explained(exc.error) from None
+                log.debug("a transaction is sent again: %s", exc)
+            self._check(deadline)
+            self._producer.poll(AGAIN_S)
+
+    async def keep_polling(self) -> None:
+        """What librdkafka has to say is taken from it, or it would keep it all."""
+        while True:
+            self._producer.poll(0)
+            await trio.sleep(POLL_S)
+
+    def _try(self, messages: Sequence[tuple[bytes, bytes]], after: Position, deadline: float) -> None:
+        """One transaction, once. Raises _Aborted, UserError, trio.Cancelled; it is aborted, then."""
+        offsets = [TopicPartition(self._target.topic, 0, after.revision, str(after))]
+        try:
+            self._retried(self._producer.begin_transaction, deadline)
+            for key, value in messages:
+                self._produce(key, value, deadline)
+            self._flush(deadline)
+            self._retried(lambda: self._producer.send_offsets_to_transaction(offsets, self._group, SLICE_S), deadline)
+            self._retried(lambda: self._producer.commit_transaction(SLICE_S), deadline)
+        except (_Aborted, trio.Cancelled, UserError) as exc:
+            self._abort(deadline if isinstance(exc, _Aborted) else 0)
+            raise
+
+    def _produce(self, key: bytes, value: bytes, deadline: float) -> None:
+        while True:
+            try:
+                return self._retried(lambda: self._producer.produce(self._target.topic, value, key), deadline)
+            except BufferError:
+                self._check(deadline)
+                self._producer.poll(SLICE_S)
+
+    def _flush(self, deadline: float) -> None:
+        """Until everything is delivered or has failed: then the transaction says so."""
+        while self._producer.flush(SLICE_S):
+            self._check(deadline)
+
+    def _abort(self, deadline: float) -> None:
+        """Or those who read committed messages wait until the broker does it. One slice only for who gives up."""
+        try:
+            if deadline:
+                self._retried(lambda: self._producer.abort_transaction(SLICE_S), deadline)
+            else:
+                self._producer.abort_transaction(SLICE_S)
+        except KafkaException as exc:
+            log.debug("a transaction could not be aborted: %s", exc)
+
+    def _retried(self, call: Callable[[], T], deadline: float) -> T:
+        """Again until it works. Raises _Aborted if the transaction has failed, UserError, trio.Cancelled."""
+        while True:
+            try:
+                return call()
+            except KafkaException as exc:
+                error: KafkaError = exc.args[0]
+            if error.txn_requires_abort():
+                raise _Aborted(error)
+            if error.fatal() or not (error.retriable() or error.name() in PASSING):
+                raise self._explained(error)
+            self._check(deadline)
+            self._producer.poll(PAUSE_S)
+
+    def _check(self, deadline: float) -> None:
+        """Between two slices. Raises UserError when it is time to give up, trio.Cancelled."""
+        trio.from_thread.check_cancelled()
+        if self._refused:
+            raise UserError(f"Kafka at {self._target.brokers}: {self._refused}")
+        if time.monotonic() > deadline:
+            reason = f": {self._last_error}" if self._last_error else ""
+            raise UserError(
+                f"Kafka at {self._target.brokers} has not done it within {self._target.give_up_s:g} s{reason}"
+            )
+
+    def _check_topic(self, topics: Callable[[], Mapping[str, Any]], deadline: float) -> None:
+        """A topic is made by people: by whom it is misspelt nobody would read. Raises UserError."""
+        name = self._target.topic
+        while True:
+            error = self._retried(topics, deadline)[name].error
+            if error is None:
+                return
+            if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise UserError(f"Kafka at {self._target.brokers} has no topic {name!r}: create it first")
+            if not error.retriable():
+                raise self._explained(error)
+            self._check(deadline)
+
+    def _heard(self, error: KafkaError) -> None:
+        """Called by librdkafka, in whatever thread polls."""
+        if error.name() != "_ALL_BROKERS_DOWN":
+            self._last_error = error.str()
+        if error.name() in REFUSALS and self._opening:
+            self._refused = error.str()
+
+    def _explained(self, error: KafkaError) -> UserError:
+        if error.name() in FENCED:
+            return UserError(f"another bridge of this group writes to Kafka by now (as {self._target.name})")
+        return UserError(f"Kafka at {self._target.brokers}: {error.str()}")
+
+
+class _Aborted(Exception):
+    """The transaction has failed, and must be aborted."""
+
+    def __init__(self, error: KafkaError) -> None:
+        super().__init__(error.str())
+        self.error = error
+
+
+class _Quiet:
+    """librdkafka's log: it tells of every connection that fails, which our own error says once."""
+
+    def log(self, level: int, text: str, *values: object) -> None:
+        log.debug(text, *values)
+
+
+def _without_values(text: str) -> str:
+    """A message about settings, without what they were set to: somebody may have mistaken a line for another."""
+    return re.sub(r'value "[^"]*"', "value", text)
