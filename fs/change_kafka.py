@@ -2,13 +2,12 @@
 which comes with an extra: who imports this module says what to install.
 
 Rules
-1. The position is an offset that the bridge's Kafka group commits, for partition 0 of the topic, in the transaction of
-   the messages. Nobody consumes by that group: the offset is the revision, its metadata the whole position.
-2. `transactional.id` is the bridge's name, so opening it ends an open transaction of a bridge before, waits until one
-   that was being committed is, and fences that bridge. Only then is the position read; a read-committed one, which
-   waits for offsets that are not decided.
-3. All messages of a transaction are delivered before its offsets are sent: that call alone can't be ended early when
-   nobody answers (but by REQUEST_S), and then somebody has just answered.
+1. The position is a message in a topic of the bridge's own, which is compacted, in the transaction of the messages.
+   (Not an offset of a Kafka group: that is forgotten some days after the last one, and librdkafka 2.16 may send it to a
+   broker that it has given up, and wait for long.)
+2. `transactional.id` is the bridge's name, and the name of its topic. Opening it ends an open transaction of a bridge
+   before, waits until one that was being committed is, and fences that bridge. Only then is the position read.
+3. People make the topic for the messages: nobody would read from one that is misspelt.
 4. What can be retried is, for `give_up_s`; a transaction that failed is aborted and sent again as a whole. librdkafka
    blocks, so it is called in a thread, a slice of time after the other, and asks between them whether it is cancelled.
 """
@@ -24,7 +23,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import trio
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from apollofs.fs.user_error import UserError
 from apollofs.metadata.changes.position import Position, parse_position
@@ -48,6 +48,11 @@ REFUSALS = ("_AUTHENTICATION", "_SSL")
 PASSING = ("_TIMED_OUT", "_TRANSPORT", "_ALL_BROKERS_DOWN", "_WAIT_COORD")
 """Errors that pass, though librdkafka does not call them retriable where they come from a consumer."""
 
+POSITIONS = {"cleanup.policy": "compact", "segment.bytes": str(4 << 20)}
+"""Of the topic with the position: what is read when a bridge opens stays small."""
+POSITION_KEY = b"position"
+POSITIONS_AT_ONCE = 1000
+
 Encode = Callable[[ChangeRecord], bytes]
 
 
@@ -59,7 +64,7 @@ class KafkaTarget:
     """HOST:PORT,..."""
     topic: str
     name: str
-    """The bridge's, in Kafka: `transactional.id` and group."""
+    """The bridge's, in Kafka: `transactional.id`, and the topic with its position."""
     settings: Mapping[str, str] = field(default_factory=dict, repr=False)
     """More of librdkafka's properties; they may hold credentials."""
     give_up_s: float = 60.0
@@ -134,30 +139,27 @@ class _Transactions:
             "transaction.timeout.ms": milliseconds,
             "message.timeout.ms": milliseconds,
         }
-        consumes = {**shared, "group.id": target.name, "enable.auto.commit": False, "isolation.level": "read_committed"}
+        self._shared = shared
         try:
             self._producer: Producer = Producer(produces)
-            consumer = Consumer(consumes)
         except KafkaException as exc:
             raise UserError(f"Kafka's client refuses its settings: {_without_values(exc.args[0].str())}") from None
-        self._consumer: Consumer | None = consumer
-        self._group = consumer.consumer_group_metadata()
 
     def open(self) -> None:
-        """Rule 2. Raises UserError."""
-        consumer, self._consumer = self._consumer, None
-        assert consumer is not None, "opened once"
+        """Rule 2. Raises UserError, trio.Cancelled."""
         deadline = time.monotonic() + self._target.give_up_s
+        options = {"group.id": self._target.name, "enable.auto.commit": False, "enable.partition.eof": True}
+        consumer = Consumer({**self._shared, **options, "isolation.level": "read_committed"})
         try:
-            self._check_topic(lambda: consumer.list_topics(self._target.topic, timeout=SLICE_S).topics, deadline)
+            if not self._has_topic(consumer, self._target.topic, deadline):
+                raise UserError(f"Kafka at {self._target.brokers} has no topic {self._target.topic!r}: create it first")
             self._retried(lambda: self._producer.init_transactions(SLICE_S), deadline)
-            wanted = [TopicPartition(self._target.topic, 0)]
-            (found,) = self._retried(lambda: consumer.committed(wanted, timeout=SLICE_S), deadline)
+            while not self._has_topic(consumer, self._target.name, deadline):
+                self._make_topic(deadline)
+            self._read_position(consumer, deadline)
         finally:
             consumer.close()
         self._opening = False
-        if found.offset >= 0 and found.metadata:
-            self.position = parse_position(found.metadata)
 
     def send(self, messages: Sequence[tuple[bytes, bytes]], after: Position) -> None:
         """Raises UserError, trio.Cancelled."""
@@ -180,30 +182,25 @@ class _Transactions:
 
     def _try(self, messages: Sequence[tuple[bytes, bytes]], after: Position, deadline: float) -> None:
         """One transaction, once. Raises _Aborted, UserError, trio.Cancelled; it is aborted, then."""
-        offsets = [TopicPartition(self._target.topic, 0, after.revision, str(after))]
         try:
             self._retried(self._producer.begin_transaction, deadline)
             for key, value in messages:
-                self._produce(key, value, deadline)
-            self._flush(deadline)
-            self._retried(lambda: self._producer.send_offsets_to_transaction(offsets, self._group, SLICE_S), deadline)
+                self._produce(self._target.topic, key, value, deadline)
+            self._produce(self._target.name, POSITION_KEY, str(after).encode(), deadline)
+            while self._retried(lambda: self._producer.flush(SLICE_S), deadline):
+                self._check(deadline)
             self._retried(lambda: self._producer.commit_transaction(SLICE_S), deadline)
         except (_Aborted, trio.Cancelled, UserError) as exc:
             self._abort(deadline if isinstance(exc, _Aborted) else 0)
             raise
 
-    def _produce(self, key: bytes, value: bytes, deadline: float) -> None:
+    def _produce(self, topic: str, key: bytes, value: bytes, deadline: float) -> None:
         while True:
             try:
-                return self._retried(lambda: self._producer.produce(self._target.topic, value, key), deadline)
+                return self._retried(lambda: self._producer.produce(topic, value, key), deadline)
             except BufferError:
                 self._check(deadline)
                 self._producer.poll(SLICE_S)
-
-    def _flush(self, deadline: float) -> None:
-        """Until everything is delivered or has failed: then the transaction says so."""
-        while self._producer.flush(SLICE_S):
-            self._check(deadline)
 
     def _abort(self, deadline: float) -> None:
         """Or those who read committed messages wait until the broker does it. One slice only for who gives up."""
@@ -236,22 +233,48 @@ class _Transactions:
             raise UserError(f"Kafka at {self._target.brokers}: {self._refused}")
         if time.monotonic() > deadline:
             reason = f": {self._last_error}" if self._last_error else ""
-            raise UserError(
-                f"Kafka at {self._target.brokers} has not done it within {self._target.give_up_s:g} s{reason}"
-            )
+            raise UserError(f"Kafka at {self._target.brokers}: given up after {self._target.give_up_s:g} s{reason}")
 
-    def _check_topic(self, topics: Callable[[], Mapping[str, Any]], deadline: float) -> None:
-        """A topic is made by people: by whom it is misspelt nobody would read. Raises UserError."""
-        name = self._target.topic
+    # -- opening -----------------------------------------------------------------------------------------------------
+
+    def _has_topic(self, consumer: Consumer, name: str, deadline: float) -> bool:
         while True:
-            error = self._retried(topics, deadline)[name].error
+            topics = self._retried(lambda: consumer.list_topics(name, timeout=SLICE_S), deadline).topics
+            error = topics[name].error
             if error is None:
-                return
-            if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                raise UserError(f"Kafka at {self._target.brokers} has no topic {name!r}: create it first")
+                return True
+            if error.name() == "UNKNOWN_TOPIC_OR_PART":
+                return False
             if not error.retriable():
                 raise self._explained(error)
             self._check(deadline)
+
+    def _make_topic(self, deadline: float) -> None:
+        """The one for positions, with as many replicas as the brokers give by default; it may turn out to be there."""
+        admin = AdminClient(self._shared)
+        making = admin.create_topics([NewTopic(self._target.name, 1, -1, config=POSITIONS)])[self._target.name]
+        while not making.done():
+            self._check(deadline)
+            self._producer.poll(PAUSE_S)
+        failed = making.exception()
+        if isinstance(failed, KafkaException) and failed.args[0].name() != "TOPIC_ALREADY_EXISTS":
+            raise self._explained(failed.args[0])
+
+    def _read_position(self, consumer: Consumer, deadline: float) -> None:
+        """The last one. Nobody else writes there, and nothing of it is undecided: the end is the end."""
+        consumer.assign([TopicPartition(self._target.name, 0, OFFSET_BEGINNING)])
+        while True:
+            for message in consumer.consume(POSITIONS_AT_ONCE, SLICE_S):
+                error = message.error()
+                if error is None:
+                    self.position = parse_position((message.value() or b"").decode())
+                elif error.name() == "_PARTITION_EOF":
+                    return
+                elif not (error.retriable() or error.name() in PASSING):
+                    raise self._explained(error)
+            self._check(deadline)
+
+    # -- errors ------------------------------------------------------------------------------------------------------
 
     def _heard(self, error: KafkaError) -> None:
         """Called by librdkafka, in whatever thread polls."""

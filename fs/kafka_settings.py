@@ -1,4 +1,4 @@
-"""A file of librdkafka's properties: lines as `security.protocol=SASL_SSL`. It may hold credentials, so no message tells
+"""A file of librdkafka's properties, lines as `security.protocol=SASL_SSL`. It may hold credentials: messages tell no
 more of a line than its number and its name.
 """
 

@@ -35,7 +35,7 @@ ANSWER_S = 60.0
 CLUSTER_ID = "apollofs-test-clusterA"
 """22 characters, as 16 bytes in base64 have."""
 USER, PASSWORD = "bridge", "a-secret-of-the-test"
-JAVA = "java -Xms64m -Xmx320m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Djava.awt.headless=true -Djava.net.preferIPv4Stack=true"
+JAVA = "java -Xms64m -Xmx320m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Djava.awt.headless=true"
 
 _PROPERTIES = """\
 process.roles=broker,controller
