@@ -24,7 +24,8 @@ from typing import Any, TypeVar
 
 import trio
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from apollofs.fs.user_error import UserError
 from apollofs.metadata.changes.position import Position, parse_position

@@ -54,6 +54,6 @@ class DyingProducer(Producer):
 if __name__ == "__main__":
     DyingProducer.step, DyingProducer.left = sys.argv[1], int(sys.argv[2])
     log.BATCH_RECORDS = change_bridge.SEND_RECORDS = BATCH_RECORDS
-    change_bridge.open_group = functools.partial(open_group, ttl_s=LEASE_S)  # type: ignore[assignment]
-    change_kafka.Producer = DyingProducer  # type: ignore[misc]
+    change_bridge.open_group = functools.partial(open_group, ttl_s=LEASE_S)  # type: ignore[attr-defined]
+    change_kafka.Producer = DyingProducer  # type: ignore[attr-defined]
     sys.exit(main(sys.argv[3:]))
