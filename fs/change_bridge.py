@@ -98,7 +98,7 @@ async def _send_all(
             async for batch in batches:
                 await give.send(batch)
 
-    async with trio.open_nursery() as nursery, take:
+    async with take, trio.open_nursery() as nursery:
         nursery.start_soon(read)
         async for batch in take:
             records, after = _gathered(batch, take)

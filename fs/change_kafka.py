@@ -69,6 +69,7 @@ class KafkaTarget:
     settings: Mapping[str, str] = field(default_factory=dict, repr=False)
     """More of librdkafka's properties; they may hold credentials."""
     give_up_s: float = 60.0
+    """At most 10 minutes: brokers allow no transaction of more than 15."""
 
 
 class KafkaSink:
@@ -191,7 +192,7 @@ class _Transactions:
             while self._retried(lambda: self._producer.flush(SLICE_S), deadline):
                 self._check(deadline)
             self._retried(lambda: self._producer.commit_transaction(SLICE_S), deadline)
-        except (_Aborted, trio.Cancelled, UserError) as exc:
+        except (_Aborted, UserError, trio.Cancelled, KeyboardInterrupt) as exc:
             self._abort(deadline if isinstance(exc, _Aborted) else 0)
             raise
 
@@ -228,7 +229,8 @@ class _Transactions:
             self._producer.poll(PAUSE_S)
 
     def _check(self, deadline: float) -> None:
-        """Between two slices. Raises UserError when it is time to give up, trio.Cancelled."""
+        """Between two slices. Raises UserError when it is time to give up, trio.Cancelled or KeyboardInterrupt as trio
+        would in the task that waits for this thread."""
         trio.from_thread.check_cancelled()
         if self._refused:
             raise UserError(f"Kafka at {self._target.brokers}: {self._refused}")

@@ -23,6 +23,9 @@ from apollofs.metadata.store import Store
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 GROUP_PREFIX = "kafka-"
+GIVE_UP_S_MIN = 1
+GIVE_UP_S_MAX = 600
+"""Brokers allow no transaction of more than a quarter of an hour, unless told otherwise."""
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
@@ -107,4 +110,7 @@ def _options(brokers: str, topic: str, kafka_config: str, kafka_timeout: str) ->
             raise
         raise click.UsageError("--kafka needs a client library: pip install 'apollofs[kafka]'") from exc
     settings = read_settings(kafka_config) if kafka_config else {}
-    return KafkaOptions(brokers, topic, settings, parse_age(kafka_timeout))
+    give_up_s = parse_age(kafka_timeout)
+    if not GIVE_UP_S_MIN <= give_up_s <= GIVE_UP_S_MAX:
+        raise click.UsageError(f"--kafka-timeout must be from {GIVE_UP_S_MIN} s to {GIVE_UP_S_MAX // 60}m")
+    return KafkaOptions(brokers, topic, settings, give_up_s)

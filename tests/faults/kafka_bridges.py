@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from apollofs.metadata.changes.position import Position, parse_position
 from tests.mounted.harness import COMMAND_DEADLINE_S, ROOT, Mount, Namespace
 from tests.support.kafka_server import KafkaBroker, KafkaMessage
 
-ARRIVAL_S = 120.0
+NUMBERS = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,7 @@ class Place:
 
     def await_arrived(self, name: str) -> None:
         """Until the file `name` has been told."""
-
-        def is_there() -> bool:
-            return any(f'"name": "{name}"'.encode() in message.value for message in self.broker.messages(self.topic))
-
-        deadline = time.monotonic() + ARRIVAL_S
-        while not is_there():
-            assert time.monotonic() < deadline, f"{name} has not come to {self.topic}"
+        self.broker.await_message(self.topic, lambda message: bool(json.loads(message.value)["name"] == name))
 
 
 def position(message: KafkaMessage) -> Position:
@@ -114,7 +108,7 @@ class Bridge:
 @contextmanager
 def started(place: Place, *words: str, step: str = "never", number: int = 0) -> Iterator[Bridge]:
     """A bridge of tests/faults/dying_bridge.py."""
-    output = place.namespace.directory / f"{place.topic}.out"
+    output = place.namespace.directory / f"{place.topic}-{next(NUMBERS)}.out"
     command = [sys.executable, "-m", "tests.faults.dying_bridge", step, str(number), *place.words(*words)]
     with output.open("wb") as out:
         # an interrupt reaches it even where the tests run in the background of a shell

@@ -85,7 +85,7 @@ def test_groups_have_positions_of_their_own(place: Place) -> None:
 
 def test_a_bridge_that_dies_at_any_step_sends_everything_once(place: Place) -> None:
     place.make(*names(100))
-    for step, number in itertools.product(STEPS, (1, 3)):
+    for step, number in (*zip(STEPS, (1, 2, 3), strict=True), ("delivered", 1)):
         with started(place, step=step, number=number) as bridge:
             assert bridge.ended() == (-signal.SIGKILL, "")
     assert place.sent()["records"] > 0
@@ -188,6 +188,21 @@ def test_a_broker_that_does_not_answer(place: Place) -> None:
     assert place.arrived() == place.told()
 
 
+def test_an_interrupt_while_no_broker_answers(place: Place) -> None:
+    place.make("a")
+    with started(place, "--follow", "--kafka-timeout", "10m") as bridge:
+        place.await_arrived("a")
+        place.broker.pause()
+        try:
+            place.make("b")
+            status, said = bridge.interrupt()
+        finally:
+            place.broker.resume()
+    assert status == 130, said
+    place.sent()
+    assert place.arrived() == place.told()
+
+
 def test_a_topic_that_is_not_there(place: Place) -> None:
     with pytest.raises(HarnessError, match="has no topic 'missing': create it first"):
         place.namespace.command(*place.words("--topic", "missing"))
@@ -220,7 +235,7 @@ def test_tls_and_a_password(place: Place, tmp_path: Path) -> None:
 
 def test_a_wrong_password_is_told_at_once_and_not_shown(place: Place, tmp_path: Path) -> None:
     config = settings_file(place, tmp_path, sasl_password="wrong-secret")
-    words = place.words("--kafka-config", config, "--kafka-timeout", "1h", address=place.broker.secured_address)
+    words = place.words("--kafka-config", config, "--kafka-timeout", "10m", address=place.broker.secured_address)
     with pytest.raises(HarnessError, match="uthentication fail") as caught:
         place.namespace.command(*words)
     assert "wrong-secret" not in str(caught.value)
@@ -229,7 +244,7 @@ def test_a_wrong_password_is_told_at_once_and_not_shown(place: Place, tmp_path: 
 
 def test_a_broker_that_is_not_who_it_should_be(place: Place, tmp_path: Path) -> None:
     config = settings_file(place, tmp_path, ssl_ca_location=place.broker.certificates.other_ca)
-    words = place.words("--kafka-config", config, "--kafka-timeout", "1h", address=place.broker.secured_address)
+    words = place.words("--kafka-config", config, "--kafka-timeout", "10m", address=place.broker.secured_address)
     with pytest.raises(HarnessError, match="certificate verify failed"):
         place.namespace.command(*words)
     assert place.arrived() == []

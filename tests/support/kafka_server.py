@@ -15,12 +15,13 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -33,6 +34,7 @@ JARS = Path(__file__).parents[2] / "build" / "kafka"
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 30.0
 ANSWER_S = 60.0
+ARRIVAL_S = 120.0
 CLUSTER_ID = "apollofs-test-clusterA"
 """22 characters, as 16 bytes in base64 have."""
 USER, PASSWORD = "bridge", "a-secret-of-the-test"
@@ -148,12 +150,29 @@ class KafkaBroker:
 
     def messages(self, topic: str) -> list[KafkaMessage]:
         """All that is committed in a topic; each partition in order."""
-        options = {"group.id": "of-the-test", "enable.auto.commit": False, "auto.offset.reset": "earliest"}
-        consumer = Consumer({"bootstrap.servers": self.address, "enable.partition.eof": True, **options})
+        with self._consumer(topic) as (consumer, partitions):
+            return list(_until_ends(consumer, partitions))
+
+    def await_message(self, topic: str, wanted: Callable[[KafkaMessage], bool]) -> None:
+        """Until such a one is committed. Raises KafkaServerError after ARRIVAL_S."""
+        deadline = time.monotonic() + ARRIVAL_S
+        with self._consumer(topic) as (consumer, _):
+            while True:
+                found = consumer.poll(1.0)
+                if found is not None and found.error() is None and wanted(_plain(found)):
+                    return
+                if time.monotonic() > deadline:
+                    raise KafkaServerError(f"what was to come to {topic} has not come")
+
+    @contextmanager
+    def _consumer(self, topic: str) -> Iterator[tuple[Consumer, int]]:
+        """One that reads a topic from its beginning; and how many partitions it has."""
+        options = {"group.id": "of-the-test", "enable.auto.commit": False, "enable.partition.eof": True}
+        consumer = Consumer({"bootstrap.servers": self.address, "log_level": 0, **options})
         try:
             partitions = consumer.list_topics(topic, timeout=ANSWER_S).topics[topic].partitions
             consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
-            return list(_until_ends(consumer, len(partitions)))
+            yield consumer, len(partitions)
         finally:
             consumer.close()
 
@@ -209,6 +228,10 @@ class KafkaBroker:
             process.wait(STOP_TIMEOUT_S)
 
 
+def _plain(message: Message) -> KafkaMessage:
+    return KafkaMessage(message.key() or b"", message.value() or b"", message.partition() or 0)
+
+
 def _until_ends(consumer: Consumer, partitions: int) -> Iterator[KafkaMessage]:
     """What an assigned consumer gets until it has come to the end of so many partitions."""
     while partitions:
@@ -217,7 +240,7 @@ def _until_ends(consumer: Consumer, partitions: int) -> Iterator[KafkaMessage]:
             raise KafkaServerError(f"nothing from the broker within {ANSWER_S:g} s")
         error = message.error()
         if error is None:
-            yield KafkaMessage(message.key() or b"", message.value() or b"", message.partition() or 0)
+            yield _plain(message)
         elif error.code() == KafkaError._PARTITION_EOF:
             partitions -= 1
         else:

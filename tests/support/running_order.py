@@ -16,6 +16,7 @@ WAITING = (
     "faults/test_mount_outage.py",
     "faults/test_mount_clock.py",
     "faults/test_histories.py",
+    "faults/test_changes_kafka.py",
     "mounted/test_collector.py",
     "mounted/test_sealed.py",
     "contract/test_blob_faults.py",

@@ -31,6 +31,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (("--topic", "t"), "belong to --kafka"),
         (("--kafka-config", "file"), "belong to --kafka"),
         (("--kafka", "k:9092", "--topic", "a/b"), "'a/b' is no topic"),
+        (("--kafka", "k:9092", "--topic", "t", "--kafka-timeout", "1h"), "from 1 s to 10m"),
+        (("--kafka", "k:9092", "--topic", "t", "--kafka-timeout", "0"), "from 1 s to 10m"),
     ],
 )
 def test_wrong_uses(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str) -> None:
