@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import click
@@ -35,7 +35,7 @@ class KafkaOptions:
 
     brokers: str
     topic: str
-    settings: Mapping[str, str]
+    settings: Mapping[str, str] = field(repr=False)
     give_up_s: float
 
     async def run(

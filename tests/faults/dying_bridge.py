@@ -23,7 +23,7 @@ from apollofs.metadata.changes import log
 from apollofs.metadata.changes.groups import open_group
 
 STEPS = ("sent", "delivered", "committed")
-LEASE_S = 2
+LEASE_S = 3
 BATCH_RECORDS = 20
 
 

@@ -150,7 +150,7 @@ async def test_a_replaced_bridge_commits_nothing(place: Place) -> None:
 
 def test_the_broker_dies_and_comes_back(place: Place) -> None:
     place.make("a")
-    with started(place, "--follow") as bridge:
+    with started(place, "--follow", "--kafka-timeout", "10m") as bridge:
         place.await_arrived("a")
         place.broker.kill()
         place.make(*names(40))
@@ -174,7 +174,7 @@ def test_no_broker(place: Place) -> None:
 
 def test_a_broker_that_does_not_answer(place: Place) -> None:
     place.make("a")
-    with started(place, "--follow", "--kafka-timeout", "2") as bridge:
+    with started(place, "--follow", "--kafka-timeout", "8") as bridge:
         place.await_arrived("a")
         place.broker.pause()
         try:
@@ -183,7 +183,7 @@ def test_a_broker_that_does_not_answer(place: Place) -> None:
         finally:
             place.broker.resume()
     assert (status, said.count("\n")) == (1, 1), said
-    assert "given up after 2 s" in said
+    assert "given up after 8 s" in said
     place.sent()
     assert place.arrived() == place.told()
 
