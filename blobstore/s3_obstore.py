@@ -1,7 +1,7 @@
 """Blobs in an S3 bucket by obstore, the Rust client: the hot path. The only module that imports obstore.
 
 What obstore has no fit for stays with the boto3 store that it is built on: credentials, the bucket, and listing
-(obstore lists whole path components only, and promises no order).
+(obstore lists whole path components only, and promises no order). Whole objects are received past it (`s3_receive.py`).
 
 Its calls release the GIL and run in threads. Its own retries are off: `retry.py` alone repeats.
 """
@@ -22,8 +22,10 @@ from obstore.store import S3Store
 from .errors import BlobStoreError, BlobStoreRefused, BlobStoreUnavailable, NoSuchBlob, RangeUnavailable
 from .names import check_range
 from .port import BlobStat, BlobStore, Buffer
+from .rooms import Rooms
 from .s3 import Boto3Store
 from .s3_errors import connection_error, error_of_status
+from .s3_receive import Receiver
 from .threads import run_blocking
 
 T = TypeVar("T")
@@ -32,6 +34,8 @@ _STATUS: Final = re.compile(r"status code: (\d{3})")
 _CODE: Final = re.compile(r"<Code>(\w{1,60})</Code>")
 _CREDENTIALS_TTL: Final = timedelta(minutes=10)
 """obstore asks again five minutes before the end; botocore renews ten to fifteen minutes before its own."""
+_URL_TTL: Final = timedelta(hours=1)
+"""Clocks may differ by as much."""
 
 
 class ObstoreStore(BlobStore):
@@ -42,6 +46,8 @@ class ObstoreStore(BlobStore):
         self._deadline_s = control.options.call_deadline_s
         self._limiter = trio.CapacityLimiter(control.options.threads)
         self._store = _build(control)
+        self._rooms = Rooms()
+        self._receiver = Receiver(lambda key: obstore.sign(self._store, "GET", key, _URL_TTL), control.options)
 
     async def put(self, name: str, data: Buffer) -> None:
         call = partial(obstore.put, self._store, self._control.key(name), data, use_multipart=False)
@@ -62,7 +68,18 @@ class ObstoreStore(BlobStore):
 
     async def read_into(self, name: str, length: int, then: Callable[[Buffer], T]) -> T:
         key, what = self._control.key(name), self._control.what("read", name)
-        return await self._run(lambda: then(self._get(key, what, 0, length)), what)
+        reception = self._receiver.begin()
+
+        def receive() -> T:
+            room = self._rooms.take(length)
+            reception.receive(key, what, room)
+            return then(room)
+
+        try:
+            return await self._run(receive, what)
+        except BaseException:
+            reception.abort()
+            raise
 
     async def stat(self, name: str) -> BlobStat:
         what = self._control.what("stat", name)
@@ -85,6 +102,7 @@ class ObstoreStore(BlobStore):
         return self._control.list(prefix, start_after)
 
     async def aclose(self) -> None:
+        self._receiver.close()
         await self._control.aclose()
 
     async def _run(self, call: Callable[[], T], what: str, abandon: bool = True) -> T:
@@ -100,7 +118,6 @@ class ObstoreStore(BlobStore):
         return bytes(self._get(key, what, offset, length))
 
     def _get(self, key: str, what: str, offset: int, length: int | None) -> memoryview:
-        """The bytes where obstore has put them: a copy of a block costs as much as its checksum."""
         options: dict[str, Any] = {}
         if length is not None:
             options["range"] = (offset, offset + length)

@@ -187,7 +187,7 @@ def _seal(name: str, data: Buffer) -> bytes:
 
 def _unseal(name: str, data_length: int, then: Callable[[memoryview, Footer], T], sealed: Buffer) -> T:
     """Check a sealed object and hand on what is in it."""
-    view = memoryview(sealed).cast("B")
+    view = memoryview(sealed).toreadonly().cast("B")
     footer = parse_footer(name, data_length, view[data_length:])
     check_chunks(name, footer, 0, view[:data_length])
     return then(view[:data_length], footer)

@@ -18,8 +18,6 @@ WRITES_AT_ONCE_MAX = 8
 BUFFER_BYTES = 1 << 20
 _slots = threading.BoundedSemaphore(WRITES_AT_ONCE_MAX)
 _of_thread = threading.local()
-_aligned_only: set[int] = set()
-"""Devices that have refused memory that was not aligned."""
 
 
 def write_past_cache(fd: int, offset: int, data: memoryview) -> None:
@@ -46,10 +44,10 @@ def _write_aligned(fd: int, offset: int, data: memoryview) -> int:
             return 0  # no O_DIRECT here, or no /proc
         raise
     try:
-        done, device = 0, os.fstat(direct_fd).st_dev
+        done = 0
         while done < len(data):
             try:
-                written = _write_some(direct_fd, device, offset + done, data[done:])
+                written = _write_some(direct_fd, offset + done, data[done:])
             except OSError as exc:
                 if exc.errno == errno.EINVAL:
                     break  # this disk wants more than ALIGNMENT
@@ -62,14 +60,13 @@ def _write_aligned(fd: int, offset: int, data: memoryview) -> int:
         os.close(direct_fd)
 
 
-def _write_some(fd: int, device: int, offset: int, data: memoryview) -> int:
-    if device not in _aligned_only:
-        try:
-            return os.pwrite(fd, data, offset)
-        except OSError as exc:
-            if exc.errno != errno.EINVAL:
-                raise
-        _aligned_only.add(device)
+def _write_some(fd: int, offset: int, data: memoryview) -> int:
+    try:
+        return os.pwrite(fd, data, offset)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+    # the disk wants memory that is aligned
     part = data[:BUFFER_BYTES]
     buffer = _buffer()[: len(part)]
     buffer[:] = part

@@ -84,7 +84,7 @@ class FaultyS3:
             yield faulty
         finally:
             faulty._server.shutdown()
-            faulty._close_connections()
+            faulty.disconnect()
             thread.join()
             faulty._server.server_close()
 
@@ -138,7 +138,8 @@ class FaultyS3:
         with self._lock:
             self._connections.discard(connection)
 
-    def _close_connections(self) -> None:
+    def disconnect(self) -> None:
+        """End every connection, also those that are idle."""
         with self._lock:
             for connection in self._connections:
                 try:
