@@ -75,7 +75,7 @@ class Bodies:
         copies = sites.commit_copies(source)
         self.writer = Writer(volume, source, cache, self.reader, config, nursery, copies)
         uploads = BlockUploads(source, config.uploads_max)
-        self._tools = BodyTools(volume, self.reader, self.writer, staging, uploads, config, copies)
+        self._tools = BodyTools(volume, self.reader, self.writer, staging, uploads, config, copies, set())
         self._nursery = nursery
         self._volume = volume
         self._interval_s = config.commit_interval_s
@@ -220,6 +220,11 @@ class Bodies:
     @property
     def passed_files(self) -> list[PassedFile]:
         return [file for file in self._files.values() if isinstance(file, PassedFile)]
+
+    @property
+    def growing_files(self) -> list[OpenFile]:
+        """Those that may have blocks to be stored before their commit."""
+        return [*self._tools.growing, *self.passed_files]
 
     def pass_through(self, file: OpenFile) -> PassedFile:
         """The same file, empty, unwritten and with one handle that is being made, as one with a working copy.

@@ -128,7 +128,7 @@ class BlockCache:
             if block in self._index:
                 return
 
-    async def insert(self, block: Block, data: bytes | bytearray) -> None:
+    async def insert(self, block: Block, data: bytes | bytearray | memoryview) -> None:
         """Put a block that was just stored; `data` must not change until the call has returned. Raises nothing.
 
         Who reads it meanwhile has it from memory.

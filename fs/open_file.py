@@ -20,8 +20,8 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 import trio
@@ -29,6 +29,7 @@ import trio
 from apollofs.blobstore import Buffer
 from apollofs.fs.commit_copies import CommitCopies
 from apollofs.fs.config import BodyConfig
+from apollofs.fs.early_blocks import EarlyBlocks
 from apollofs.fs.errors import BodyLost, BodyUnavailable, MissingBlob
 from apollofs.fs.file_state import FileState
 from apollofs.fs.late_errors import ErrorCursor, LateErrors
@@ -55,6 +56,8 @@ class BodyTools:
     uploads: BlockUploads
     config: BodyConfig
     copies: CommitCopies
+    growing: set[OpenFile]
+    """Those of which a block or more is staged."""
 
 
 class OpenFile:
@@ -68,6 +71,7 @@ class OpenFile:
         self._committing = trio.Lock()
         self._writing = trio.Lock()
         self._upload: trio.CancelScope | None = None
+        self._early: EarlyBlocks | None = None
         self.closing_since_s = -float("inf")
         """When a descriptor that may write was last closed, by trio's clock: its release follows in a moment."""
         self.is_lost = False
@@ -177,11 +181,14 @@ class OpenFile:
         """Drop what is not committed; every handle reports it once. Others may have changed the rest since. No
         checkpoint."""
         self.is_unsure = True
+        if self._early is not None:
+            self._early.session_lost()
         if self._state.lose():
             self.errors.record(BodyLost(f"inode {self.ino:#x}: what was not committed is gone with the session"))
 
     def close(self) -> None:
         """Give up what is staged. Nobody may be using the file."""
+        self._tools.growing.discard(self)
         self._state.staged.close()
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -259,6 +266,8 @@ class OpenFile:
             self._state.note_dirty()
         finally:
             self._writing.release()
+        if self._state.staged.disk_bytes >= self._tools.uploads.block_bytes:
+            self._tools.growing.add(self)
         return len(data)
 
     async def truncate(self, change: SetAttr) -> Inode:
@@ -345,6 +354,21 @@ class OpenFile:
 
     # -- committing --------------------------------------------------------------------------------------------------
 
+    def ready_uploads(self) -> list[Callable[[], Awaitable[bool]]]:
+        """Blocks to be stored before anybody asks for it (`EarlyBlocks.ready`)."""
+        if not self.is_dirty:
+            self._tools.growing.discard(self)
+            return []
+        if self._early is None:
+            tools = self._tools
+            self._early = EarlyBlocks(tools.uploads, self._state.staged, self._new_blob, tools.writer.keep)
+        return self._early.ready()
+
+    def _new_blob(self) -> int:
+        blob = self._tools.volume.new_blob()
+        self._tools.copies.begin(self._state.inode.policy, blob)
+        return blob
+
     async def commit(self, cursor: ErrorCursor | None = None) -> None:
         """On return all that was written before the call is in the store and in etcd (of an orphan: nowhere).
 
@@ -384,7 +408,8 @@ class OpenFile:
     async def _commit_flight(self) -> None:
         self._state.take_off()
         try:
-            committed = await self._tools.writer.commit(self._state)
+            async with self._early.held_still() if self._early is not None else nullcontext():
+                committed = await self._tools.writer.commit(self._state, self._early)
         except BaseException:
             self._state.abort()
             raise

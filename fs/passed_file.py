@@ -61,11 +61,6 @@ class PassedFile(OpenFile):
         self._rest_until_s = 0.0
         self.is_lost = False
 
-    def _new_blob(self) -> int:
-        blob = self._tools.volume.new_blob()
-        self._tools.copies.begin(self._state.inode.policy, blob)
-        return blob
-
     # -- what it is now ----------------------------------------------------------------------------------------------
 
     @property

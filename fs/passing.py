@@ -235,10 +235,9 @@ class Passing:
         async with trio.open_nursery() as nursery:
             while True:
                 await trio.sleep(POLL_S)
-                passed = self._bodies.passed_files
-                if passed:
+                if self._bodies.passed_files:
                     await self._bodies.keep_room()
-                for file in passed:
+                for file in self._bodies.growing_files:
                     for upload in file.ready_uploads():
                         nursery.start_soon(_try, upload)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from apollofs.fs.growing_blob import GrowingBlob
 from apollofs.fs.segments import Segment
 from apollofs.metadata import extents
 from apollofs.metadata.records import Body, BodyChange, Extent
@@ -36,6 +37,8 @@ class Part:
     offset: int
     length: int
     segment: Segment | None
+    early: tuple[GrowingBlob, int] | None = None
+    """Where it is in the store already: from which byte on in which blob."""
 
     @property
     def end(self) -> int:
@@ -53,9 +56,13 @@ class Place:
     """Bytes of other files are there too."""
 
 
+FindEarly = Callable[[Segment], Iterable[tuple[Segment, GrowingBlob, int]]]
+"""The parts of a segment that are in the store already, in order, each with its place there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One commit. `parts` are stored one behind the other, in a blob or inline."""
+    """One commit. `parts` are stored one behind the other, in a blob or inline, but for those that are stored early."""
 
     base: Body
     dirty: Dirty
@@ -66,7 +73,21 @@ class Plan:
     @property
     def length(self) -> int:
         """Bytes that will be stored."""
-        return sum(part.length for part in self.parts)
+        return sum(part.length for part in self.unstored)
+
+    @property
+    def unstored(self) -> tuple[Part, ...]:
+        return tuple(part for part in self.parts if part.early is None)
+
+    @property
+    def has_early(self) -> bool:
+        return any(part.early is not None for part in self.parts)
+
+    def with_early(self, find: FindEarly) -> Plan:
+        """The same, with what is in the store already told apart."""
+        if self.inline:
+            return self
+        return replace(self, parts=tuple(piece for part in self.parts for piece in _split(part, find)))
 
     @property
     def content(self) -> tuple[tuple[int, int, int], ...]:
@@ -85,9 +106,9 @@ class Plan:
     def blob_change(self, place: Place | None) -> BodyChange:
         """The change that lays the parts, stored at `place` (None: there are none), over the file."""
         assert not self.inline
-        change = self._bare_change()
+        change = replace(self._bare_change(), extents=tuple(self._extents(place)))
         if place is not None:
-            change = replace(change, extents=tuple(self._extents(place)), is_packed=place.is_packed)
+            change = replace(change, is_packed=place.is_packed)
         if self.rewrites_all:
             return replace(change, rewrites_all=True, append_from=None)
         return replace(
@@ -106,13 +127,34 @@ class Plan:
             mtime_ns=dirty.mtime_ns or 1,
         )
 
-    def _extents(self, place: Place) -> Iterator[Extent]:
-        """Neighbouring parts share an extent, except across the offset from which extents may be moved."""
+    def _extents(self, place: Place | None) -> Iterator[Extent]:
+        """Neighbouring parts share an extent if they are neighbours in the store, except across the offset from which
+        extents may be moved."""
         split = self.dirty.append_from if not self.rewrites_all else None
-        stored = place.offset
-        for start, end in _runs(self.parts, split):
-            yield Extent(start, end - start, place.blob, stored, place.blob_length)
-            stored += end - start
+        last: Extent | None = None
+        for found in self._placed(place, split):
+            if last is not None and found.offset != split and _continues(last, found):
+                last = replace(last, length=last.length + found.length)
+                continue
+            if last is not None:
+                yield last
+            last = found
+        if last is not None:
+            yield last
+
+    def _placed(self, place: Place | None, split: int | None) -> Iterator[Extent]:
+        """Each part, or half of it, where it is in the store."""
+        stored = place.offset if place is not None else 0
+        for part in self.parts:
+            early = part.early
+            for start, end in _halves(part, split):
+                if early is not None:
+                    blob, at = early
+                    yield Extent(start, end - start, blob.number, at + start - part.offset, blob.length)
+                else:
+                    assert place is not None
+                    yield Extent(start, end - start, place.blob, stored, place.blob_length)
+                    stored += end - start
 
 
 def layout(base: Body, segments: Iterable[Segment]) -> extents.Extents:
@@ -165,7 +207,7 @@ def _whole(base: Body, dirty: Dirty) -> Iterable[Part]:
     """All that is not a hole. If it is in too many pieces, the smallest holes are filled."""
     parts = list(_joined(base.inode.extents, dirty))
     gap = 0
-    while sum(1 for _ in _runs(parts, None)) > RUNS_MAX:
+    while sum(1 for _ in _runs(parts)) > RUNS_MAX:
         gap = max(GAP_BYTES, gap * 2)
         parts = list(_fill(parts, gap))
     return parts
@@ -202,18 +244,39 @@ def _fill(parts: Sequence[Part], gap: int) -> Iterator[Part]:
         at = part.end
 
 
-def _runs(parts: Sequence[Part], split: int | None) -> Iterator[tuple[int, int]]:
-    """(start, end) of each stretch of parts that follow each other, split at `split` too."""
+def _runs(parts: Sequence[Part]) -> Iterator[tuple[int, int]]:
+    """(start, end) of each stretch of parts that follow each other."""
     start = end = -1
     for part in parts:
-        for low, high in _halves(part, split):
-            if low != end or low == split:
-                if end > start:
-                    yield start, end
-                start = low
-            end = high
+        if part.offset != end:
+            if end > start:
+                yield start, end
+            start = part.offset
+        end = part.end
     if end > start:
         yield start, end
+
+
+def _continues(before: Extent, after: Extent) -> bool:
+    if (before.blob, before.blob_length) != (after.blob, after.blob_length):
+        return False
+    return after.offset - before.offset == after.blob_offset - before.blob_offset == before.length
+
+
+def _split(part: Part, find: FindEarly) -> Iterator[Part]:
+    """A part, cut where what is stored already begins and ends."""
+    at = part.offset
+    for found, blob, blob_offset in find(part.segment) if part.segment is not None else ():
+        assert part.segment is not None
+        if found.offset > at:
+            yield Part(at, found.offset - at, part.segment.cut(at, found.offset))
+        yield Part(found.offset, found.length, found, (blob, blob_offset))
+        at = found.end
+    if at == part.offset:
+        yield part
+    elif at < part.end:
+        assert part.segment is not None
+        yield Part(at, part.end - at, part.segment.cut(at, part.end))
 
 
 def _halves(part: Part, split: int | None) -> Iterator[tuple[int, int]]:

@@ -145,6 +145,8 @@ class StagingFile:
 
     def __init__(self, area: StagingArea, name: str) -> None:
         self.map = SegmentMap()
+        self.on_change: Callable[[int, int], None] = lambda at, length: None
+        """Told (place, length) before staged bytes are overwritten or given up."""
         self._area = area
         self._path = os.path.join(area.directory, name)
         self._memory: bytearray | None = bytearray()
@@ -153,6 +155,22 @@ class StagingFile:
         self._pins = 0
         self._garbage: list[Segment] = []
         self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def disk_bytes(self) -> int:
+        """The length of the log, if it is on the disk."""
+        return self._tail if self._fd >= 0 else 0
+
+    def duplicate(self) -> int:
+        """A descriptor of the log, which is on the disk: to be closed by the caller. Raises StagingFailed."""
+        try:
+            return os.dup(self._fd)
+        except OSError as exc:
+            raise staging_error(exc) from exc
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -183,6 +201,7 @@ class StagingFile:
         return found[0].at if len(found) == 1 and found[0].length == length else None
 
     def _overwrite(self, place: int, data: bytes) -> None:
+        self.on_change(place, len(data))
         if self._memory is not None:
             self._memory[place : place + len(data)] = data
             return
@@ -303,10 +322,12 @@ class StagingFile:
             self._start_over()
         elif self._fd >= 0:
             for segment in gone:
+                self.on_change(segment.at, segment.length)
                 local_io.punch_hole(self._fd, segment.at, segment.length)
 
     def _start_over(self) -> None:
         """Nothing is staged: the log begins anew."""
+        self.on_change(0, self._tail)
         if self._memory is not None:
             self._area.take_memory(-self._tail)
             self._memory = bytearray()

@@ -8,7 +8,7 @@ their own. A blob is added to only until a commit refers to it: from then on its
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +17,7 @@ import trio
 from apollofs.blobstore.footer import Footer, footer_of, pack_footer, sealed_length
 from apollofs.fs.blobs import BlobSource, Block, block_count
 from apollofs.fs.errors import CopyCut
+from apollofs.fs.growing_blob import BlockPlace, GrowingBlob
 from apollofs.fs.workers import share_out
 from apollofs.fs.working_copy import WorkingCopy, staging_error
 from apollofs.metadata import extents
@@ -24,6 +25,11 @@ from apollofs.metadata.records import Extent
 
 LOOK_AHEAD = 64
 """Blocks that are looked at in one poll."""
+
+Stretch = tuple[int, int]
+"""(offset, length) in a local file."""
+Keep = Callable[[Block, memoryview], Awaitable[None]]
+"""Is given a block that was put, before its memory is used again."""
 
 
 class BlockUploads:
@@ -38,21 +44,29 @@ class BlockUploads:
         self._rooms: list[bytearray] = []
 
     async def store(
-        self, fd: int, offset: int, length: int, known: Footer | None, place: Callable[[], Block]
+        self,
+        fd: int,
+        stretches: Sequence[Stretch],
+        known: Footer | None,
+        place: Callable[[], Block],
+        keep: Keep | None = None,
     ) -> tuple[Footer, Block | None]:
-        """Put bytes `[offset, offset + length)` of a file as the block that `place` names, unless their checksums are
+        """Put stretches of a file, one behind the other, as the block that `place` names, unless their checksums are
         `known`; those, and the block if it was put. Raises CopyCut, StagingFailed, and what `put_block` does."""
+        length = sum(count for _, count in stretches)
         async with self._places:
             room = self._rooms.pop() if self._rooms else bytearray(sealed_length(self.block_bytes))
             try:
                 view = memoryview(room)
-                footer = await self._in_thread(partial(_load, fd, offset, view[:length]))
+                footer = await self._in_thread(partial(_load, fd, stretches, view[:length]))
                 if footer == known:
                     return footer, None
                 block = place()
                 sealed = view[: sealed_length(length)]
                 sealed[length:] = pack_footer(block.name, footer)
                 await self._source.put_sealed(block, sealed)
+                if keep is not None:
+                    await keep(block, view[:length])
                 return footer, block
             finally:
                 self._rooms.append(room)
@@ -61,42 +75,20 @@ class BlockUploads:
         return await trio.to_thread.run_sync(call, limiter=self._threads)
 
 
-def _load(fd: int, offset: int, room: memoryview) -> Footer:
+def _load(fd: int, stretches: Sequence[Stretch], room: memoryview) -> Footer:
     """Fill `room` and hash it. Blocks; releases the GIL for nearly all of it."""
     done = 0
     try:
-        while done < len(room):
-            count = os.preadv(fd, [room[done:]], offset + done)
-            if not count:
-                raise CopyCut("the file became shorter while it was read")
-            done += count
+        for offset, length in stretches:
+            start = done
+            while done - start < length:
+                count = os.preadv(fd, [room[done : start + length]], offset + done - start)
+                if not count:
+                    raise CopyCut("the file became shorter while it was read")
+                done += count
     except OSError as exc:
         raise staging_error(exc) from exc
     return footer_of(room)
-
-
-@dataclass(slots=True)
-class _Blob:
-    """A blob that is being filled: all its blocks are whole, but for the last one of a finished blob."""
-
-    number: int
-    count: int = 0
-    length: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a block is put: index `index` of a blob."""
-
-    blob: _Blob
-    index: int
-    length: int
-    step: int
-    """Bytes of a whole block."""
-
-    @property
-    def block(self) -> Block:
-        return Block(self.blob.number, self.index, self.length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +96,7 @@ class _Stored:
     """A block of the copy as it was when its bytes were last put, or as others have put it."""
 
     footer: Footer
-    place: _Place | None
+    place: BlockPlace | None
     others: extents.Extents = ()
     """Where it is if there is no place; nothing: a hole."""
 
@@ -113,7 +105,7 @@ class _Stored:
         if self.place is None:
             return self.others
         blob, length = self.place.blob, self.footer.data_length
-        return (Extent(offset, length, blob.number, self.place.index * self.place.step, blob.length),)
+        return (Extent(offset, length, blob.number, self.place.offset, blob.length),)
 
 
 class StoredBlocks:
@@ -125,8 +117,8 @@ class StoredBlocks:
         self._block_bytes = uploads.block_bytes
         self._table: dict[int, _Stored] = {}
         self._busy: dict[int, trio.Event] = {}
-        self._blob: _Blob | None = None
-        self._rewritten: _Blob | None = None
+        self._blob: GrowingBlob | None = None
+        self._rewritten: GrowingBlob | None = None
         self._full_before: set[int] = set()
 
     # -- storing -----------------------------------------------------------------------------------------------------
@@ -141,13 +133,13 @@ class StoredBlocks:
         self._drop(beyond)
         found = [bool(beyond)]
 
-        async def one(job: tuple[int, int, _Place | None]) -> None:
+        async def one(job: tuple[int, int, BlockPlace | None]) -> None:
             found.append(await self._store(copy, *job))
 
         await share_out(one, self._jobs(copy, size, found), min(count, self._uploads.workers))
         return any(found)
 
-    def _jobs(self, copy: WorkingCopy, size: int, found: list[bool]) -> Iterator[tuple[int, int, _Place | None]]:
+    def _jobs(self, copy: WorkingCopy, size: int, found: list[bool]) -> Iterator[tuple[int, int, BlockPlace | None]]:
         """What is not stored yet comes first: while it is on its way, the rest is compared."""
         count = block_count(size, self._block_bytes)
         for index in sorted(range(count), key=self._table.__contains__):
@@ -178,7 +170,7 @@ class StoredBlocks:
             if index not in self._table and index not in self._busy and copy.is_full(start, start + self._block_bytes):
                 yield index
 
-    async def _store(self, copy: WorkingCopy, index: int, length: int, reserved: _Place | None) -> bool:
+    async def _store(self, copy: WorkingCopy, index: int, length: int, reserved: BlockPlace | None) -> bool:
         """Store one block if it differs from what is stored; whether it did."""
         while index in self._busy:
             await self._busy[index].wait()
@@ -194,7 +186,7 @@ class StoredBlocks:
                 return place.block
 
             known = stored.footer if stored is not None else None
-            footer, put = await self._uploads.store(copy.fd, index * self._block_bytes, length, known, where)
+            footer, put = await self._uploads.store(copy.fd, [(index * self._block_bytes, length)], known, where)
             if put is None or place is None:
                 return False
             self._table[index] = _Stored(footer, place)
@@ -205,7 +197,7 @@ class StoredBlocks:
 
     # -- where blocks go ---------------------------------------------------------------------------------------------
 
-    def _reserve(self, index: int, length: int) -> _Place | None:
+    def _reserve(self, index: int, length: int) -> BlockPlace | None:
         """The next place of the blob for a block that is not stored yet; asked for in the order of the file."""
         stored = self._table.get(index)
         if stored is not None and stored.footer.data_length != length:
@@ -215,13 +207,11 @@ class StoredBlocks:
         place, self._blob = self._next(self._blob, length)
         return place
 
-    def _next(self, blob: _Blob | None, length: int) -> tuple[_Place, _Blob | None]:
+    def _next(self, blob: GrowingBlob | None, length: int) -> tuple[BlockPlace, GrowingBlob | None]:
         """A place in a blob, and the blob that is to be filled further: none after a short block."""
-        blob = blob or _Blob(self._new_blob())
-        place = _Place(blob, blob.count, length, self._block_bytes)
-        blob.count += 1
-        blob.length += length
-        return place, blob if length == self._block_bytes else None
+        blob = blob or GrowingBlob(self._new_blob(), self._block_bytes)
+        place = blob.add(length)
+        return place, blob if blob.takes_more else None
 
     # -- what a commit refers to -------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from apollofs.fs.blobs import BlobSource, Block, block_count, block_of
 from apollofs.fs.cache import BlockCache
 from apollofs.fs.commit_copies import CommitCopies, Copied
 from apollofs.fs.config import BodyConfig
+from apollofs.fs.early_blocks import EarlyBlocks
 from apollofs.fs.errors import BodyUnavailable
 from apollofs.fs.packing import Packer
 from apollofs.fs.plan import Dirty, Part, Place, Plan, make_plan
@@ -28,7 +29,7 @@ from apollofs.fs.reader import Reader
 from apollofs.fs.segments import Segment
 from apollofs.fs.workers import share_out
 from apollofs.metadata.errors import BodyConflict, TooManyExtents
-from apollofs.metadata.records import Body, BodyChange, Extent, Inode, SetAttr, Superblock
+from apollofs.metadata.records import Body, BodyChange, Inode, SetAttr, Superblock
 from apollofs.metadata.session import Session
 
 CONFLICTS_MAX = 64
@@ -126,8 +127,9 @@ class Writer:
         self._uploads = trio.CapacityLimiter(config.uploads_max)
         self.packer = Packer(source, cache, volume.new_blob, nursery)
 
-    async def commit(self, source: CommitSource) -> Committed:
-        """Store and commit what `source.dirty()` says. Several transactions only where other mounts interfere.
+    async def commit(self, source: CommitSource, early: EarlyBlocks | None = None) -> Committed:
+        """Store and commit what `source.dirty()` says. Several transactions only where other mounts interfere. What
+        `early`, which is held still, has stored is not stored again.
 
         Raises BodyUnavailable, BlobStoreFull, and what `Volume.commit_body` raises but BodyConflict and
         TooManyExtents; then nothing was committed, unless the outcome of the transaction is unknown (`transacting`
@@ -138,7 +140,7 @@ class Writer:
         rewrite = False
         with contextlib.ExitStack() as places:
             for _ in range(CONFLICTS_MAX):
-                plan, stored = await self._prepare(source, stored, places, rewrite=rewrite)
+                plan, stored = await self._prepare(source, early, stored, places, rewrite=rewrite)
                 change = plan.inline_change(stored.data) if plan.inline else plan.blob_change(stored.place)
                 if stored.copies:
                     change = replace(change, copies=stored.copies)
@@ -155,60 +157,77 @@ class Writer:
         raise BodyUnavailable(f"inode {source.ino:#x} was changed by other mounts at each of {CONFLICTS_MAX} attempts")
 
     async def _prepare(
-        self, source: CommitSource, stored: _Stored | None, places: contextlib.ExitStack, *, rewrite: bool
+        self,
+        source: CommitSource,
+        early: EarlyBlocks | None,
+        stored: _Stored | None,
+        places: contextlib.ExitStack,
+        *,
+        rewrite: bool,
     ) -> tuple[Plan, _Stored]:
         """A plan over the newest base, and its content stored; `places` lets go of it at the end. Returns without a
         checkpoint after the plan is made: a rebase during the upload moves what was appended, and the plan must know.
         """
         while True:
             plan = self._plan(source, rewrite=rewrite)
+            if early is not None and not rewrite:
+                plan = plan.with_early(early.find)
             if stored is not None and stored.serves(plan):
                 return plan, stored
             if plan.inline:
                 data = await self._bytes_of(source, plan, 0, plan.length)
                 stored = _Stored(plan.content, True, None, data)
-            elif 0 < plan.length <= self.packer.member_bytes_max:
+            elif 0 < plan.length <= self.packer.member_bytes_max and not plan.has_early:
                 place = await self.packer.put(partial(self._bytes_of, source, plan, 0, plan.length))
                 places.callback(self.packer.release, place)
                 stored = _Stored(plan.content, False, place, b"", await self._copied(plan, place))
             else:
-                uploaded = await self._upload(source, plan)
+                uploaded = await self._upload(source, plan, early)
                 stored = _Stored(plan.content, False, uploaded, b"", await self._copied(plan, uploaded))
 
     async def _copied(self, plan: Plan, place: Place | None) -> Copied:
         """See that the file's other sites have the upload too, if its policy makes a commit wait for that."""
-        if place is None:
-            return ()
-        stored = Extent(0, plan.length, place.blob, place.offset, place.blob_length)
-        return await self._copies.settle(plan.base.inode.policy, [stored])
+        return await self._copies.settle(plan.base.inode.policy, plan.blob_change(place).extents)
 
     def _plan(self, source: CommitSource, *, rewrite: bool) -> Plan:
         return make_plan(source.base(), source.dirty(), self._volume.superblock.inline_bytes_max, rewrite=rewrite)
 
     # -- uploading ---------------------------------------------------------------------------------------------------
 
-    async def _upload(self, source: CommitSource, plan: Plan) -> Place | None:
-        """The plan's parts as a new blob; None if there are none."""
+    async def _upload(self, source: CommitSource, plan: Plan, early: EarlyBlocks | None) -> Place | None:
+        """The plan's parts as a new blob, or behind what was stored early; None if there are none."""
         length, block_bytes = plan.length, self._source.block_bytes
+        place = early.room_for_rest(length) if early is not None and plan.has_early else None
         if not length:
             return None
-        blob = self._volume.new_blob()
-        self._copies.begin(plan.base.inode.policy, blob)
+        if place is None:
+            place = Place(self._volume.new_blob(), 0, length)
+            self._copies.begin(plan.base.inode.policy, place.blob)
+        first = place.offset // block_bytes
         count = block_count(length, block_bytes)
-        blocks = (block_of(blob, length, index, block_bytes) for index in range(count))
-        await share_out(partial(self._upload_block, source, plan), blocks, min(count, self._uploads_max))
-        return Place(blob, 0, length)
+        jobs = (
+            (block_of(place.blob, place.blob_length, first + index, block_bytes), index * block_bytes)
+            for index in range(count)
+        )
+        await share_out(partial(self._upload_block, source, plan), jobs, min(count, self._uploads_max))
+        return place
 
-    async def _upload_block(self, source: CommitSource, plan: Plan, block: Block) -> None:
+    async def _upload_block(self, source: CommitSource, plan: Plan, job: tuple[Block, int]) -> None:
+        """A block, and where it begins in what the plan stores."""
+        block, start = job
         async with self._uploads:
-            data = await self._bytes_of(source, plan, block.index * self._source.block_bytes, block.length)
+            data = await self._bytes_of(source, plan, start, block.length)
             await self._source.put_block(block, data)
             await self._cache.insert(block, data)
+
+    async def keep(self, block: Block, data: memoryview) -> None:
+        """A block was put that nobody refers to yet, so nobody reads it either until this has returned."""
+        await self._cache.insert(block, data)
 
     async def _bytes_of(self, source: CommitSource, plan: Plan, start: int, length: int) -> bytes:
         """Bytes `[start, start + length)` of the plan's parts, laid one behind the other."""
         found = []
-        for part in _within(plan.parts, start, length):
+        for part in _within(plan.unstored, start, length):
             if part.segment is not None:
                 found.append(await source.read_staged(part.segment))
             else:
