@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from apollofs.blobstore import BlobStoreError, BlobStoreOptions, Location, RetryPolicy
+from apollofs.blobstore import BlobStoreError, BlobStoreOptions, Limits, Location, RetryPolicy
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.connect import connected_store
 from apollofs.fs.errno_map import errno_of
@@ -17,6 +17,7 @@ from apollofs.fs.filesystem import Filesystem, open_filesystem
 from apollofs.fs.mount_config import MountConfig
 from apollofs.fs.mountinfo import mount_of
 from apollofs.fs.operations import Operations
+from apollofs.fs.packing import IN_FLIGHT_MAX
 from apollofs.fs.site_stores import SiteStores, location_of
 from apollofs.fs.user_error import UserError
 from apollofs.fs.wire import Wire, WireConfig
@@ -121,7 +122,10 @@ def body_config(config: MountConfig, volume: Volume) -> BodyConfig:
 def store_options(config: BodyConfig, ca_file: str | None) -> BlobStoreOptions:
     """How stores are used. Readers and commits have deadlines of their own: no store gives up before those."""
     patience = RetryPolicy(deadline_s=max(config.commit_deadline_s, config.read_deadline_s))
-    return BlobStoreOptions(ca_file=ca_file, retry=patience)
+    # how many blocks are under way is for the mount to say (`upload_limit.py`); packs come on top
+    limits = Limits(writes_max=config.uploads_max + IN_FLIGHT_MAX)
+    threads = config.uploads_max + config.downloads_max
+    return BlobStoreOptions(ca_file=ca_file, retry=patience, limits=limits, threads=threads)
 
 
 def wire_config(config: BodyConfig) -> WireConfig:

@@ -32,6 +32,7 @@ from apollofs.fs.reader import Reader
 from apollofs.fs.room import Room
 from apollofs.fs.staging import StagingArea, open_staging
 from apollofs.fs.stored_blocks import BlockUploads
+from apollofs.fs.upload_limit import UploadLimit
 from apollofs.fs.working_copy import WorkingCopy
 from apollofs.fs.writer import BodyVolume, Writer
 from apollofs.metadata.errors import MetadataError
@@ -73,8 +74,9 @@ class Bodies:
         self._neighbours = Neighbours(volume, self.reader, nursery)
         self._sites = sites
         copies = sites.commit_copies(source)
-        self.writer = Writer(volume, source, cache, self.reader, config, nursery, copies)
-        uploads = BlockUploads(source, config.uploads_max)
+        self._uploads = UploadLimit(config.uploads_max)
+        self.writer = Writer(volume, source, cache, self.reader, self._uploads, nursery, copies)
+        uploads = BlockUploads(source, self._uploads)
         self._tools = BodyTools(volume, self.reader, self.writer, staging, uploads, config, copies, set())
         self._nursery = nursery
         self._volume = volume
@@ -332,6 +334,7 @@ class Bodies:
             "cache_fetched": self.cache.fetched,
             "image_blocks_fetched": self.images.fetched_blocks,
             "files_fetched_ahead": self._neighbours.fetched,
+            "uploads_at_once": self._uploads.now,
             "packs": self.writer.packer.packs,
             "packed_files": self.writer.packer.packed,
         }

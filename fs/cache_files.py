@@ -31,9 +31,12 @@ from apollofs.blobstore.footer import (
 )
 from apollofs.blobstore.port import Buffer
 from apollofs.fs.blobs import Block
+from apollofs.fs.direct_io import write_past_cache
 from apollofs.fs.local_io import read_at_once, read_fully, write_fully
 from apollofs.fs.room import Room
 
+LARGE_BYTES = 1 << 20
+"""From here on a block is written past the page cache, as images are."""
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{8})")
 _PREFIX = re.compile(r"[0-9a-f]{2}")
 
@@ -210,7 +213,10 @@ class CacheFiles:
         os.makedirs(self._scratch, exist_ok=True)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            write_fully(fd, 0, data)
+            if block.length >= LARGE_BYTES:
+                write_past_cache(fd, 0, memoryview(data))
+            else:
+                write_fully(fd, 0, data)
             write_fully(fd, block.length, pack_footer(block.name, footer))
         finally:
             os.close(fd)

@@ -21,7 +21,8 @@ class BodyConfig:
     """Bound of what is cached of bodies, images and blocks together; what was used least leaves first."""
     disk_free_bytes_min: int = 256 * MIB
     """The cache stops growing, and staging answers ENOSPC, when the disk has less than this left."""
-    uploads_max: int = 8
+    uploads_max: int = 16
+    """How many blocks are uploaded at once at most; how many are is found by trying (`upload_limit.py`)."""
     downloads_max: int = 8
     read_ahead_blocks_max: int | None = None
     """How far ahead of a sequential reader blocks are fetched; None: so far that all downloads are busy."""

@@ -7,6 +7,7 @@ their own. A blob is added to only until a commit refers to it: from then on its
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from apollofs.blobstore.footer import Footer, footer_of, pack_footer, sealed_len
 from apollofs.fs.blobs import BlobSource, Block, block_count
 from apollofs.fs.errors import CopyCut
 from apollofs.fs.growing_blob import BlockPlace, GrowingBlob
+from apollofs.fs.upload_limit import UploadLimit
 from apollofs.fs.workers import share_out
 from apollofs.fs.working_copy import WorkingCopy, staging_error
 from apollofs.metadata import extents
@@ -33,15 +35,16 @@ Keep = Callable[[Block, memoryview], Awaitable[None]]
 
 
 class BlockUploads:
-    """Those of one mount: at most `uploads_max` blocks are in memory at once."""
+    """Those of one mount: as many blocks as `limit` lets be under way are in memory at once."""
 
-    def __init__(self, source: BlobSource, uploads_max: int) -> None:
+    def __init__(self, source: BlobSource, limit: UploadLimit) -> None:
         self.block_bytes = source.block_bytes
-        self.workers = uploads_max
+        self.workers = limit.at_most
         self._source = source
-        self._places = trio.Semaphore(uploads_max)
-        self._threads = trio.CapacityLimiter(uploads_max)
-        self._rooms: list[bytearray] = []
+        self._limit = limit
+        self._threads = trio.CapacityLimiter(limit.at_most)
+        self._rooms: list[mmap.mmap] = []
+        """Free ones, at the start of a page: the cache's disk takes them as they are."""
 
     async def store(
         self,
@@ -54,8 +57,8 @@ class BlockUploads:
         """Put stretches of a file, one behind the other, as the block that `place` names, unless their checksums are
         `known`; those, and the block if it was put. Raises CopyCut, StagingFailed, and what `put_block` does."""
         length = sum(count for _, count in stretches)
-        async with self._places:
-            room = self._rooms.pop() if self._rooms else bytearray(sealed_length(self.block_bytes))
+        async with self._limit.place(length):
+            room = self._rooms.pop() if self._rooms else mmap.mmap(-1, sealed_length(self.block_bytes))
             try:
                 view = memoryview(room)
                 footer = await self._in_thread(partial(_load, fd, stretches, view[:length]))

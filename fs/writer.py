@@ -20,13 +20,13 @@ import trio
 from apollofs.fs.blobs import BlobSource, Block, block_count, block_of
 from apollofs.fs.cache import BlockCache
 from apollofs.fs.commit_copies import CommitCopies, Copied
-from apollofs.fs.config import BodyConfig
 from apollofs.fs.early_blocks import EarlyBlocks
 from apollofs.fs.errors import BodyUnavailable
 from apollofs.fs.packing import Packer
 from apollofs.fs.plan import Dirty, Part, Place, Plan, make_plan
 from apollofs.fs.reader import Reader
 from apollofs.fs.segments import Segment
+from apollofs.fs.upload_limit import UploadLimit
 from apollofs.fs.workers import share_out
 from apollofs.metadata.errors import BodyConflict, TooManyExtents
 from apollofs.metadata.records import Body, BodyChange, Inode, SetAttr, Superblock
@@ -105,7 +105,7 @@ class _Stored:
 
 
 class Writer:
-    """Uploads and commits for all open files of a mount; `uploads_max` blocks at most are in memory for it."""
+    """Uploads and commits for all open files of a mount; so many blocks as `uploads` lets be under way are in memory."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Writer:
         source: BlobSource,
         cache: BlockCache,
         reader: Reader,
-        config: BodyConfig,
+        uploads: UploadLimit,
         nursery: trio.Nursery,
         copies: CommitCopies,
     ) -> None:
@@ -123,8 +123,7 @@ class Writer:
         self._source = source
         self._cache = cache
         self._reader = reader
-        self._uploads_max = config.uploads_max
-        self._uploads = trio.CapacityLimiter(config.uploads_max)
+        self._uploads = uploads
         self.packer = Packer(source, cache, volume.new_blob, nursery)
 
     async def commit(self, source: CommitSource, early: EarlyBlocks | None = None) -> Committed:
@@ -209,13 +208,13 @@ class Writer:
             (block_of(place.blob, place.blob_length, first + index, block_bytes), index * block_bytes)
             for index in range(count)
         )
-        await share_out(partial(self._upload_block, source, plan), jobs, min(count, self._uploads_max))
+        await share_out(partial(self._upload_block, source, plan), jobs, min(count, self._uploads.at_most))
         return place
 
     async def _upload_block(self, source: CommitSource, plan: Plan, job: tuple[Block, int]) -> None:
         """A block, and where it begins in what the plan stores."""
         block, start = job
-        async with self._uploads:
+        async with self._uploads.place(block.length):
             data = await self._bytes_of(source, plan, start, block.length)
             await self._source.put_block(block, data)
             await self._cache.insert(block, data)
