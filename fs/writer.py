@@ -105,7 +105,7 @@ class _Stored:
 
 
 class Writer:
-    """Uploads and commits for all open files of a mount; so many blocks as `uploads` lets be under way are in memory."""
+    """Uploads and commits for all open files of a mount; `uploads` says how many blocks may be in memory for it."""
 
     def __init__(
         self,
