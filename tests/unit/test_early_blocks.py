@@ -14,6 +14,7 @@ from apollofs.blobstore import BlobStoreUnavailable
 from apollofs.fs import staging
 from apollofs.fs.errors import BodyLost, BodyUnavailable
 from apollofs.fs.open_file import OpenFile
+from apollofs.fs.passing import Passing
 from apollofs.metadata.records import ROOT_INO, SetAttr
 from tests.support.bodies import Mount, World, body_world
 
@@ -74,6 +75,23 @@ async def test_a_commit_finds_what_was_stored_while_the_file_grew(world: World, 
     assert world.blobs.reads == [], "what was stored early is in the cache too"
     assert file.ready_uploads() == []
     assert file not in mount.bodies.growing_files
+
+
+async def test_the_mount_stores_it_unasked(world: World) -> None:
+    async with world.mount("b", commit_interval_s=3600.0) as mount, trio.open_nursery() as nursery:
+        nursery.start_soon(Passing(mount.bodies, lambda before, after: None).upload_early)
+        file, data = await opened(mount), noise(1, 3 * BLOCK + 1)
+        await file.write(0, data)
+        with trio.fail_after(60):
+            while True:
+                if len(world.blobs.puts) == 3 and not world.blobs.under_way:
+                    break
+                await trio.sleep(0.01)
+        assert file.is_dirty
+        await file.commit()
+        assert len(world.blobs.puts) == 4
+        assert await mount.content(file.ino) == data
+        nursery.cancel_scope.cancel()
 
 
 async def test_nothing_is_left_to_be_stored(world: World, mount: Mount) -> None:
