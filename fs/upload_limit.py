@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from apollofs.blobstore import BlobStoreError
-from apollofs.fs.errors import BodyError
+from apollofs.fs.errors import BodyUnavailable
 
 START = 8
 ROUND_S = 0.25
@@ -116,7 +116,7 @@ class UploadLimit:
         async with self._places:
             try:
                 yield
-            except (BodyError, BlobStoreError):
+            except (BodyUnavailable, BlobStoreError):
                 self._climber.failed(trio.current_time())
                 self._places.total_tokens = self._climber.limit
                 raise
