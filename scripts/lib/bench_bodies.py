@@ -96,8 +96,39 @@ def raw_costs(bucket: Bucket, size: int) -> tuple[Cost, Cost]:
         return pool.submit(_raw_costs, bucket, max(1, size // OBJECT_BYTES)).result()
 
 
+def raw_copy_cost(source: Bucket, target: Bucket, size: int) -> Cost:
+    """The same, of `size` bytes that are got from one bucket and put into another."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_raw_copy_cost, source, target, max(1, size // OBJECT_BYTES)).result()
+
+
 def _raw_costs(bucket: Bucket, count: int) -> tuple[Cost, Cost]:
-    store = S3Store(
+    store = _store(bucket)
+    data = os.urandom(OBJECT_BYTES)
+    put = _measured(count, lambda number: obstore.put(store, f"raw/{number}", data, use_multipart=False))
+    get = _measured(count, lambda number: len(obstore.get(store, f"raw/{number}").bytes()))
+    obstore.delete(store, [f"raw/{number}" for number in range(count)])
+    return put, get
+
+
+def _raw_copy_cost(source: Bucket, target: Bucket, count: int) -> Cost:
+    stores, data = (_store(source), _store(target)), os.urandom(OBJECT_BYTES)
+    names = [f"copied/{number}" for number in range(count)]
+    for name in names:
+        obstore.put(stores[0], name, data, use_multipart=False)
+
+    def copy(number: int) -> None:
+        body = obstore.get(stores[0], names[number]).bytes()
+        obstore.put(stores[1], names[number], body, use_multipart=False)
+
+    cost = _measured(count, copy)
+    for store in stores:
+        obstore.delete(store, names)
+    return cost
+
+
+def _store(bucket: Bucket) -> S3Store:
+    return S3Store(
         bucket.name,
         endpoint=bucket.endpoint,
         access_key_id=bucket.access_key,
@@ -106,19 +137,14 @@ def _raw_costs(bucket: Bucket, count: int) -> tuple[Cost, Cost]:
         virtual_hosted_style_request=False,
         client_options={"allow_http": True},
     )
-    data = os.urandom(OBJECT_BYTES)
+
+
+def _measured(count: int, call: Callable[[int], object]) -> Cost:
     with ThreadPoolExecutor(AT_ONCE) as threads:
-
-        def measured(call: Callable[[int], object]) -> Cost:
-            began, before = time.perf_counter(), _own_processor_s()
-            for _ in threads.map(call, range(count)):
-                pass
-            return Cost.of(count * OBJECT_BYTES, time.perf_counter() - began, _own_processor_s() - before)
-
-        put = measured(lambda number: obstore.put(store, f"raw/{number}", data, use_multipart=False))
-        get = measured(lambda number: len(obstore.get(store, f"raw/{number}").bytes()))
-        obstore.delete(store, [f"raw/{number}" for number in range(count)])
-    return put, get
+        began, before = time.perf_counter(), _own_processor_s()
+        for _ in threads.map(call, range(count)):
+            pass
+        return Cost.of(count * OBJECT_BYTES, time.perf_counter() - began, _own_processor_s() - before)
 
 
 def _own_processor_s() -> float:

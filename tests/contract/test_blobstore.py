@@ -139,6 +139,11 @@ async def test_a_block_is_fetched_whole_with_its_checksums(blocks: BlockStore) -
         found, footer = await blocks.fetch_block("whole", len(body), lambda data, sums: (bytes(data), sums))
         assert found == body
         assert footer == footer_of(body)
+        sealed = await blocks.fetch_block("whole", len(body), lambda data, _: data.obj)
+        assert memoryview(sealed).readonly
+        await blocks.delete("whole")
+        await blocks.put_sealed("whole", sealed)
+        assert await blocks.read("whole") == body
     with pytest.raises(CorruptBlob):
         await blocks.fetch_block("whole", len(LARGE) + 1, lambda data, sums: None)
     with pytest.raises(NoSuchBlob):

@@ -1,0 +1,89 @@
+"""Agents of sites as benchmarks watch them: what they count, what they cost, and how much memory they take."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from apollofs.fs.embedded import free_ports
+from tests.mounted.agents import AgentProcess, start_agent
+from tests.mounted.harness import Namespace
+
+LOOK_EVERY_S = 0.5
+"""Each look costs the agent some milliseconds."""
+ANSWER_S = 30.0
+LEASE_S = "60"
+"""A busy machine is no reason to begin anew."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One agent. `port`: where it serves its counters."""
+
+    agent: AgentProcess
+    port: int
+
+    @property
+    def pid(self) -> int:
+        return self.agent.process.pid
+
+    def counters(self) -> dict[str, float]:
+        """What it counts of its work, as `agent status` names it; empty while it does not answer yet."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=ANSWER_S) as answer:
+                lines = answer.read().decode().splitlines()
+        except (urllib.error.URLError, ConnectionError):
+            return {}
+        found = (line.partition("{") for line in lines if line.startswith("apollofs_agent_"))
+        return {
+            name.removeprefix("apollofs_agent_").removesuffix("_total"): float(rest.rpartition(" ")[2])
+            for name, _, rest in found
+        }
+
+    def wait(self, until: Callable[[dict[str, float]], bool], deadline_s: float) -> dict[str, float]:
+        """What it counts once that is so. Raises RuntimeError where the agent has ended, or after `deadline_s`."""
+        deadline = time.monotonic() + deadline_s
+        while time.monotonic() < deadline:
+            found = self.counters()
+            if found and until(found):
+                return found
+            if self.agent.process.poll() is not None:
+                break
+            time.sleep(LOOK_EVERY_S)
+        raise RuntimeError(f"the agent {self.pid} did not get so far: {self.agent.log.path.read_text()[-2000:]}")
+
+    def processor_s(self) -> float:
+        """The processor time that it has spent so far, seconds: its own, and the kernel's on its behalf."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def resident_bytes(self, *, peak: bool = False) -> int:
+        """The memory that it has (RSS), or the most that it has had."""
+        wanted = "VmHWM:" if peak else "VmRSS:"
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(wanted))
+
+
+@contextmanager
+def watched_agent(namespace: Namespace, site: str, *options: str) -> Iterator[Watched]:
+    """An agent that is elected, and ends with the block. A warning in its log is an error."""
+    (port,) = free_ports(1)
+    agent = start_agent(namespace, site, "--metrics", str(port), "--lease-ttl", LEASE_S, *options)
+    try:
+        watched = Watched(agent, port)
+        watched.wait(lambda counted: counted.get("elected", 0) > 0, ANSWER_S)
+        yield watched
+        agent.process.send_signal(signal.SIGTERM)
+        agent.process.wait(ANSWER_S)
+    finally:
+        agent.kill()
+    alarms = agent.log.news()
+    if alarms:
+        raise RuntimeError("\n".join(alarms))
