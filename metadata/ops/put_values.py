@@ -171,6 +171,7 @@ class PutValues:
             ctime_ns=now_ns,
             btime_ns=now_ns,
             body_version=1,
+            policy=directory.policy,
         )
 
     def _remove(self, view: View, home: Home, value: ValueWrite, draft: _Draft) -> None:

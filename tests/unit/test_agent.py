@@ -10,6 +10,7 @@ from apollofs.metadata.policy import Policy
 from apollofs.metadata.records import ROOT_INO, RenameFlag
 from tests.support.filesystems import LARGE, USER, content, save
 from tests.support.sites import A, B, C, Sites, sites, until_done
+from tests.support.values import kv_client
 
 __all__ = ["sites"]
 SOON_B = Policy(soon=(B,))
@@ -30,6 +31,16 @@ async def test_what_is_committed_is_copied(sites: Sites) -> None:
         async with sites.mount(B) as (there, _):
             sites.stop(A)
             assert await content(there) == LARGE
+
+
+async def test_a_value_inherits_and_is_copied(sites: Sites) -> None:
+    await sites.set_policy(SOON_B)
+    async with kv_client(sites.store, sites.blobs[A]) as client, sites.agent(B) as agent:
+        kv = await client.kv("/d", create=True)
+        for number in range(2):
+            await kv.put("k", LARGE + bytes([number]))
+            await until_done(agent)
+            assert agent.progress.bytes == (number + 1) * (len(LARGE) + 1)
 
 
 async def test_who_has_no_policy_pays_nothing(sites: Sites) -> None:
