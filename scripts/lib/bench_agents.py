@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 import urllib.error
@@ -10,7 +9,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+
+from bench_processes import memory_bytes, process_s
 
 from apollofs.fs.embedded import free_ports
 from tests.mounted.agents import AgentProcess, start_agent
@@ -60,15 +60,12 @@ class Watched:
         raise RuntimeError(f"the agent {self.pid} did not get so far: {self.agent.log.path.read_text()[-2000:]}")
 
     def processor_s(self) -> float:
-        """The processor time that it has spent so far, seconds: its own, and the kernel's on its behalf."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """The processor time that it has spent so far, seconds."""
+        return process_s(self.pid)
 
-    def resident_bytes(self, *, peak: bool = False) -> int:
-        """The memory that it has (RSS), or the most that it has had."""
-        wanted = "VmHWM:" if peak else "VmRSS:"
-        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(wanted))
+    def peak_bytes(self) -> int:
+        """The most memory that it has had."""
+        return memory_bytes(self.pid, "VmHWM")
 
 
 @contextmanager

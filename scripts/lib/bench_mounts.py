@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from bench_processes import memory_bytes, process_s
 
 from apollofs.fs.control import ask, socket_path
 from apollofs.fs.mountinfo import mount_at
@@ -41,28 +42,20 @@ def status(mount: Mount) -> dict[str, Any]:
 
 
 def processor_s(mount: Mount) -> float:
-    """The processor time that its daemon has spent so far, seconds: its own, and the kernel's on its behalf."""
-    fields = Path(f"/proc/{mount.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """The processor time that its daemon has spent so far, seconds."""
+    return process_s(mount.pid)
 
 
 def resident_bytes(mount: Mount) -> int:
     """The memory of its daemon (RSS)."""
-    return _memory(mount, "VmRSS")
+    return memory_bytes(mount.pid)
 
 
 def resident_peak_bytes(mount: Mount) -> int:
     """The most that it has had since `forget_peak`, or since it began."""
-    return _memory(mount, "VmHWM")
+    return memory_bytes(mount.pid, "VmHWM")
 
 
 def forget_peak(mount: Mount) -> None:
     """From now on `resident_peak_bytes` counts anew."""
     Path(f"/proc/{mount.pid}/clear_refs").write_text("5")
-
-
-def _memory(mount: Mount, field: str) -> int:
-    for line in Path(f"/proc/{mount.pid}/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) << 10
-    raise RuntimeError(f"the daemon {mount.pid} has ended")

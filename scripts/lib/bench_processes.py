@@ -7,6 +7,7 @@ import multiprocessing.synchronize
 import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 Call = Callable[[str], object]
 
@@ -42,3 +43,17 @@ def fan(call: Call, shares: Sequence[Sequence[str]]) -> float:
 def _worker(gate: multiprocessing.synchronize.Barrier, call: Call, paths: Sequence[str]) -> None:
     gate.wait()
     each(call, paths)
+
+
+def process_s(pid: int) -> float:
+    """The processor time that a process has spent so far, seconds: its own, and the kernel's on its behalf."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_bytes(pid: int, field: str = "VmRSS") -> int:
+    """The memory that a process has; "VmHWM": the most that it has had. Raises RuntimeError if it has ended."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) << 10
+    raise RuntimeError(f"the process {pid} has ended")

@@ -70,7 +70,7 @@ def run(gigabytes: float, rounds: int, directory: Path) -> Findings:
                 costs[AGENT] = copied(namespace, agent, number, size)
                 for name, cost in costs.items():
                     seen[name].append(cost)
-            peak = agent.resident_bytes(peak=True)
+            peak = agent.peak_bytes()
     return Findings(gigabytes, rounds, {name: middle(costs) for name, costs in seen.items()}, peak)
 
 
