@@ -85,8 +85,9 @@ class Agent:
         async with self._session() as (session, site, sites):
             await Election(self._store, self._keys, session, self._keys.agent(site.id)).win()
             replicas = Replicas(self._store, self._keys)
-            copies_of = KnownCopies(replicas).of
-            async with open_blob_source(self._open_store, superblock.block_bytes, site.id, copies_of) as source:
+            known_copies = KnownCopies(replicas)
+            block_bytes = superblock.block_bytes
+            async with open_blob_source(self._open_store, block_bytes, site.id, known_copies.of) as source:
                 context = AgentContext(
                     store=self._store,
                     stores=self._stores,
@@ -98,6 +99,7 @@ class Agent:
                     record=self._record,
                     source=source,
                     replicas=replicas,
+                    known_copies=known_copies,
                     options=self._options,
                     state=await read_state(self._store, self._keys, site.id),
                     progress=Progress(),

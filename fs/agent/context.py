@@ -14,6 +14,7 @@ from apollofs.fs.agent.state import AgentState
 from apollofs.fs.blob_copies import CopyLimits
 from apollofs.fs.blobs import BlobSource
 from apollofs.fs.config import check_bounds
+from apollofs.fs.known_copies import KnownCopies
 from apollofs.metadata.changes.archiver import ArchiveOptions
 from apollofs.metadata.changes.compaction import CompactionOptions
 from apollofs.metadata.keys import Keys
@@ -91,6 +92,8 @@ class AgentContext:
     record: MountRecord
     source: BlobSource
     replicas: Replicas
+    known_copies: KnownCopies
+    """What `source` goes by."""
     options: AgentOptions
     state: AgentState
     progress: Progress

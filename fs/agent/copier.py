@@ -77,6 +77,8 @@ class _Batch:
         known = await context.replicas.read(blobs)
         here = context.site.id
         lacking = {blob: each for blob, each in blobs.items() if here not in known[blob].complete}
+        for blob in lacking:
+            context.known_copies.note(blob, known[blob].complete)  # or each would be asked for again to be read
         announced = await context.replicas.begin(
             context.session, here, {blob: (known[blob], each.referent) for blob, each in lacking.items()}
         )

@@ -49,7 +49,7 @@ FILE_BYTES = 12_000
 FILES_IN_DIRECTORY = 1024
 MAKERS = 64
 LOOK_EVERY_S = 2.0
-START_S = 60.0
+START_S, LEASE_S = 60.0, 10
 OPTIONS = SessionOptions(lease_ttl_s=60, operation_deadline_s=60, delegations=False, write_back=False)
 ME = Owner(0, 0)
 Endpoints = tuple[tuple[str, int], ...]
@@ -154,7 +154,7 @@ async def be_agent(store: Store) -> None:
         await trio.lowlevel.checkpoint()
         return stores.setdefault(site, wrap(MadeUp(), BlobStoreOptions(), BlobMetrics()))
 
-    options = AgentOptions(gc_every_s=0, retention_every_s=0, lease_ttl_s=60)
+    options = AgentOptions(gc_every_s=0, retention_every_s=0, lease_ttl_s=LEASE_S)
     await run_agent(store, VOLUME, record(TO), open_store, BlobStoreOptions(), options)
 
 
