@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from apollofs.blobstore import BlobStoreOptions
 from apollofs.fs.blobs import open_blob_source
 from apollofs.fs.command_volume import command_record
-from apollofs.fs.config import check_bounds
+from apollofs.fs.config import OPERATION_DEADLINE_S, check_bounds, check_deadline
 from apollofs.fs.connect import connected_store
 from apollofs.fs.kv import Change, Client, Entry, KeyEvent, KeyValues, KeyWatch, Page, Value
 from apollofs.fs.kv_sync import SyncClient, SyncKeyValues, open_client_sync
@@ -77,7 +77,8 @@ class ClientOptions:
     """Larger values are refused, reading and writing: each is in memory as a whole."""
     lease_ttl_s: int = 15
     """A client that was not heard of for this long has lost its session, and its right to write."""
-    operation_deadline_s: float = 30.0
+    operation_deadline_s: float = OPERATION_DEADLINE_S
+    """More than the lease: what another client that has died held is free only when its lease has ended."""
     delegations: bool = True
     """Whether to cache directories that nobody else changes; without, every get asks etcd."""
     slots: int = 16
@@ -86,8 +87,9 @@ class ClientOptions:
     def __post_init__(self) -> None:
         check_bounds("value_bytes_max", self.value_bytes_max, 1, 16 << 30)
         check_bounds("lease_ttl_s", self.lease_ttl_s, 2, 600)
-        check_bounds("operation_deadline_s", self.operation_deadline_s, 1, 600)
+        check_bounds("operation_deadline_s", self.operation_deadline_s, 1, 1200)
         check_bounds("slots", self.slots, 1, 64)
+        check_deadline(self.operation_deadline_s, self.lease_ttl_s)
 
     def session(self) -> SessionOptions:
         """Nothing is answered ahead of the store: revisions must be the store's."""

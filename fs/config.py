@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MIB = 1 << 20
+OPERATION_DEADLINE_S = 30.0
 
 
 class ConfigError(ValueError):
@@ -52,8 +53,9 @@ class SessionConfig:
 
     lease_ttl_s: int = 15
     """A mount that was not heard of for this long has lost its session, its locks and its right to write."""
-    operation_deadline_s: float = 30.0
-    """A metadata operation that could not be done in this time fails with EIO."""
+    operation_deadline_s: float = OPERATION_DEADLINE_S
+    """A metadata operation that could not be done in this time fails with EIO; more than the lease, which it may have
+    to wait for. Where etcd can't be reached it fails a moment after the lease has ended (`metadata/patience.py`)."""
     delegations: bool = True
     """Whether directories are cached while nobody else changes them; without, every read asks etcd."""
     entry_cache: bool = True
@@ -65,8 +67,23 @@ class SessionConfig:
 
     def __post_init__(self) -> None:
         check_bounds("lease-ttl", self.lease_ttl_s, 2, 600)
-        check_bounds("operation-deadline", self.operation_deadline_s, 1, 600)
+        check_bounds("operation-deadline", self.operation_deadline_s, 1, 1200)
         check_bounds("slots", self.slots, 1, 64)
+        check_deadline(self.operation_deadline_s, self.lease_ttl_s)
+
+
+def default_deadline_s(lease_ttl_s: float) -> float:
+    """How long an operation may take where only the lease was given."""
+    return max(OPERATION_DEADLINE_S, 2.0 * lease_ttl_s)
+
+
+def check_deadline(operation_deadline_s: float, lease_ttl_s: float) -> None:
+    """Raises ConfigError for an operation that could not wait until the lease of a mount that has died is over."""
+    if operation_deadline_s <= lease_ttl_s:
+        raise ConfigError(
+            f"operation-deadline must be more than lease-ttl ({lease_ttl_s} s), not {operation_deadline_s}: "
+            "what a mount that has died held is free only when its lease has ended"
+        )
 
 
 def check_bounds(option: str, value: float, least: float, most: float) -> None:

@@ -34,6 +34,7 @@ from apollofs.metadata.group_cache import GroupCache
 from apollofs.metadata.groups import groups_written
 from apollofs.metadata.journal import Change
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.patience import Patience
 from apollofs.metadata.session import Committed, Session
 from apollofs.metadata.store import (
     OPS_MAX,
@@ -77,11 +78,12 @@ class Queued:
 class Ahead:
     """The queue of one mount, over all its sessions."""
 
-    def __init__(self, keys: Keys, cache: GroupCache, *, enabled: bool, wait_s: float) -> None:
+    def __init__(self, keys: Keys, cache: GroupCache, *, enabled: bool, wait_s: float, patience: Patience) -> None:
         self._keys = keys
         self._cache = cache
         self._enabled = enabled
         self._wait_s = wait_s
+        self._patience = patience
         self._times = keys.table(b"t")
         self._session: Session | None = None
         self._queue: deque[Queued] = deque()
@@ -264,7 +266,7 @@ class Ahead:
     async def _until(self, reached: Callable[[], bool]) -> None:
         if reached():
             return
-        with self._hurried(), trio.move_on_after(self._wait_s):
+        with self._hurried(), self._patience.bounded(), trio.move_on_after(self._wait_s):
             while not reached():
                 await self._moved.park()
             return

@@ -34,6 +34,7 @@ from apollofs.metadata.groups import Acquisition, Claim, Group, groups_written, 
 from apollofs.metadata.inbox import Inbox
 from apollofs.metadata.interest import Interest
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.patience import Patience
 from apollofs.metadata.recalls import SHARE, Recalls, holders_in
 from apollofs.metadata.returns import NOTED, CacheAbove, Returns
 from apollofs.metadata.seals import Seals
@@ -57,12 +58,14 @@ class Delegations:
     def __init__(self, store: Store, keys: Keys, *, enabled: bool, write_back: bool, wait_s: float) -> None:
         self._keys = keys
         self._enabled = enabled
-        self.recalls = Recalls(store, keys, wait_s)
+        self.patience = Patience()
+        """With which everything of this mount waits for the store."""
+        self.recalls = Recalls(store, keys, wait_s, self.patience)
         self._session: Session | None = None
         self.seals = Seals(store, keys, lambda group: self._returns.above.drop(group), self.give_back, enabled)
         self.cache = self.seals.cache = GroupCache(keys, lambda: self.is_proven, self.seals.trusts)
         self._acquiring: dict[int, Acquisition] = {}
-        self.ahead = Ahead(keys, self.cache, enabled=enabled and write_back, wait_s=wait_s)
+        self.ahead = Ahead(keys, self.cache, enabled=enabled and write_back, wait_s=wait_s, patience=self.patience)
         self._returns = Returns(keys, self.ahead)
         self.exclusives = Exclusives(keys, self.cache, self._returns, self.recalls, enabled=enabled and write_back)
         self.interest = Interest(keys)
@@ -83,6 +86,7 @@ class Delegations:
 
     def begin(self, session: Session) -> None:
         self.end()
+        session.hand_over(self.patience)
         self.recalls.session = session
         self._session = session if self._enabled else None
         self.ahead.begin(session)

@@ -14,6 +14,7 @@ import trio
 from apollofs.metadata.errors import DeadlineExceeded, MetadataError, SessionLost
 from apollofs.metadata.groups import Claim
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.patience import Patience
 from apollofs.metadata.returns import NOTED
 from apollofs.metadata.session import Session, retry
 from apollofs.metadata.store import NOW, Delete, Op, Put, Range, RangeResult, Store, prefix_end
@@ -56,10 +57,11 @@ class _Answer:
 class Recalls:
     """The asking side of a recall; the holder's is in `delegations.py`."""
 
-    def __init__(self, store: Store, keys: Keys, wait_s: float) -> None:
+    def __init__(self, store: Store, keys: Keys, wait_s: float, patience: Patience) -> None:
         self._store = store
         self._keys = keys
         self._wait_s = wait_s
+        self._patience = patience
         self.session: Session | None = None
         """In which readers ask."""
         self.sent = 0
@@ -202,7 +204,7 @@ class Recalls:
             with session.bound():  # without it nobody is asked any more: the notices go with its lease
                 await self._wait_for(prefix, answer)
 
-        with trio.move_on_after(self._wait_s) as waiting:
+        with self._patience.bounded(), trio.move_on_after(self._wait_s) as waiting:
             async with trio.open_nursery() as nursery:
                 for prefix in prefixes:
                     nursery.start_soon(guarded, waiting_for(prefix))

@@ -37,6 +37,7 @@ from apollofs.metadata.errors import (
 )
 from apollofs.metadata.journal import Change, Kind, SlotRecord
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.patience import Patience
 from apollofs.metadata.records import MountRecord
 from apollofs.metadata.store import (
     Compare,
@@ -114,6 +115,8 @@ class Session:
         self._valid_until = 0.0
         self.proven_hook: Callable[[float], None] = lambda _: None
         """Called with the time (`boot_time`) until which the lease is proven, whenever that has moved."""
+        self._patience = Patience()
+        """With which transactions that have a deadline wait for the store."""
         self.lost = trio.Event()
         """Set once, when the lease is known to have ended."""
         self._bound: set[trio.CancelScope] = set()
@@ -163,6 +166,11 @@ class Session:
         """For how many seconds from now it can't; counted from before the keepalive was sent."""
         return max(0.0, self._valid_until - boot_time()) if self.alive else 0.0
 
+    def hand_over(self, patience: Patience) -> None:
+        """This is a mount's next session, which takes over its patience."""
+        self._patience = patience
+        self._patience.prove(self.proven_s)
+
     @contextlib.contextmanager
     def bound(self) -> Iterator[None]:
         """A block that ends with SessionLost as soon as the lease is known to have ended. It waits for others, who know
@@ -191,9 +199,9 @@ class Session:
     ) -> Committed | Conflict:
         """Apply `writes` (puts, deletes, and reads whose results are wanted) if all `compares` hold; exactly once.
 
-        One transaction, more only while replies are lost, for `deadline_s` (None: that of an operation). Raises
-        SessionLost (nothing was changed), DeadlineExceeded (the message says whether it may have been applied),
-        StoreError. Cancellation is taken between attempts only.
+        One transaction, more only while replies are lost, for `deadline_s` (None: that of an operation), and no longer
+        than `patience.py` has it unless that is inf. Raises SessionLost (nothing was changed), DeadlineExceeded (the
+        message says whether it may have been applied), StoreError. Cancellation is taken between attempts only.
         """
         await self._free.acquire()
         slot = self._slots.pop()
@@ -220,9 +228,10 @@ class Session:
         record = SlotRecord(self._sequence, self.site_id, 0, (Change(Kind.NOTHING),))
         compare = Compare(slot.key, Target.MOD, Relation.EQUAL, slot.mod_revision)
         put = Put(slot.key, journal.encode(record), self.lease_id)
-        result = await retry(
-            lambda: self._store.txn((compare,), (put,), (Range(slot.key),)), self._options.operation_deadline_s
-        )
+        with self._patience.bounded():
+            result = await retry(
+                lambda: self._store.txn((compare,), (put,), (Range(slot.key),)), self._options.operation_deadline_s
+            )
         if result.succeeded:
             slot.mod_revision = result.revision
         else:
@@ -259,18 +268,22 @@ class Session:
         then = (Put(slot.key, journal.encode(record), self.lease_id), *writes)
         otherwise = (Range(slot.key), *orelse)
         backoff_s = BACKOFF_FIRST_S
+        patience = self._patience if deadline < math.inf else Patience()
+        began = trio.current_time()
         while True:
             self._check_alive(in_doubt=slot.doubtful)
             try:
-                with trio.CancelScope(shield=True):
+                with patience.scope(began, shield=True) as scope:
                     result = await self._store.txn((fence, *compares), then, otherwise)
-                break
+                if not scope.cancelled_caught:
+                    break
+                raise OutcomeUnknown("no answer before the lease had ended")
             except LeaseNotFound as exc:
                 self._lose()
                 raise self._ended(in_doubt=slot.doubtful) from exc
             except (OutcomeUnknown, StoreUnavailable) as exc:
                 slot.doubtful = slot.doubtful or isinstance(exc, OutcomeUnknown)
-                if trio.current_time() > deadline:
+                if trio.current_time() > deadline or patience.is_over(began):
                     outcome = "may have been applied" if slot.doubtful else "was not applied"
                     raise DeadlineExceeded(f"metadata store: {exc} (the operation {outcome})") from exc
             await trio.sleep(backoff_s * (0.5 + random.random()))
@@ -309,14 +322,17 @@ class Session:
     async def keep_alive(self) -> None:
         """Renew the lease until it is lost or this is cancelled. A mount that can't renew in time has lost it."""
         ttl_s = self._options.lease_ttl_s
+        pause_s = ttl_s / 3
         while self.alive:
-            with trio.move_on_after(ttl_s / 3):
+            with trio.move_on_after(pause_s):
                 await self.lost.wait()
                 break
             sent = boot_time()
+            pause_s = ttl_s / 3
             try:
                 left_s = await self._store.lease_keepalive(self.lease_id)
             except StoreError:
+                pause_s = ttl_s / 15  # so that a short interruption ends here as soon as there
                 # fencing does not depend on this: a transaction after the lease's end changes nothing
                 if boot_time() > self._valid_until + ttl_s:
                     self._lose()
@@ -326,6 +342,7 @@ class Session:
                 break
             self._valid_until = sent + self._renewed_for_s
             self.proven_hook(self._valid_until)
+            self._patience.prove(self.proven_s)
             await self.settle()
 
     def give_up(self) -> None:

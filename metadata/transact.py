@@ -103,6 +103,7 @@ class Transactor:
         self._held = HeldView(keys, delegations.cache)
         self._group = GroupCommit(keys)
         self._deadline_s = deadline_s
+        self._patience = delegations.patience
         self.usage_bytes = 0
         self.usage_inodes = 0
         self._last_ns = 0
@@ -318,8 +319,9 @@ class Transactor:
         return any([await self._delegations.turns.have(group, joins=True) for group, _ in holders])
 
     async def _read_once(self, asked: Sequence[Range]) -> tuple[int, list[RangeResult]]:
-        if len(asked) == 1:
-            found: RangeResult = await retry(lambda: self._store.range(asked[0]), self._deadline_s)
-            return found.revision, [found]
-        result = await retry(lambda: self._store.txn((), asked), self._deadline_s)
+        with self._patience.bounded():
+            if len(asked) == 1:
+                found: RangeResult = await retry(lambda: self._store.range(asked[0]), self._deadline_s)
+                return found.revision, [found]
+            result = await retry(lambda: self._store.txn((), asked), self._deadline_s)
         return result.revision, [answer for answer in result.ranges if answer is not None]

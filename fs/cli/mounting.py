@@ -15,7 +15,7 @@ from apollofs.fs.cli import places
 from apollofs.fs.cli.access import access_of, meta_url_argument, password_file_option
 from apollofs.fs.cli.errors import describe, is_bug
 from apollofs.fs.cli.output import json_option, print_json
-from apollofs.fs.config import BodyConfig, SessionConfig
+from apollofs.fs.config import BodyConfig, SessionConfig, default_deadline_s
 from apollofs.fs.daemon import ForegroundReadiness, NotifyReadiness, PipeReadiness, Readiness, start_detached
 from apollofs.fs.log import start_logging
 from apollofs.fs.mount_checks import check_cache_dir, check_fuse_device, check_mountpoint
@@ -155,6 +155,8 @@ def config_of(request: MountRequest) -> MountConfig:
     )
     flags = request.options.flags
     body_config = BodyConfig(cache_dir=Path(os.path.abspath(cache_dir)), **body)
+    if "lease_ttl_s" in session:
+        session.setdefault("operation_deadline_s", default_deadline_s(session["lease_ttl_s"]))
     session_config = SessionConfig(**session)
     check_fuse_device()
     mountpoint = check_mountpoint(request.mountpoint)

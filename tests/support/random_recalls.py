@@ -28,6 +28,7 @@ from apollofs.metadata.errors import SessionLost
 from apollofs.metadata.etcd import EtcdConfig, EtcdStore
 from apollofs.metadata.groups import Claim
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.patience import Patience
 from apollofs.metadata.recalls import Recalls
 from apollofs.metadata.records import MountRecord
 from apollofs.metadata.returns import NOTED
@@ -93,7 +94,7 @@ class Recaller:
         self._keys = keys
         self._session = session
         self._rng = random.Random(seed)
-        self._recalls = Recalls(store, keys, OPTIONS.operation_deadline_s)
+        self._recalls = Recalls(store, keys, OPTIONS.operation_deadline_s, Patience())
         self._tickets = 0
         self.counts = Counter[str](notices=0, writers=0)
 

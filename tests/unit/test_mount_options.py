@@ -9,7 +9,7 @@ import pytest
 
 from apollofs.fs.assembly import store_options
 from apollofs.fs.cli.helper import HelperCall, parse_helper_call
-from apollofs.fs.config import BodyConfig
+from apollofs.fs.config import BodyConfig, ConfigError, SessionConfig, default_deadline_s
 from apollofs.fs.mount_options import MountOptions, parse_options, parse_size
 from apollofs.fs.user_error import UserError
 
@@ -89,3 +89,10 @@ def test_helper_calls_that_are_refused() -> None:
 def test_no_store_gives_up_before_a_commit_or_a_reader_does(commit_s: float, read_s: float) -> None:
     config = BodyConfig(Path("/cache"), commit_deadline_s=commit_s, read_deadline_s=read_s)
     assert store_options(config, "/ca").retry.deadline_s == max(commit_s, read_s)
+
+
+def test_an_operation_may_wait_for_the_lease_of_a_mount_that_has_died() -> None:
+    with pytest.raises(ConfigError, match=r"more than lease-ttl \(60 s\)"):
+        SessionConfig(lease_ttl_s=60, operation_deadline_s=60)
+    for lease_s in (2, 15, 60, 600):
+        SessionConfig(lease_ttl_s=lease_s, operation_deadline_s=default_deadline_s(lease_s))

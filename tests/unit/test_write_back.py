@@ -14,6 +14,7 @@ from apollofs.metadata.errors import CloneSourceChanged, NoSuchEntry, OutcomeUnk
 from apollofs.metadata.group_cache import GroupCache
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.memory import MemoryStore, Moment, Request
+from apollofs.metadata.patience import Patience
 from apollofs.metadata.records import ROOT_INO, BodyChange, Extent, SetAttr
 from apollofs.metadata.store import REQUEST_BYTES_MAX, Compare, Delete, Op, Put, Range, RangeResult
 from apollofs.metadata.volume import Volume
@@ -323,7 +324,7 @@ def queue() -> tuple[Ahead, GroupCache]:
     cache = GroupCache(KEYS, lambda: True)
     held = cache.hold(1, 1)
     held.exclusive = held.complete = True
-    return Ahead(KEYS, cache, enabled=True, wait_s=1), cache
+    return Ahead(KEYS, cache, enabled=True, wait_s=1, patience=Patience()), cache
 
 
 def add(ahead: Ahead, *writes: Put | Delete) -> None:

@@ -11,6 +11,7 @@ from apollofs.metadata.ahead import Ahead
 from apollofs.metadata.exclusives import CHANGES_BEFORE, Exclusion, Exclusives
 from apollofs.metadata.group_cache import GroupCache
 from apollofs.metadata.memory import MemoryStore
+from apollofs.metadata.patience import Patience
 from apollofs.metadata.recalls import Recalls
 from apollofs.metadata.returns import Returns
 from apollofs.metadata.store import Put
@@ -71,7 +72,7 @@ class _Product:
     def __init__(self) -> None:
         self.cache = GroupCache(KEYS, lambda: True)
         self.returns = _Returned()
-        self.recalls = Recalls(MemoryStore(), KEYS, 1)
+        self.recalls = Recalls(MemoryStore(), KEYS, 1, Patience())
         self.exclusives = Exclusives(KEYS, self.cache, self.returns, self.recalls, enabled=True)
 
     def thaw(self, held: Held | None, claims: int) -> None:
@@ -112,7 +113,7 @@ def landed(held: Held | None, number: int, *, applied: bool) -> tuple[Held | Non
 @cache
 def batch(keys: tuple[int, ...], queue: tuple[Write, ...]) -> int:
     """How many of what is queued, `keys` in order, the product's next transaction commits."""
-    ahead = Ahead(KEYS, product().cache, enabled=True, wait_s=1)
+    ahead = Ahead(KEYS, product().cache, enabled=True, wait_s=1, patience=Patience())
     for key in keys:
         ahead.add([Put(KEYS.dentry(ino_of(0), b"%d" % key), b"")], None, 0, 0, lambda revision: None)
     return len(ahead._next_batch()[0])

@@ -1,0 +1,60 @@
+"""How long an operation waits for the store: until its own deadline, or until the lease has ended and a moment more.
+
+A mount that is cut off learns it when its lease can't be proven any more. From then on it could answer nothing that it
+has cached, and nobody waits for it; so whoever needs the store hears soon that it can't be asked, and not only at the
+deadline of an operation. What is shorter than a lease fails nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import trio
+
+from apollofs.metadata.errors import DeadlineExceeded
+
+GRACE_S = 3.0
+"""What an operation that begins when the lease has ended, or is under way then, is given for an answer after all."""
+
+
+class Patience:
+    """Of one mount, over all its sessions. Until a lease is proven for the first time only deadlines count."""
+
+    def __init__(self) -> None:
+        self._until = math.inf
+        """By trio's clock."""
+        self._waiting: dict[trio.CancelScope, float] = {}
+        """Scopes of what is under way, and when it began to wait."""
+
+    def prove(self, left_s: float) -> None:
+        """The lease is proven for so long from now: what is under way may wait until then, and a moment more."""
+        self._until = trio.current_time() + left_s
+        for scope, began in self._waiting.items():
+            scope.deadline = self._end(began)
+
+    def is_over(self, began: float) -> bool:
+        """Whether what has waited for the store since `began` (trio's clock) is to be given up."""
+        return trio.current_time() >= self._end(began)
+
+    @contextlib.contextmanager
+    def scope(self, began: float, *, shield: bool = False) -> Iterator[trio.CancelScope]:
+        """A block that is cancelled, and left without an error, when that is so."""
+        with trio.CancelScope(deadline=self._end(began), shield=shield) as scope:
+            self._waiting[scope] = began
+            try:
+                yield scope
+            finally:
+                del self._waiting[scope]
+
+    @contextlib.contextmanager
+    def bounded(self) -> Iterator[None]:
+        """A block that may be given up at any checkpoint. Raises DeadlineExceeded then."""
+        with self.scope(trio.current_time()) as scope:
+            yield
+        if scope.cancelled_caught:
+            raise DeadlineExceeded("metadata store: no answer before the lease had ended")
+
+    def _end(self, began: float) -> float:
+        return max(began, self._until) + GRACE_S
