@@ -71,6 +71,8 @@ class Checker:
     inodes: dict[int, _Seen] = field(default_factory=dict)
     moved: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     embedded_at: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+    bodies: dict[int, int] = field(default_factory=dict)
+    """Under which number `v/` is to have the inline body of which inode."""
     buried: set[int] = field(default_factory=set)
     sessions: set[int] = field(default_factory=set)
     loose: list[tuple[str, int]] = field(default_factory=list)
@@ -216,6 +218,8 @@ class Checker:
             inode.extent_pages,
             inode.xattrs,
         )
+        if inode.is_inline:
+            self.bodies[inode.inline_number] = inode.ino
         allocated = inode.allocated_bytes if inode.is_file else 0
         self.counted = Usage(self.counted.bytes + allocated, self.counted.inodes + 1)
         if inode.is_inline and inode.inline_bytes > inode.size_bytes:
@@ -299,16 +303,17 @@ class Checker:
     # -- bodies and attributes ---------------------------------------------------------------------------------------
 
     def _inline(self, kv: KeyValue) -> Iterator[Violation]:
-        ino = self.keys.parse_numbers(kv.key)[0]
-        seen = self.inodes.get(ino)
-        if seen is None:
-            self.loose.append(("v", ino))
-        elif seen.inline_bytes is None:
-            yield Violation("v", ino, "an inline body of a file that is not inline")
-        elif len(kv.value) != seen.inline_bytes:
-            yield Violation("v", ino, f"an inline body of {len(kv.value)} bytes, the inode says {seen.inline_bytes}")
-        if seen is not None:
+        number = self.keys.parse_numbers(kv.key)[0]
+        ino = self.bodies.get(number)
+        if ino is not None:
+            seen = self.inodes[ino]
             seen.has_inline = True
+            if len(kv.value) != seen.inline_bytes:
+                yield Violation("v", ino, f"its inline body has {len(kv.value)} bytes, not {seen.inline_bytes}")
+        elif number in self.inodes:
+            yield Violation("v", number, "an inline body of a file that is not inline")
+        else:
+            self.loose.append(("v", number))
 
     def _xattr(self, kv: KeyValue) -> Iterator[Violation]:
         ino, _ = self.keys.parse_xattr(kv.key)
@@ -337,7 +342,7 @@ class Checker:
         self.copied.difference_update(blob for blob, _ in stone.blobs)
         if stone.inode is not None:
             self.copied.difference_update(extent.blob for extent in stone.inode.extents)
-            self.buried.add(stone.ino)
+            self.buried |= {stone.ino, stone.inode.inline_number}
             if stone.ino in self.inodes:
                 yield Violation("g", stone.ino, "the inode is buried, but has a name")
 

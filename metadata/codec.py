@@ -86,7 +86,7 @@ def _unpack(data: bytes) -> list[Any]:
 
 # -- inodes and dentries ----------------------------------------------------------------------------------------------
 
-_INODE_DEFAULTS: tuple[Any, ...] = (0, b"", 0, [], 0, 0, 0, b"", 0, 0, 0, b"", 0, 0)
+_INODE_DEFAULTS: tuple[Any, ...] = (0, b"", 0, [], 0, 0, 0, b"", 0, 0, 0, b"", 0, 0, 0)
 _INODE_FIXED = 10
 
 
@@ -116,6 +116,7 @@ def _inode_fields(inode: Inode) -> list[Any]:
         inode.copy,
         inode.policy,
         inode.seal,
+        inode.inline_at,
     ]
     while len(fields) > _INODE_FIXED and fields[-1] == _INODE_DEFAULTS[len(fields) - 1 - _INODE_FIXED]:
         fields.pop()
@@ -126,7 +127,7 @@ def _inode_of(fields: Sequence[Any], revision: int) -> Inode:
     (ino, mode, nlink, uid, gid, size_bytes, atime_ns, mtime_ns, ctime_ns, btime_ns) = fields[:_INODE_FIXED]
     optional = [*fields[_INODE_FIXED:], *_INODE_DEFAULTS[len(fields) - _INODE_FIXED :]]
     rdev, target, flags, extents, inline, version, parent, name, xattrs, pages, extents_bytes, *late = optional
-    copy, policy, seal = late
+    copy, policy, seal, inline_at = late
     return Inode(
         ino,
         mode,
@@ -153,6 +154,7 @@ def _inode_of(fields: Sequence[Any], revision: int) -> Inode:
         copy,
         policy,
         seal,
+        inline_at,
     )
 
 

@@ -273,7 +273,7 @@ class Collector:
         if inode is None:
             return found
         if inode.is_inline:
-            found.append(Delete(keys.inline(inode.ino)))
+            found.append(Delete(keys.inline(inode.inline_number)))
         for count, prefix in ((inode.xattrs, keys.xattrs_of), (inode.extent_pages, keys.extents_of)):
             if count:
                 found.append(Delete(prefix(inode.ino), prefix_end(prefix(inode.ino))))

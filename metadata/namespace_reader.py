@@ -257,7 +257,11 @@ class NamespaceReader:
         known = self._body_memory.of(cached.inode) if cached is not None else None
         if known is not None:
             return known
-        inode, (inline, pages) = await self._by_number(ino, inspect.body_questions(self._keys, ino))
+        number = self._inline_number(ino, self._locations.get(ino))
+        inode, (inline, pages) = await self._by_number(ino, inspect.body_questions(self._keys, ino, number))
+        while inode.is_inline and inode.inline_number != number:
+            number = inode.inline_number
+            inode, (inline, pages) = await self._by_number(ino, inspect.body_questions(self._keys, ino, number))
         if inode.extent_pages:
             extents = tuple(extent for kv in pages.kvs for extent in codec.decode_extents(kv.value))
             inode = inode._replace(extents=extents)
@@ -269,16 +273,33 @@ class NamespaceReader:
         """Read the inline bodies of files that will probably be opened soon, (name, inode) of one directory: then
         `read_body` has them without a request while the directory is delegated. One request, for up to BODIES_AHEAD.
         What is not as it was said to be is left out."""
+        numbers = [self._inline_number(ino, (directory, name)) for name, ino in files]
         asked = [
-            Range(key) for name, ino in files for key in (self._keys.dentry(directory, name), self._keys.inline(ino))
+            Range(key)
+            for (name, _), number in zip(files, numbers, strict=True)
+            for key in (self._keys.dentry(directory, name), self._keys.inline(number))
         ]
         self.asked += 1
         _, found = await self._transactor.read(asked)
-        for (_, ino), named, inline in zip(files, found[::2], found[1::2], strict=True):
+        for (_, ino), number, named, inline in zip(files, numbers, found[::2], found[1::2], strict=True):
             dentry = inspect.single_dentry(named)
             inode = dentry.inode if dentry is not None and dentry.ino == ino else None
-            if inode is not None and inode.is_inline and inline.kvs:
+            if inode is not None and inode.is_inline and inode.inline_number == number and inline.kvs:
                 self._body_memory.put(Body(inode, inline.kvs[0].value))
+
+    def _inline_number(self, ino: int, location: Location | None) -> int:
+        """Where the inline body of a file is, if it has one, as its name was last seen."""
+        seen = self._last_seen(location[0], self._keys.dentry(*location)) if location is not None else None
+        return seen.inode.inline_number if seen is not None and seen.inode is not None and seen.ino == ino else ino
+
+    def _last_seen(self, parent: int, key: bytes) -> Dentry | None:
+        """What a name meant when it was last read: worth asking for in advance."""
+        known = self._groups.peek(parent, key)
+        kv = known[0] if known is not None else None
+        if kv is None:
+            recalled = self._recollection.get(key)
+            kv = recalled[0] if recalled is not None else None
+        return codec.decode_dentry(kv.value, kv.mod_revision) if kv is not None else None
 
     async def readdir(self, directory: int, after: bytes, limit: int, revision: int = 0) -> DirectoryPage:
         """Up to `limit` names greater than `after` (b"": from the first), in byte order, without "." and "..".

@@ -90,6 +90,14 @@ class Inode(NamedTuple):
     """Of which directory the site policy applies (`policy.py`); 0: of none. Inherited at creation."""
     seal: int = 0
     """The number of the seal that keeps it as it is (`seal_records.py`); 0: none."""
+    inline_at: int = 0
+    """The number under which its inline body is, of a value that has replaced another one (`put_values.py`); 0: its
+    own."""
+
+    @property
+    def inline_number(self) -> int:
+        """Under which number `v/` has the inline body, if there is one."""
+        return self.inline_at or self.ino
 
     @property
     def is_dir(self) -> bool:

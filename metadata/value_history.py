@@ -90,7 +90,7 @@ class ValueHistory:
                 raise NoSuchEntry("no such inode at that revision")
             inode = codec.decode_inode(own.value, own.mod_revision)
         if inode.is_inline and not inode.copy:
-            inline = await self._one(self._keys.inline(inode.ino), revision)
+            inline = await self._one(self._keys.inline(inode.inline_number), revision)
             return Body(inode, inline.value if inline is not None else b"")
         if not inode.extent_pages:
             return Body(inode, inode.copy)

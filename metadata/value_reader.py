@@ -32,63 +32,57 @@ class ValueReader(NamespaceReader):
     async def read_value(self, parent: int, name: bytes) -> Body:
         """The inode that a name means, with its inline bytes or all its extents, both as of one revision.
 
-        No request for what is delegated; otherwise one, or two if the name means another file, with a body that its
-        record does not hold, than when it was last seen. Raises NoSuchEntry.
+        No request for what is delegated; otherwise one, or two for a body that the record does not hold and that is
+        elsewhere than when the name was last seen: not if one value has replaced another. Raises NoSuchEntry.
         """
         check_name(name)
         cached = self.cached_value(parent, name)
         if cached is not None:
             return cached
         key = self._keys.dentry(parent, name)
-        expected = self._last_seen(parent, key)
+        expected, number = self._last_seen(parent, key), 0
         for _ in range(MOVES_MAX):
-            asked = self._value_questions(expected)
+            asked = self._value_questions(expected, number)
             others = (expected.ino,) if expected is not None and expected.inode is None else ()
             found = await self._read_group(parent, [Range(key), *asked], others)
             dentry = inspect.single_dentry(found[0])
             if dentry is None:
                 raise NoSuchEntry("no such name")
             answers = dict(zip(asked, found[1:], strict=True))
-            body = self._body_memory.of(dentry.inode) if dentry.inode is not None else None
+            inode = dentry.inode or self._own_of(dentry, answers)
+            body = self._body_memory.of(inode) if inode is not None else None
             if body is not None:
                 return body
-            if all(question in answers for question in self._value_questions(dentry)):
-                return self._value(dentry, answers)
+            number = inode.inline_number if inode is not None else 0
+            if inode is not None and all(each in answers for each in self._value_questions(dentry, number)):
+                return self._value(inode, answers)
             expected = dentry
         raise StaleInode("the name keeps changing")
 
-    def _last_seen(self, parent: int, key: bytes) -> Dentry | None:
-        """What a name meant when it was last read: worth asking for in advance."""
-        known = self._groups.peek(parent, key)
-        kv = known[0] if known is not None else None
-        if kv is None:
-            recalled = self._recollection.get(key)
-            kv = recalled[0] if recalled is not None else None
-        return codec.decode_dentry(kv.value, kv.mod_revision) if kv is not None else None
-
-    def _value_questions(self, dentry: Dentry | None) -> tuple[Range, ...]:
-        """What the body of what a dentry names needs beside it."""
+    def _value_questions(self, dentry: Dentry | None, number: int) -> tuple[Range, ...]:
+        """What the body of what a dentry names needs beside it. `number`: where an inode that is not in the dentry has
+        its inline body, if that is known."""
         if dentry is None:
             return ()
         if dentry.inode is None:
-            return (Range(self._keys.inode(dentry.ino)), *inspect.body_questions(self._keys, dentry.ino))
-        inline, pages = inspect.body_questions(self._keys, dentry.ino)
+            return (Range(self._keys.inode(dentry.ino)), *inspect.body_questions(self._keys, dentry.ino, number))
+        inline, pages = inspect.body_questions(self._keys, dentry.ino, dentry.inode.inline_number)
         if dentry.inode.extent_pages:
             return (pages,)
         return (inline,) if dentry.inode.is_inline and not dentry.inode.copy else ()
 
-    def _value(self, dentry: Dentry, answers: Mapping[Range, RangeResult]) -> Body:
-        inode = dentry.inode
-        if inode is None:
-            own = answers[Range(self._keys.inode(dentry.ino))].kvs
-            if not own:
-                raise CorruptRecord(f"dentry without inode {dentry.ino:#x}")
-            inode = codec.decode_inode(own[0].value, own[0].mod_revision)
-        known = self._body_memory.of(inode)
-        if known is not None:
-            return known
-        inline, pages = (answers.get(each) for each in inspect.body_questions(self._keys, dentry.ino))
-        body = _whole(inode, inline, pages)
+    def _own_of(self, dentry: Dentry, answers: Mapping[Range, RangeResult]) -> Inode | None:
+        """The inode that has a key of its own; None if that was not asked for."""
+        own = answers.get(Range(self._keys.inode(dentry.ino)))
+        if own is None:
+            return None
+        if not own.kvs:
+            raise CorruptRecord(f"dentry without inode {dentry.ino:#x}")
+        return codec.decode_inode(own.kvs[0].value, own.kvs[0].mod_revision)
+
+    def _value(self, inode: Inode, answers: Mapping[Range, RangeResult]) -> Body:
+        questions = inspect.body_questions(self._keys, inode.ino, inode.inline_number)
+        body = _whole(inode, *(answers.get(each) for each in questions))
         self._body_memory.put(body)
         return body
 

@@ -49,7 +49,7 @@ class BodyKeys:
         keys = self.scope.keys
         writes: Writes = [*self.scope.discard(before, after, self.location)]
         if before.is_inline:
-            writes.append(Delete(keys.inline(before.ino)))
+            writes.append(Delete(keys.inline(before.inline_number)))
         if len(after.extents) > EXTENTS_MAX:
             raise TooManyExtents(f"more than {EXTENTS_MAX} extents")
         pages: list[tuple[Extent, ...]] = []
@@ -66,6 +66,7 @@ class BodyKeys:
             extent_pages=len(pages),
             extents_bytes=sum(extent.length for extent in after.extents) if pages else 0,
             copy=b"",
+            inline_at=0,
         )
         return inode, writes
 
@@ -77,11 +78,11 @@ class BodyKeys:
         writes: Writes = [*self.scope.discard(before, bare, self.location)]
         writes += [Delete(keys.extents(after.ino, number)) for number in range(before.extent_pages)]
         if data:
-            writes.append(Put(keys.inline(after.ino), data))
+            writes.append(Put(keys.inline(after.inline_number), data))
             return bare._replace(flags=after.flags | InodeFlag.INLINE), writes
         if before.is_inline:
-            writes.append(Delete(keys.inline(after.ino)))
-        return bare._replace(flags=after.flags & ~InodeFlag.INLINE), writes
+            writes.append(Delete(keys.inline(after.inline_number)))
+        return bare._replace(flags=after.flags & ~InodeFlag.INLINE, inline_at=0), writes
 
     def resize_inline(self, view: View, after: Inode) -> tuple[Inode, Writes]:
         """Cut an inline body to the inode's new size; growing leaves a hole behind it."""
@@ -89,7 +90,7 @@ class BodyKeys:
             return after, []
         data = b""
         if after.size_bytes > 0:
-            kv = view.get(self.scope.keys.inline(after.ino))
+            kv = view.get(self.scope.keys.inline(after.inline_number))
             if kv is None:
                 raise CorruptRecord(f"inode {after.ino:#x} lacks its inline body")
             data = kv.value[: after.size_bytes]

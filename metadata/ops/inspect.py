@@ -88,7 +88,8 @@ def number_answer(ino: int, location: Location | None, found: list[RangeResult])
     return Whereabouts(None, None)
 
 
-def body_questions(keys: Keys, ino: int) -> tuple[Range, Range]:
-    """The inline body and the pages of extents."""
+def body_questions(keys: Keys, ino: int, inline_number: int = 0) -> tuple[Range, Range]:
+    """The inline body, under its own number (`Inode.inline_number`) if that is not the inode's, and the pages of
+    extents."""
     pages = keys.extents_of(ino)
-    return Range(keys.inline(ino)), Range(pages, prefix_end(pages), limit=PAGES_MAX)
+    return Range(keys.inline(inline_number or ino)), Range(pages, prefix_end(pages), limit=PAGES_MAX)

@@ -3,8 +3,9 @@
 A value that is replaced is a new file that takes the name, as with rename: who has the old one open or mapped reads it
 undivided to its end, however many calls that takes, and what is still written to it is not mixed into the new value.
 (In place, a loop of read calls would get the head of one value and the tail of another.) A value that only etcd holds
-goes when it is replaced, and is not kept in the trash: keys that change many times a second would fill it. A very small
-value is also kept in the inode, so that whoever reads the name has it in the same request.
+goes when it is replaced, and is not kept in the trash: keys that change many times a second would fill it. The new one
+takes its place in `v/` under the old number (`Inode.inline_at`), so that whoever has seen the name before knows where
+to ask for the value in the same request as for the name. A very small value is also kept in the inode.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class PutValues:
             check_may_add(directory)
         else:
             check_may_remove(directory, home.inode)
-            self._discard(home, value.location, draft)
+            self._discard(home, value.location, draft, stays=bool(body.inline))
         inode = self._inode(directory, home, body)
         writes: list[Put | Delete] = []
         if body.inline is not None:
@@ -159,6 +160,9 @@ class PutValues:
     def _inode(self, directory: Inode, home: Home | None, body: NewBody) -> Inode:
         now_ns = self.scope.now_ns
         replaced = home.inode if home is not None else None
+        inline_at = 0
+        if replaced is not None and body.inline and replaced.is_inline and _goes_at_once(replaced):
+            inline_at = replaced.inline_number
         return Inode(
             ino=body.ino,
             mode=without_suid(replaced.mode) if replaced else stat.S_IFREG | stat.S_IMODE(body.mode),
@@ -172,6 +176,7 @@ class PutValues:
             btime_ns=now_ns,
             body_version=1,
             policy=directory.policy,
+            inline_at=inline_at,
         )
 
     def _remove(self, view: View, home: Home, value: ValueWrite, draft: _Draft) -> None:
@@ -181,16 +186,16 @@ class PutValues:
         draft.after.append(None)
         draft.named[value.location[0]] = None
 
-    def _discard(self, home: Home, location: Location, draft: _Draft) -> None:
-        """A value is replaced: one that only etcd holds goes at once."""
+    def _discard(self, home: Home, location: Location, draft: _Draft, *, stays: bool) -> None:
+        """A value is replaced: one that only etcd holds goes at once. With `stays` the new one overwrites its bytes."""
         inode = home.inode
-        if inode.nlink > 1 or inode.extents or inode.extent_pages:
+        if not _goes_at_once(inode):
             self._drop(home, location, draft)
             return
         keys = self.scope.keys
         draft.writes.append(Delete(keys.inode(inode.ino) if home.location is None else keys.moved(inode.ino)))
-        if inode.is_inline:
-            draft.writes.append(Delete(keys.inline(inode.ino)))
+        if inode.is_inline and not stays:
+            draft.writes.append(Delete(keys.inline(inode.inline_number)))
         if inode.xattrs:
             attributes = keys.xattrs_of(inode.ino)
             draft.writes.append(Delete(attributes, prefix_end(attributes)))
@@ -215,3 +220,8 @@ class PutValues:
         now_ns = self.scope.now_ns
         made = Change(Kind.CREATE, inode.ino, *location, now_ns, inode.mode, uid=inode.uid, gid=inode.gid)
         return [made, self.scope.change(Kind.COMMIT, Home(inode, location))]
+
+
+def _goes_at_once(replaced: Inode) -> bool:
+    """Whether only etcd holds a value that is replaced, and only under this name."""
+    return replaced.nlink == 1 and not replaced.extents and not replaced.extent_pages
