@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import time
 
+import trio
+
 from apollofs.fs.agent.backlog import COMMITTED, WANTED, Job
 from apollofs.fs.agent.context import AgentContext
 from apollofs.metadata import codec, journal
@@ -53,13 +55,17 @@ async def _begin_anew(context: AgentContext) -> None:
 
 async def _take(context: AgentContext, batch: WatchBatch) -> None:
     """What is no commit moves the position by large steps only: agents would answer each other's states for ever."""
-    backlog = context.backlog
-    jobs = [job for event in batch.events for job in _jobs(context, event)]
-    if context.policies.by_number:
-        for job in jobs:
-            await backlog.add(job)
+    backlog, found = context.backlog, False
+    for event in batch.events:
+        await trio.lowlevel.checkpoint()  # who is far behind gets thousands at once: the lease is renewed in between
+        if found:
+            backlog.mark(event.kv.mod_revision - 1)
+        for job in _jobs(context, event):
+            found = True
+            if context.policies.by_number:
+                await backlog.add(job)
     backlog.heard = batch.revision
-    if jobs or batch.revision > backlog.position + QUIET_REVISIONS:
+    if found or batch.revision > backlog.position + QUIET_REVISIONS:
         backlog.mark(batch.revision)
 
 

@@ -11,6 +11,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -29,7 +30,6 @@ from apollofs.blobstore.open import wrap
 from apollofs.fs.agent import AgentOptions, run_agent
 from apollofs.fs.agent.state import AgentState, read_state
 from apollofs.fs.allocator import keep_buffers
-from apollofs.metadata.errors import StoreError
 from apollofs.metadata.etcd import EtcdConfig, EtcdStore
 from apollofs.metadata.format import add_site, format_volume
 from apollofs.metadata.keys import Keys
@@ -49,7 +49,7 @@ FILE_BYTES = 12_000
 FILES_IN_DIRECTORY = 1024
 MAKERS = 64
 LOOK_EVERY_S = 2.0
-START_S, LEASE_S = 60.0, 10
+START_S, LEASE_S = 60.0, 60
 OPTIONS = SessionOptions(lease_ttl_s=60, operation_deadline_s=60, delegations=False, write_back=False)
 ME = Owner(0, 0)
 Endpoints = tuple[tuple[str, int], ...]
@@ -180,10 +180,9 @@ async def watch(store: Store, agent: BaseProcess, count: int) -> list[Look]:
         await trio.sleep(LOOK_EVERY_S)
         if not agent.is_alive():
             raise RuntimeError("the agent has ended")
-        try:
-            files = int((await state(store)).facts.get("files", 0))
-        except StoreError:
-            continue  # etcd is busy
+        files = int((await state(store)).facts.get("files", 0))
+        if files < looks[-1].files:
+            raise RuntimeError("the agent has lost its lease and counts anew")
         looks.append(Look(time.monotonic() - began, files, process_s(agent.pid), memory_bytes(agent.pid)))
     return looks
 
@@ -200,7 +199,14 @@ def _in_process(part: str, endpoints: Endpoints, count: int) -> None:
 async def _part(part: str, endpoints: Endpoints, count: int) -> None:
     store = EtcdStore(EtcdConfig(endpoints))
     try:
-        await (be_agent(store) if part == "agent" else make_files(store, count))
+        if part == "files":
+            await make_files(store, count)
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(be_agent, store)
+            with trio.open_signal_receiver(signal.SIGTERM) as signals:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()  # its session ends with it, and the next agent waits for no lease
     finally:
         await store.aclose()
 
@@ -219,7 +225,7 @@ async def measure(directory: Path, count: int) -> Findings:
             await make_volume(store)
             first = started("agent", cluster.endpoints)
             await until_known(store)
-            first.kill()
+            first.terminate()
             first.join()
             began = time.monotonic()
             maker = started("files", cluster.endpoints, count)
@@ -231,7 +237,7 @@ async def measure(directory: Path, count: int) -> Findings:
             try:
                 return Findings(count, made_s, await watch(store, agent, count))
             finally:
-                agent.kill()
+                agent.terminate()
                 agent.join()
         finally:
             await store.aclose()

@@ -6,14 +6,17 @@ import pytest
 import trio
 
 from apollofs.fs.filesystem import Filesystem
+from apollofs.metadata.memory import MemoryStore, Moment, Request
 from apollofs.metadata.policy import Policy
 from apollofs.metadata.records import ROOT_INO, RenameFlag
+from apollofs.metadata.store import Range
 from tests.support.filesystems import LARGE, USER, content, save
-from tests.support.sites import A, B, C, Sites, sites, until_done
+from tests.support.sites import KEYS, A, B, C, Sites, sites, until_done
 from tests.support.values import kv_client
 
 __all__ = ["sites"]
 SOON_B = Policy(soon=(B,))
+FILES = 24
 
 
 async def mkdir(filesystem: Filesystem, name: bytes, parent: int = ROOT_INO) -> int:
@@ -41,6 +44,27 @@ async def test_a_value_inherits_and_is_copied(sites: Sites) -> None:
             await kv.put("k", LARGE + bytes([number]))
             await until_done(agent)
             assert agent.progress.bytes == (number + 1) * (len(LARGE) + 1)
+
+
+async def test_where_blobs_are_is_asked_for_once_for_a_batch(sites: Sites) -> None:
+    await sites.set_policy(SOON_B)
+    asked = 0
+
+    async def hook(moment: Moment, request: Request) -> None:
+        nonlocal asked
+        if moment is Moment.BEFORE and request.method in ("range", "txn"):
+            questions = request.arguments if request.method == "range" else request.arguments[1]
+            assert isinstance(questions, list | tuple)
+            asked += any(isinstance(each, Range) and each.key.startswith(KEYS.table(b"b")) for each in questions)
+
+    async with sites.mount(A) as (here, _):
+        for number in range(FILES):
+            await save(here, b"f%d" % number, LARGE)
+        assert isinstance(sites.store, MemoryStore)
+        async with sites.agent(B, store=sites.store.another(hook)) as agent:
+            await until_done(agent)
+            assert agent.progress.blobs == FILES
+    assert asked < FILES // 2
 
 
 async def test_who_has_no_policy_pays_nothing(sites: Sites) -> None:
