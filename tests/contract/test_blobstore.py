@@ -139,8 +139,8 @@ async def test_a_block_is_fetched_whole_with_its_checksums(blocks: BlockStore) -
         found, footer = await blocks.fetch_block("whole", len(body), lambda data, sums: (bytes(data), sums))
         assert found == body
         assert footer == footer_of(body)
-        sealed = await blocks.fetch_block("whole", len(body), lambda data, _: data.obj)
-        assert memoryview(sealed).readonly
+        sealed = await blocks.fetch_block("whole", len(body), lambda data, _: memoryview(data.obj))
+        assert sealed.readonly
         await blocks.delete("whole")
         await blocks.put_sealed("whole", sealed)
         assert await blocks.read("whole") == body
