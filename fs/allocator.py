@@ -9,14 +9,15 @@ from __future__ import annotations
 import ctypes
 
 KEPT_BYTES = 128 << 20
-"""So much free memory a process that moves blocks keeps."""
+"""So much free memory a process that moves blocks keeps, unless it says otherwise."""
 LARGEST_KEPT_BYTES = 32 << 20
 """Buffers from here on are the system's at once; the most that glibc takes."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 
-def keep_buffers() -> None:
-    """For programs that move bodies, once, at their start. Does nothing where the C library has no such settings."""
+def keep_buffers(kept_bytes: int = KEPT_BYTES) -> None:
+    """For programs that move bodies, once, at their start: with at least as much as they have under way at once. Does
+    nothing where the C library has no such settings."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
@@ -24,4 +25,4 @@ def keep_buffers() -> None:
     # one arena: threads that end would leave what they kept in theirs
     mallopt(_ARENA_MAX, 1)
     mallopt(_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
-    mallopt(_TRIM_THRESHOLD, KEPT_BYTES)
+    mallopt(_TRIM_THRESHOLD, kept_bytes)

@@ -20,6 +20,9 @@ from apollofs.fs.mount_options import parse_address, parse_size
 from apollofs.metadata.records import MountRecord
 from apollofs.metadata.store import Store
 
+KEPT_BYTES = 256 << 20
+"""Of free memory: more than all blocks that it has in memory at once (16 of 8 MiB unless formatted otherwise)."""
+
 
 class _RunsByDefault(click.Group):
     """`agent META_URL ...` is `agent run META_URL ...`."""
@@ -94,7 +97,7 @@ def run(ctx: click.Context, /, meta_url: str, site: str, password_file: str, **g
     readiness = NotifyReadiness(notify) if notify else ForegroundReadiness()
     serving = Serving(access.url.volume, record, BlobStoreOptions(ca_file=places.blob_ca_file()), options, metrics)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    keep_buffers()
+    keep_buffers(KEPT_BYTES)
     with_store(access, lambda store: serve_agent(store, serving, readiness))
 
 

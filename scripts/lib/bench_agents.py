@@ -16,7 +16,7 @@ from apollofs.fs.embedded import free_ports
 from tests.mounted.agents import AgentProcess, start_agent
 from tests.mounted.harness import Namespace
 
-LOOK_EVERY_S = 0.5
+LOOK_EVERY_S = 1.0
 """Each look costs the agent some milliseconds."""
 ANSWER_S = 30.0
 LEASE_S = "60"

@@ -192,7 +192,7 @@ async def watch(store: Store, agent: BaseProcess, count: int) -> list[Look]:
 
 def _in_process(part: str, endpoints: Endpoints, count: int) -> None:
     if part == "agent":
-        keep_buffers()
+        keep_buffers(256 << 20)
     trio.run(_part, part, endpoints, count)
 
 

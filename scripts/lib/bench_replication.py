@@ -48,8 +48,8 @@ def copied(namespace: Namespace, agent: Watched, number: int, size: int) -> Cost
         save(f"{mount.path}/{directory}/{at // FILE_BYTES}", min(FILE_BYTES, size - at))
     mount.unmount()
     before, spent_s = agent.counters()["copied_bytes"], agent.processor_s()
-    began = time.perf_counter()
     namespace.command("policy", "set", namespace.url, f"/{directory}", "--async", TO)
+    began = time.perf_counter()
     agent.wait(lambda now: now["copied_bytes"] - before >= size and not now["backlog"], COPY_S)
     return Cost.of(size, time.perf_counter() - began, agent.processor_s() - spent_s)
 
