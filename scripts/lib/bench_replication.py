@@ -70,6 +70,7 @@ def run(gigabytes: float, rounds: int, directory: Path) -> Findings:
                 costs[AGENT] = copied(namespace, agent, number, size)
                 for name, cost in costs.items():
                     seen[name].append(cost)
+                print(f"round {number}: the agent took {costs[AGENT].core_s_per_gb:.2f} core-s/GB", flush=True)
             peak = agent.peak_bytes()
     return Findings(gigabytes, rounds, {name: middle(costs) for name, costs in seen.items()}, peak)
 
