@@ -32,8 +32,8 @@ class BlockStore(BlobStore, Protocol):
     async def fetch_block(self, name: str, data_length: int, then: Callable[[memoryview, Footer], T]) -> T:
         """A whole block, verified, and its checksums, given to `then` in the thread that read it; what that returns.
 
-        One request, one way to a thread. `data.obj` is the whole object as it was received, which nobody changes: it
-        may be kept, and be put elsewhere with `put_sealed`. `then` raises nothing, and may run after the call was
+        One request, one way to a thread. `data.obj` is the whole object as it was received, which nobody changes while
+        it is held: it can be put elsewhere with `put_sealed`. `then` raises nothing, and may run after the call was
         cancelled or has been repeated. Errors as `read_block`.
         """
         ...

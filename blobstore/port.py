@@ -31,7 +31,7 @@ class BlobStore(Protocol):
     async def put(self, name: str, data: Buffer) -> None:
         """Store `data` under `name`, whole or not at all, durable on return. Repeating the same put is harmless.
 
-        `data` must not change until the call has returned.
+        `data` must not change until the call has returned; what is read-only, never while somebody holds it.
         """
         ...
 

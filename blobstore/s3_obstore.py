@@ -52,7 +52,7 @@ class ObstoreStore(BlobStore):
     async def put(self, name: str, data: Buffer) -> None:
         call = partial(obstore.put, self._store, self._control.key(name), data, use_multipart=False)
         # A thread left behind must not send a buffer that the caller already fills anew.
-        await self._run(call, self._control.what("write", name), abandon=isinstance(data, bytes | obstore.Bytes))
+        await self._run(call, self._control.what("write", name), abandon=memoryview(data).readonly)
 
     async def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         check_range(offset, length)
