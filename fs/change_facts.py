@@ -6,8 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from apollofs.fs.policy_facts import policy_facts
 from apollofs.metadata.changes.record import ChangeRecord
+from apollofs.metadata.journal import Kind
 from apollofs.metadata.name_text import name_text
+from apollofs.metadata.policy import decode_policy
 
 
 def change_facts(record: ChangeRecord, sites: Mapping[int, str]) -> dict[str, Any]:
@@ -34,8 +37,11 @@ def change_facts(record: ChangeRecord, sites: Mapping[int, str]) -> dict[str, An
         "nlink": change.nlink,
         "body_version": change.body_version,
         "attribute": name_text(change.attribute),
+        "term_s": change.term_s,
     }
     facts.update((name, value) for name, value in more.items() if value)
+    if change.kind is Kind.POLICY:
+        facts["policy"] = policy_facts(decode_policy(change.value), sites) if change.value else None
     return facts
 
 

@@ -41,6 +41,12 @@ class Kind(enum.IntEnum):
     USAGE = 15
     RESTORE = 16
     """An unlinked file got a name again, with all that it had."""
+    SEAL = 17
+    """Nothing of a directory and all below it changes from here on, up to its UNSEAL; only its policy may."""
+    UNSEAL = 18
+    """It may change again. Also of a tree whose sealing had only begun: then no SEAL comes before it."""
+    POLICY = 19
+    """A directory got a site policy, or lost its own."""
 
 
 NAMESPACE_KINDS = frozenset(Kind) - {Kind.OPEN, Kind.NOTHING, Kind.LOCK, Kind.USAGE}
@@ -60,7 +66,8 @@ class Change(NamedTuple):
     parent: int = 0
     name: bytes = b""
     time_ns: int = 0
-    """When; also the inode's new ctime, and mtime and ctime of the directories whose names have changed."""
+    """When; also the inode's new ctime (but for SEAL, UNSEAL, POLICY), and mtime and ctime of the directories whose
+    names have changed."""
     mode: int = 0
     size_bytes: int = 0
     nlink: int = 0
@@ -83,7 +90,9 @@ class Change(NamedTuple):
     attribute: bytes = b""
     """The name of the extended attribute."""
     value: bytes = b""
-    """A symlink's target, or the attribute's value."""
+    """A symlink's target, the attribute's value, or the policy as it is stored (`policy.py`); empty: it was cleared."""
+    term_s: float = 0
+    """Of SEAL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +131,17 @@ def is_of_namespace(fields: Sequence[Any]) -> bool:
 
 # -- layout: the kind, and where there is more than that, a mask of the fields that follow; times are relative ---------
 
-_DEFAULTS: tuple[Any, ...] = (0, 0, b"", 0, 0, 0, 0, 0, 0, 0, None, None, 0, 0, b"", 0, 0, 0, b"", b"")
+_DEFAULTS: tuple[Any, ...] = (0, 0, b"", 0, 0, 0, 0, 0, 0, 0, None, None, 0, 0, b"", 0, 0, 0, b"", b"", 0)
 """Of the fields after `kind`, in their order, which is stored."""
 _BITS = tuple(1 << place for place in range(len(_DEFAULTS)))
 _TIME = 3
 _KINDS = {int(kind): kind for kind in Kind}
 
 
-def _fields(change: Change, base_ns: int) -> list[int | bytes]:
+def _fields(change: Change, base_ns: int) -> list[int | float | bytes]:
     values: list[Any] = list(change[1:])
     values[_TIME] = change.time_ns and change.time_ns - base_ns
-    mask, given = 0, list[int | bytes]()
+    mask, given = 0, list[int | float | bytes]()
     for bit, value, default in zip(_BITS, values, _DEFAULTS, strict=True):
         if value != default:
             mask |= bit

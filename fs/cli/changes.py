@@ -159,6 +159,8 @@ class _Printer:
             line += f"  {word} {name_text(record.old_path)}"
         if change.attribute:
             line += f"  {name_text(change.attribute)}"
+        if change.kind is Kind.POLICY and not change.value:
+            line += "  cleared"
         return line
 
     def _json(self, record: ChangeRecord) -> str:

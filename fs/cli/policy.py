@@ -12,6 +12,7 @@ from apollofs.fs.cli.access import access_of, meta_url_argument, password_file_o
 from apollofs.fs.cli.collecting import parse_age
 from apollofs.fs.cli.output import json_option, print_json, print_pairs, print_table
 from apollofs.fs.policy_commands import Applied, PolicyCommands
+from apollofs.fs.policy_facts import policy_facts
 from apollofs.fs.user_error import UserError
 from apollofs.metadata.name_text import name_text
 from apollofs.metadata.policy import Policy
@@ -127,15 +128,9 @@ def list_(meta_url: str, password_file: str, as_json: bool) -> None:
 
 
 def _facts(applied: Applied, ids: dict[str, int]) -> dict[str, Any]:
-    names = {number: name for name, number in ids.items()}
-    policy = applied.policy
     return {
         "directory": name_text(applied.path) if applied.path is not None else "(removed)",
-        "commit": [names.get(site, str(site)) for site in policy.commit],
-        "commit_any": policy.commit_any,
-        "async": [names.get(site, str(site)) for site in policy.soon],
-        "bound_s": policy.bound_s,
-        "read": [names.get(site, str(site)) for site in policy.read],
+        **policy_facts(applied.policy, {number: name for name, number in ids.items()}),
         "progress": {site: _progress(applied, site) for site in applied.done},
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from apollofs.metadata.errors import NotADirectory
+from apollofs.metadata.journal import Kind
 from apollofs.metadata.ops.common import Location, Scope
 from apollofs.metadata.policy import Policy, encode_policy
 from apollofs.metadata.records import ROOT_INO
@@ -31,7 +32,7 @@ class SetPolicy:
             raise NotADirectory("only a directory has a policy")
         own = keys.policy(self.directory)
         writes: list[Put | Delete] = []
-        number = self.directory
+        number, value = self.directory, b""
         if self.policy is None:
             is_root = self.directory == ROOT_INO
             number = 0 if is_root else self.scope.directory(view, home.inode.parent).policy
@@ -40,9 +41,11 @@ class SetPolicy:
             if above is not None:
                 writes.append(Put(above.key, above.value))
         else:
-            writes.append(Put(own, encode_policy(self.policy)))
+            value = encode_policy(self.policy)
+            writes.append(Put(own, value))
         writes.append(self.scope.store(home, home.inode._replace(policy=number)))
-        return Decision(lambda _, __: None, writes)
+        change = self.scope.change(Kind.POLICY, home)._replace(value=value)
+        return Decision(lambda _, __: None, writes, change)
 
 
 @dataclass(frozen=True, slots=True)

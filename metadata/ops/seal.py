@@ -156,13 +156,19 @@ class Advance:
         writes: Writes = [Put(keys.seal(self.number), encode_seal(after))]
         if self.lease:
             writes.append(Put(keys.seal_term(self.number), b"", self.lease))
-        return Decision(lambda revision, _: replace(after, revision=revision), writes, NOTED)
+        change = NOTED
+        if self.phase is Phase.SEALED:
+            change = _change(self.scope, view, Kind.SEAL, record)._replace(term_s=record.term_s)
+        return Decision(lambda revision, _: replace(after, revision=revision), writes, change)
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
     """From ENDING to OPENING: nobody trusts the seal, or the term of those who are silent is over. This is what the
-    promise of a seal rests on, so the transaction compares it. Replies None as long as it does not hold."""
+    promise of a seal rests on, so the transaction compares it. Replies None as long as it does not hold.
+
+    The change log says here that the tree is unsealed, and in `Advance` that it is sealed: between the two comes no
+    change below."""
 
     scope: Scope
     number: int
@@ -183,7 +189,8 @@ class Release:
             return Decision(lambda _, __: None)
         after = record.in_phase(Phase.OPENING)
         writes = [*silent, Put(keys.seal(self.number), encode_seal(after))]
-        return Decision(lambda revision, _: replace(after, revision=revision), writes, NOTED)
+        change = _change(self.scope, view, Kind.UNSEAL, record)
+        return Decision(lambda revision, _: replace(after, revision=revision), writes, change)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +242,11 @@ def _record(scope: Scope, view: View, number: int) -> SealRecord:
     if kv is None:
         raise SealRefused("it is not sealed any more")
     return decode_seal(kv.value, kv.mod_revision)
+
+
+def _change(scope: Scope, view: View, kind: Kind, record: SealRecord) -> Change:
+    """For the change log; a compare more, of what hardly ever changes then."""
+    return scope.change(kind, _directory(scope, view, record.root))
 
 
 def _with_waypoint(scope: Scope, inode: Inode, is_waypoint: bool) -> Put:

@@ -1,4 +1,4 @@
-"""The change log amid kill -9 of mounts, archivers and consumers: the volume is rebuilt from it, and nobody misses any.
+"""The change log amid kill -9 of mounts, agents and consumers: the volume is rebuilt from it, and nobody misses any.
 
 `APOLLOFS_CHANGES_OPERATIONS=50000` takes longer, `APOLLOFS_CHANGES_SEED` another course.
 """
@@ -20,10 +20,10 @@ import trio
 
 from apollofs.blobstore import BlobStoreOptions
 from apollofs.fs.changes import open_changes, records
-from apollofs.metadata.changes.compaction import CompactionOptions, compact_behind_archive
 from apollofs.metadata.changes.position import Position, parse_position
-from apollofs.metadata.etcd import EtcdConfig, EtcdStore
 from tests.faults.change_players import play
+from tests.faults.change_steward import Steward, compact, opened
+from tests.mounted.agents import AgentProcess, start_agent
 from tests.mounted.client import Client
 from tests.mounted.harness import END_DEADLINE_S, ROOT, LocalBodies, Mount, Namespace
 from tests.support.rebuilt import Rebuilt, differences, volume_facts
@@ -31,17 +31,18 @@ from tests.support.rebuilt import Rebuilt, differences, volume_facts
 pytestmark = [pytest.mark.faults, pytest.mark.mounted, pytest.mark.slow]
 OPERATIONS = int(os.environ.get("APOLLOFS_CHANGES_OPERATIONS", "2000"))
 SEED = int(os.environ.get("APOLLOFS_CHANGES_SEED", "1"))
-ROUND = 250
-"""Operations of each mount between two misfortunes."""
+ROUND = max(250, OPERATIONS // 50)
+"""What each mount tries between two misfortunes; a fifth of it succeeds."""
+ROUND_DEADLINE_S = 300
 MOUNTS = 3
 LEASE_S = 4
-ARCHIVE = ("changes", "archive", "--lease-ttl", "3", "--every", "1s", "--json")
+SITES = ("west", "east")
 READ_DEADLINE_S = 300
 
 
 @pytest.fixture
 def namespace(tmp_path: Path) -> Iterator[Namespace]:
-    with Namespace.made(tmp_path, [LocalBodies("west"), LocalBodies("east")]) as namespace:
+    with Namespace.made(tmp_path, [LocalBodies(site) for site in SITES]) as namespace:
         yield namespace
 
 
@@ -76,9 +77,15 @@ class Command:
         self._process.wait(END_DEADLINE_S)
         assert "Traceback" not in self._errors.read_text()
 
+    def end(self) -> None:
+        """It ends by itself, and well."""
+        assert self._process is not None
+        assert self._process.wait(READ_DEADLINE_S) == 0, self._errors.read_text()
+
 
 class Course:
-    """The course of one test: three mounts at work, an archiver, two consumers of one group."""
+    """The course of one test: three mounts at work, an agent at each site, of which one archives, two consumers of one
+    group, and a steward."""
 
     def __init__(self, namespace: Namespace, stack: ExitStack, rng: random.Random) -> None:
         self.namespace = namespace
@@ -86,17 +93,18 @@ class Course:
         self.numbers = iter(range(1_000_000))
         self.mounts = [self.mount() for _ in range(MOUNTS)]
         self.clients = [stack.enter_context(Client.started()) for _ in range(MOUNTS)]
-        url = namespace.url
-        follow = ("changes", "read", url, "--group", "readers", "--follow", "--json")
+        follow = ("changes", "read", namespace.url, "--group", "readers", "--follow", "--json")
         self.consumers = [Command(namespace, f"consumer{number}", follow) for number in range(2)]
-        self.archiver = Command(namespace, "archiver", (*ARCHIVE[:2], url, *ARCHIVE[2:]))
-        for command in (*self.consumers, self.archiver):
-            stack.callback(command.kill)
-        self.done = 0
+        self.agents = {site: self.agent(site) for site in SITES}
+        self.steward = Steward(namespace, rng)
+        for consumer in self.consumers:
+            stack.callback(consumer.kill)
+        stack.callback(self.end_agents)
+        self.done = self.rounds = 0
         misfortunes: list[Callable[[], None]] = [
             self.kill_a_mount,
-            self.kill_the_archiver,
-            self.kill_the_archiver_and_compact,
+            self.kill_an_agent,
+            self.kill_an_agent_and_compact,
             self.kill_a_consumer,
         ]
         rng.shuffle(misfortunes)
@@ -104,20 +112,31 @@ class Course:
 
     def mount(self) -> Mount:
         number = next(self.numbers)
-        site = ("west", "east")[number % 2]
-        mount = self.namespace.mount(site, "--lease-ttl", str(LEASE_S), name=f"m{number}")
+        mount = self.namespace.mount(SITES[number % 2], "--lease-ttl", str(LEASE_S), name=f"m{number}")
         mount.expected_logs += [r"session", r"lease", r"can't be committed yet"]
         return mount
 
-    def round(self) -> None:
-        """All mounts at work, and something bad happens."""
+    def agent(self, site: str) -> AgentProcess:
+        return start_agent(self.namespace, site, "--archive-every", "1s")
+
+    def end_agents(self) -> None:
+        """SIGKILL for those that are left."""
+        while self.agents:
+            kill_alive(self.agents.popitem()[1])
+
+    def round(self, *misfortunes: Callable[[], None]) -> None:
+        """All mounts at work, and something happens."""
         playing = [
             client.start(play, mount.path, ROUND, self.rng.randrange(1 << 30))
             for client, mount in zip(self.clients, self.mounts, strict=True)
         ]
         playing[0].is_done(self.rng.random() / 2)
-        next(self.misfortunes)()
-        self.done += sum(pending.result() for pending in playing)
+        for happen in misfortunes or (next(self.misfortunes), self.steward.act):
+            happen()
+        for pending in playing:
+            assert pending.is_done(ROUND_DEADLINE_S)
+            self.done += pending.result()
+        self.rounds += 1
 
     def kill_a_mount(self) -> None:
         at = self.rng.randrange(MOUNTS)
@@ -125,33 +144,36 @@ class Course:
         assert self.mounts[at].clean_up() == []
         self.mounts[at] = self.mount()
 
-    def kill_the_archiver(self) -> None:
-        self.archiver.kill()
-        self.archiver.start()
+    def kill_an_agent(self) -> None:
+        site = self.rng.choice(SITES)
+        kill_alive(self.agents[site])
+        self.agents[site] = self.agent(site)
 
-    def kill_the_archiver_and_compact(self) -> None:
-        self.archiver.kill()
-        archive_and_compact(self.namespace, keep_s=5)
-        self.archiver.start()
+    def kill_an_agent_and_compact(self) -> None:
+        """What etcd forgets is what the agents have archived up to some seconds ago, while they go on."""
+        self.kill_an_agent()
+        compact(self.namespace, keep_s=5)
 
     def kill_a_consumer(self) -> None:
         consumer = self.rng.choice(self.consumers)
         consumer.kill()
         consumer.start()
 
+    def end(self) -> None:
+        """Archive everything and have etcd forget it; then some more is done, which the archive does not have."""
+        self.end_agents()
+        self.namespace.command("changes", "archive", self.namespace.url, "--once", "--lease-ttl", "3")
+        assert compact(self.namespace, keep_s=0)
+        self.round(self.kill_a_consumer)
+        for mount in self.mounts:
+            mount.unmount()
 
-def archive_and_compact(namespace: Namespace, keep_s: float) -> None:
-    """Archive everything; of what was archived, etcd keeps only the last seconds: less than the command would allow."""
-    namespace.command(*ARCHIVE[:2], namespace.url, *ARCHIVE[2:], "--once", "--compact")
 
-    async def compact() -> None:
-        store = EtcdStore(EtcdConfig(namespace.cluster.endpoints))
-        try:
-            await compact_behind_archive(store, CompactionOptions(keep_s))
-        finally:
-            await store.aclose()
-
-    trio.run(compact)
+def kill_alive(agent: AgentProcess) -> None:
+    """SIGKILL. It must have been alive, and have logged nothing that is a bug."""
+    assert agent.process.poll() is None, agent.log.path.read_text()
+    agent.kill()
+    assert "Traceback" not in agent.log.path.read_text()
 
 
 def positions(output: Path) -> list[Position]:
@@ -165,13 +187,11 @@ def test_the_log_rebuilds_the_volume_and_consumers_miss_nothing(namespace: Names
         course = Course(namespace, stack, random.Random(SEED))
         while course.done < OPERATIONS:
             course.round()
-        for mount in course.mounts:
-            mount.unmount()
-    archive_and_compact(namespace, keep_s=0)
+        course.end()
     last = Command(namespace, "last", ("changes", "read", namespace.url, "--group", "readers", "--json"))
-    assert last._process is not None
-    assert last._process.wait(READ_DEADLINE_S) == 0
+    last.end()
     outputs = [output for consumer in (*course.consumers, last) for output in consumer.outputs]
+    assert namespace.violations() == []
     everything = trio.run(rebuilt, namespace)
     assert len(everything) > course.done / 2
     heard: set[Position] = set()
@@ -182,16 +202,19 @@ def test_the_log_rebuilds_the_volume_and_consumers_miss_nothing(namespace: Names
             assert found == everything[start : start + len(found)], output
             heard.update(found)
     assert heard == set(everything)
-    segments = namespace.report("changes", "status", namespace.url)["segments"]
-    assert segments > 1
-    print(f"{course.done} operations, {len(everything)} records, {segments} segments, {len(outputs)} consumers")
+    archive = namespace.report("changes", "status", namespace.url)
+    assert archive["segments"] > 1
+    assert everything[0].revision < archive["through"] < everything[-1].revision
+    print(
+        f"{course.done} operations in {course.rounds} rounds, {len(everything)} records, {archive['segments']} segments"
+    )
+    print(f"{len(namespace.mounts)} mounts, {len(outputs)} readings, steward: {course.steward.done}")
 
 
 async def rebuilt(namespace: Namespace) -> list[Position]:
     """Rebuild the volume from the whole log, archive and live, and compare; the positions of all records."""
-    store = EtcdStore(EtcdConfig(namespace.cluster.endpoints))
-    try:
-        tree, found = Rebuilt(), list[Position]()
+    tree, found = Rebuilt(), list[Position]()
+    async with opened(namespace) as store:
         async with open_changes(store, namespace.volume, BlobStoreOptions()) as changes:
             start = await changes.beginning()
             async with aclosing(records(changes, start)) as everything:
@@ -200,5 +223,3 @@ async def rebuilt(namespace: Namespace) -> list[Position]:
                     found.append(record.position)
         assert differences(tree.facts(), await volume_facts(store, namespace.volume)) == []
         return found
-    finally:
-        await store.aclose()

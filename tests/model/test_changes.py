@@ -14,6 +14,7 @@ import trio
 from apollofs.metadata.changes import history
 from apollofs.metadata.changes.archiver import ArchiveOptions
 from apollofs.metadata.errors import BodyConflict, MetadataError, NamespaceError
+from apollofs.metadata.policy import Policy
 from apollofs.metadata.records import (
     NOW,
     ROOT_INO,
@@ -24,8 +25,9 @@ from apollofs.metadata.records import (
     RenameFlag,
     SetAttr,
 )
+from apollofs.metadata.sealing import Sealing, read_seals
 from apollofs.metadata.volume import Volume
-from tests.support.change_logs import World, made_world
+from tests.support.change_logs import KEYS, World, made_world
 from tests.support.rebuilt import Rebuilt, differences, volume_facts
 from tests.support.volumes import OPTIONS, VOLUME, mounted
 
@@ -48,6 +50,7 @@ class Player:
         self.calls: list[Callable[[], Awaitable[object]]] = [
             *[self.create, self.mkdir, self.rename, self.commit, self.unlink, self.setattr] * 3,
             *[self.symlink, self.link, self.rmdir, self.exchange, self.times, self.truncate, self.xattr, self.restore],
+            *[self.policy, self.seal, self.unseal],
         ]
 
     async def play(self, steps: int) -> None:
@@ -144,6 +147,22 @@ class Player:
         stones = await self.world.keys_in("g")
         if stones:
             await self.volume.restore(self.rng.choice(stones), await self.directory(), self.name())
+
+    # -- of trees ----------------------------------------------------------------------------------------------------
+
+    async def policy(self) -> None:
+        policy = self.rng.choice([None, Policy(commit_any=1), Policy(soon=(1,), bound_s=self.rng.randrange(1, 9))])
+        await self.volume.placement.set_policy(await self.directory(), policy)
+
+    async def seal(self) -> None:
+        """What is done in it is refused, then, until somebody unseals it."""
+        tree = await self.volume.lookup(await self.directory(), self.name())
+        if tree.is_dir:
+            await Sealing(self.world.store, self.volume).seal(tree.ino, self.rng.choice([60.0, 3600.0]))
+
+    async def unseal(self) -> None:
+        for record in await read_seals(self.world.store, KEYS):
+            await Sealing(self.world.store, self.volume).unseal(record.number)
 
 
 @pytest.fixture

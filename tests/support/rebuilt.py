@@ -5,7 +5,7 @@
     assert tree.facts() == await volume_facts(store, VOLUME)
 
 Bodies are compared by their identity (inode and body version), everything else as it is. Taking a record checks its
-path and old path against the names as they are at that moment.
+path and old path against the names as they are at that moment, and that nothing of it lies in a sealed tree.
 """
 
 from __future__ import annotations
@@ -18,13 +18,17 @@ from apollofs.metadata import codec
 from apollofs.metadata.changes.position import Position
 from apollofs.metadata.changes.record import ChangeRecord
 from apollofs.metadata.format import pages
-from apollofs.metadata.journal import Change
+from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import ROOT_INO, Inode, InodeFlag
+from apollofs.metadata.seal_records import Phase
+from apollofs.metadata.sealing import read_seals
 from apollofs.metadata.store import Range, Store
 
 Facts = dict[str, Any]
 SHOWN_FLAGS = InodeFlag.IMMUTABLE | InodeFlag.APPEND_ONLY
+OF_TREES = frozenset({Kind.SEAL, Kind.UNSEAL, Kind.POLICY})
+"""What is said of a whole tree, and changes no inode."""
 
 
 @dataclass
@@ -58,11 +62,15 @@ class Rebuilt:
         self.nodes: dict[int, Node] = {}
         self.names: dict[tuple[int, bytes], int] = {}
         self.dead: dict[int, Node] = {}
+        self.policies: dict[int, bytes] = {}
+        """Encoded, by the directory that has it, gone or not."""
+        self.seals: dict[int, float] = {}
+        """The term in seconds, by the root of what is sealed."""
         self.position = Position(0)
         self.taken = 0
 
     def facts(self) -> Facts:
-        return {"nodes": self.nodes, "names": self.names}
+        return {"nodes": self.nodes, "names": self.names, "policies": self.policies, "seals": self.seals}
 
     def take(self, record: ChangeRecord) -> None:
         """Apply one record; it must be later than all before."""
@@ -73,7 +81,24 @@ class Rebuilt:
             assert record.old_path == self._path(change.old_parent, change.old_name), record
         if change.parent:
             assert record.path == self._path(change.parent, change.name), record
+        if self.seals and change.kind not in OF_TREES:
+            assert not self._is_sealed(change), record
         getattr(self, f"_{change.kind.name.lower()}")(change)
+
+    def _is_sealed(self, change: Change) -> bool:
+        """Whether anything that it changes lies in a sealed tree. Of a file that it finds by number the log says
+        nothing."""
+        if change.ino in self.seals or change.ino2 in self.seals:
+            return True
+        return any(self._is_below_seal(directory) for directory in (change.parent, change.old_parent) if directory)
+
+    def _is_below_seal(self, directory: int) -> bool:
+        while directory not in self.seals:
+            place = self.nodes[directory].place
+            if directory == ROOT_INO or place is None:
+                return False
+            directory = place[0]
+        return True
 
     def path_of(self, directory: int) -> bytes:
         """Where a directory is now."""
@@ -169,6 +194,18 @@ class Rebuilt:
         del self.nodes[change.ino].xattrs[change.attribute]
         self._set(change.ino, change)
 
+    def _seal(self, change: Change) -> None:
+        self.seals[change.ino] = change.term_s
+
+    def _unseal(self, change: Change) -> None:
+        self.seals.pop(change.ino, None)
+
+    def _policy(self, change: Change) -> None:
+        if change.value:
+            self.policies[change.ino] = change.value
+        else:
+            self.policies.pop(change.ino, None)
+
     # -- parts -------------------------------------------------------------------------------------------------------
 
     def _name(self, change: Change) -> None:
@@ -200,7 +237,7 @@ class Rebuilt:
 
 
 async def volume_facts(store: Store, volume: str) -> Facts:
-    """The same of the volume, as of one revision."""
+    """The same of the volume, as of one revision; seals that stand as of now."""
     keys = Keys(volume)
     revision = (await store.range(Range(keys.superblock))).revision
     nodes: dict[int, Node] = {}
@@ -220,7 +257,9 @@ async def volume_facts(store: Store, volume: str) -> Facts:
         ino, name = keys.parse_xattr(kv.key)
         if ino in nodes:  # else an unlinked file's
             nodes[ino].xattrs[name] = kv.value
-    return {"nodes": nodes, "names": names}
+    policies = {keys.parse_numbers(kv.key)[0]: kv.value async for kv in pages(store, keys.policies, revision=revision)}
+    seals = {seal.root: seal.term_s for seal in await read_seals(store, keys) if seal.phase is Phase.SEALED}
+    return {"nodes": nodes, "names": names, "policies": policies, "seals": seals}
 
 
 def _node_of(inode: Inode) -> Node:

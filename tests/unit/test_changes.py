@@ -15,11 +15,16 @@ from apollofs.metadata.changes.position import Position, parse_position
 from apollofs.metadata.changes.record import ChangeRecord
 from apollofs.metadata.errors import ChangesLost, InvalidArgument, NotFormatted
 from apollofs.metadata.journal import Kind
+from apollofs.metadata.ops.seal import BeginSeal
+from apollofs.metadata.policy import Policy, decode_policy
 from apollofs.metadata.records import ROOT_INO, BodyChange, RenameFlag, SetAttr
+from apollofs.metadata.sealing import Sealing
 from apollofs.metadata.volume import Volume
 from tests.support.change_logs import KEYS, World, made_world
 from tests.support.rebuilt import Rebuilt, differences, volume_facts
 from tests.support.volumes import ME, VOLUME, mounted
+
+TERM_S = 3600.0
 
 
 @pytest.fixture
@@ -213,6 +218,59 @@ async def test_a_restored_file_and_its_attributes_are_rebuilt(world: World) -> N
             tree.take(record)
         assert differences(tree.facts(), await volume_facts(world.store, VOLUME)) == []
         assert tree.nodes[file].xattrs == {b"user.a": b"value"}
+
+
+async def test_seals_are_told_around_what_may_change(world: World) -> None:
+    async with mounted(world.store) as volume:
+        tree = (await volume.mkdir(ROOT_INO, b"tree", 0o755, ME)).ino
+        await volume.mkdir(tree, b"inner", 0o755, ME)
+        start = await world.log().now()
+        sealing = Sealing(world.store, volume)
+        number = (await sealing.seal(tree, TERM_S)).number
+        assert await rebuilt(world) == {tree: TERM_S}
+        await sealing.unseal(number)
+        await volume.mkdir(tree, b"later", 0o755, ME)
+        await sealing.seal(tree, 2 * TERM_S)
+        assert await rebuilt(world) == {tree: 2 * TERM_S}
+        expected = [(Kind.SEAL, b"/tree", None), (Kind.UNSEAL, b"/tree", None), (Kind.MKDIR, b"/tree/later", None)]
+        found = await world.read(start, selects=within(b"/tree"))
+        assert told(found) == [*expected, expected[0]]
+        assert (found[0].change.ino, found[0].change.term_s, stat.S_ISDIR(found[0].change.mode)) == (tree, TERM_S, True)
+
+
+async def test_a_sealing_that_was_given_up(world: World) -> None:
+    """Nobody could rely on it, so there is no seal in the log; what ends it is told."""
+    async with mounted(world.store) as volume:
+        await volume.mkdir(ROOT_INO, b"d", 0o755, ME)
+        start = await world.log().now()
+        number = (await volume.transact(lambda scope: BeginSeal(scope, ROOT_INO, TERM_S))).number
+        assert await world.read(start) == []
+        await Sealing(world.store, volume).unseal(number)
+        assert told(await world.read(start)) == [(Kind.UNSEAL, b"/", None)]
+        assert await rebuilt(world) == {}
+
+
+async def test_policies_are_told(world: World) -> None:
+    policies = [Policy(soon=(1,)), Policy(commit_any=1, bound_s=5), None]
+    async with mounted(world.store) as volume:
+        directory = (await volume.mkdir(ROOT_INO, b"d", 0o755, ME)).ino
+        start = await world.log().now()
+        for policy in policies:
+            await volume.placement.set_policy(directory, policy)
+            await rebuilt(world)
+        found = await world.read(start)
+        assert told(found) == [(Kind.POLICY, b"/d", None)] * 3
+        values = [record.change.value for record in found]
+        assert [decode_policy(value) if value else None for value in values] == policies
+
+
+async def rebuilt(world: World) -> dict[int, float]:
+    """Rebuild the volume from the log, and compare; the seals that stand."""
+    tree = Rebuilt()
+    for record in await world.read():
+        tree.take(record)
+    assert differences(tree.facts(), await volume_facts(world.store, VOLUME)) == []
+    return tree.seals
 
 
 async def test_a_volume_that_is_gone(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,11 @@ def test_policies_are_set_told_and_cleared(world: tuple[World, str]) -> None:
     assert "never" in commands.run("agent", "status", url)
     commands.run("policy", "clear", url, "/")
     assert commands.report("policy", "get", url, "/") == {}
+    told = [json.loads(line) for line in commands.run("changes", url, "--json").splitlines()]
+    assert [(each["kind"], each["path"]) for each in told[1:]] == [("policy", "/")] * 2
+    assert told[1]["policy"] == {name: found[name] for name in ("commit", "commit_any", "async", "bound_s", "read")}
+    assert told[2]["policy"] is None
+    assert commands.run("changes", url).splitlines()[-1].endswith("policy       /  cleared")
 
 
 def test_mistakes_are_one_line(world: tuple[World, str]) -> None:

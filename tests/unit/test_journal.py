@@ -37,6 +37,7 @@ changes = st.builds(
     rdev=numbers,
     attribute=names,
     value=names,
+    term_s=st.integers(0, 1 << 30) | st.floats(0, 1e9),
 )
 
 
