@@ -63,11 +63,13 @@ class AgentOptions:
 
 @dataclass(slots=True)
 class LivePolicies:
-    """All policies of the volume, as `feed.follow_policies` sees them; `changed` is set when they have."""
+    """All policies of the volume, as `feed.follow_policies` sees them; `changed` is set when they have. Until `known`
+    is set there may be some: what the journal tells must not be passed over, as nobody would look at it again."""
 
     by_number: dict[int, Policy] = field(default_factory=dict)
     revisions: dict[int, int] = field(default_factory=dict)
     changed: trio.Event = field(default_factory=trio.Event)
+    known: trio.Event = field(default_factory=trio.Event)
 
     def changed_now(self) -> None:
         self.changed.set()

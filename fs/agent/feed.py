@@ -30,6 +30,7 @@ WANTED_MAX = 1000
 async def follow_journal(context: AgentContext) -> None:
     """Add a job for each commit, in order, until cancelled. Raises StoreError."""
     slots, state = context.keys.slots, context.state
+    await context.policies.known.wait()
     while True:
         if not state.position:
             await _begin_anew(context)
@@ -121,4 +122,5 @@ async def follow_policies(context: AgentContext) -> None:
             live = context.policies
             live.by_number = {number: decode_policy(kv.value) for number, kv in found.items()}
             live.revisions = {number: kv.mod_revision for number, kv in found.items()}
+            live.known.set()
             live.changed_now()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.testing
 
+from apollofs.fs.agent.context import AgentContext
+from apollofs.fs.agent.duties import DUTIES
+from apollofs.fs.agent.feed import follow_policies
 from apollofs.fs.filesystem import Filesystem
 from apollofs.metadata.memory import MemoryStore, Moment, Request
 from apollofs.metadata.policy import Policy
@@ -119,6 +123,28 @@ async def test_a_successor_goes_on(sites: Sites) -> None:
             await until_done(first)
         ino = await save(here, b"second", LARGE)
         async with sites.agent(B) as second:
+            await until_done(second)
+            assert await sites.copied_to(B, volume, ino)
+
+
+async def test_a_successor_that_hears_of_the_policies_late_passes_nothing_over(sites: Sites) -> None:
+    """Etcd may answer what it is asked in any order."""
+
+    async def late(context: AgentContext) -> None:
+        for _ in range(20):
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        await follow_policies(context)
+
+    await sites.set_policy(SOON_B)
+    async with sites.mount(A) as (here, volume):
+        async with sites.agent(B) as first:
+            await save(here, b"first", LARGE)
+            await until_done(first)
+            while not first.state.updated_ns:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+        ino = await save(here, b"second", LARGE)
+        duties = tuple(late if duty is follow_policies else duty for duty in DUTIES)
+        async with sites.agent(B, duties=duties) as second:
             await until_done(second)
             assert await sites.copied_to(B, volume, ino)
 
