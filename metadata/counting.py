@@ -76,11 +76,11 @@ class CountingStore:
         return await self._store.range(request)
 
     def watch(
-        self, key: bytes, range_end: bytes = b"", *, start_revision: int
+        self, key: bytes, range_end: bytes = b"", *, start_revision: int, last_revision: int = 0
     ) -> AbstractAsyncContextManager[AsyncIterator[WatchBatch]]:
         """See the port."""
         self._counts["watch"] += 1
-        return self._store.watch(key, range_end, start_revision=start_revision)
+        return self._store.watch(key, range_end, start_revision=start_revision, last_revision=last_revision)
 
     async def lease_grant(self, ttl_s: int) -> Lease:
         """See the port."""

@@ -46,10 +46,10 @@ class EtcdStore:
         return decode_range(answer, answer.header.revision)
 
     def watch(
-        self, key: bytes, range_end: bytes = b"", *, start_revision: int
+        self, key: bytes, range_end: bytes = b"", *, start_revision: int, last_revision: int = 0
     ) -> AbstractAsyncContextManager[AsyncIterator[WatchBatch]]:
         """See the port. The iterator raises Compacted or StoreAuthFailed; while no server answers, it waits."""
-        return self._watches.watch(key, range_end, start_revision)
+        return self._watches.watch(key, range_end, start_revision, last_revision)
 
     async def lease_grant(self, ttl_s: int) -> Lease:
         """See the port. The server may grant more than was asked: its least is about two seconds."""

@@ -9,7 +9,9 @@ Rules
    until it has caught up with what is buffered here.
 4. A batch ends at the end of a revision. A response that the server has split may end in the middle of one; that
    revision waits until its rest has come.
-5. Only consumers do work: whoever waits for a batch opens the stream if there is none.
+5. Only consumers do work: whoever waits for a batch opens the stream if there is none. If there is one, a watch begins
+   at the server as it is entered.
+6. A watch that ends at a revision is taken from the server as soon as all up to that has come.
 
 The stream has two threads, whatever the number of watches: gRPC's, which sends, and a reader.
 """
@@ -63,6 +65,8 @@ class _Watch:
     key: bytes
     range_end: bytes
     next_revision: int
+    last_revision: int = 0
+    """After which the consumer wants nothing; 0: it does not end."""
     number: int = 0
     created: bool = False
     denied: int = 0
@@ -76,6 +80,11 @@ class _Watch:
     def wake(self) -> None:
         self.changed.set()
         self.changed = trio.Event()
+
+    @property
+    def is_over(self) -> bool:
+        """All that is owed has come."""
+        return 0 < self.last_revision < self.next_revision
 
     def take(self) -> WatchBatch | None:
         if not self.buffer:
@@ -105,6 +114,9 @@ class _Watch:
             self._queue(WatchBatch(revision, ()))
 
     def _queue(self, batch: WatchBatch) -> None:
+        if 0 < self.last_revision < batch.revision:
+            wanted = tuple(event for event in batch.events if event.kv.mod_revision <= self.last_revision)
+            batch = WatchBatch(self.last_revision, wanted)
         size = sum(EVENT_OVERHEAD_BYTES + len(event.kv.key) + len(event.kv.value) for event in batch.events)
         self.buffer.append(_Batch(batch, size))
         self.buffered_bytes += size
@@ -186,6 +198,8 @@ class _Batches:
             if batch is not None:
                 self._backoff_s = BACKOFF_FIRST_S
                 return batch
+            if watch.is_over:
+                raise StopAsyncIteration
             if watch.failure is not None:
                 raise watch.failure
             if self._hub.closed:
@@ -225,12 +239,14 @@ class WatchHub:
 
     @asynccontextmanager
     async def watch(
-        self, key: bytes, range_end: bytes, start_revision: int
+        self, key: bytes, range_end: bytes, start_revision: int, last_revision: int
     ) -> AsyncIterator[AsyncIterator[WatchBatch]]:
         """See the port. Leaving the block takes the watch from the server."""
         if start_revision < NOW or not key:
             raise StoreMisuse("a watch needs a key and a revision to start from")
-        watch = _Watch(key, range_end, start_revision)
+        watch = _Watch(key, range_end, start_revision, last_revision)
+        if self._stream is not None and not self._stream.over:
+            self._create(self._stream, watch)
         try:
             yield _Batches(self, watch)
         finally:
@@ -266,6 +282,9 @@ class WatchHub:
         if self.closed:
             stream.cancel()
             raise StoreUnavailable("the store has been closed")
+        self._create(stream, watch)
+
+    def _create(self, stream: _Stream, watch: _Watch) -> None:
         watch.number = next(self._numbers)
         watch.created = False
         watch.unfinished = []
@@ -315,7 +334,7 @@ class WatchHub:
             watch.add([decode_event(event) for event in response.events], response.fragment)
         elif not response.fragment:
             watch.progress(response.header.revision)
-        if watch.number and watch.buffered_bytes > BUFFER_BYTES_MAX:
+        if watch.number and (watch.is_over or watch.buffered_bytes > BUFFER_BYTES_MAX):
             self._detach(watch)
         watch.wake()
 

@@ -93,13 +93,13 @@ class MemoryStore:
 
     @asynccontextmanager
     async def watch(
-        self, key: bytes, range_end: bytes = b"", *, start_revision: int
+        self, key: bytes, range_end: bytes = b"", *, start_revision: int, last_revision: int = 0
     ) -> AsyncIterator[AsyncIterator[WatchBatch]]:
         """See the port. Nothing is queued: the iterator reads the history when it is asked."""
         if not key or start_revision < NOW:
             raise StoreMisuse("a watch needs a key and a revision to start from")
         await self._request("watch", lambda _: None, key, range_end, start_revision)
-        yield _Watch(self, key, range_end, start_revision)
+        yield _Watch(self, key, range_end, start_revision, last_revision)
 
     async def lease_grant(self, ttl_s: int) -> Lease:
         """See the port."""
@@ -153,11 +153,12 @@ class MemoryStore:
 class _Watch:
     """The batches of one watch. Whoever is cancelled while waiting for one may ask again."""
 
-    def __init__(self, store: MemoryStore, key: bytes, range_end: bytes, first: int) -> None:
+    def __init__(self, store: MemoryStore, key: bytes, range_end: bytes, first: int, last: int) -> None:
         self._store = store
         self._key = key
         self._range_end = range_end
         self._first = first
+        self._last = last
 
     def __aiter__(self) -> AsyncIterator[WatchBatch]:
         return self
@@ -171,12 +172,21 @@ class _Watch:
             if self._first == NOW:
                 self._first = data.revision + 1
                 return WatchBatch(data.revision, ())
+            if self._last and self._first > self._last:
+                raise StopAsyncIteration
             if self._first <= data.revision:
                 last, events = data.events(self._key, self._range_end, self._first, WATCH_REVISIONS_MAX)
                 self._first = last + 1
                 if events:
-                    return WatchBatch(last, events)
+                    return _cut(WatchBatch(last, events), self._last)
             else:
                 data.check_history(self._first)
                 with trio.move_on_after(max(EXPIRY_POLL_S, data.next_expiry_s())):
                     await self._store.shared.changed.wait()
+
+
+def _cut(batch: WatchBatch, last: int) -> WatchBatch:
+    """What a watch tells that ends at a revision (0: it does not)."""
+    if not last or batch.revision < last:
+        return batch
+    return WatchBatch(last, tuple(event for event in batch.events if event.kv.mod_revision <= last))

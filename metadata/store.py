@@ -162,7 +162,7 @@ class Store(Protocol):
         ...
 
     def watch(
-        self, key: bytes, range_end: bytes = b"", *, start_revision: int
+        self, key: bytes, range_end: bytes = b"", *, start_revision: int, last_revision: int = 0
     ) -> AbstractAsyncContextManager[AsyncIterator[WatchBatch]]:
         """Every change of the key or range from `start_revision` on, in order, none missing and none twice.
 
@@ -170,6 +170,10 @@ class Store(Protocol):
         that before the first that will be told. Who has read what is there after that batch has missed nothing, and
         hears at once, whereas a watch that starts in the past may be told of its first changes later (etcd 3.5: by up
         to 100 ms).
+
+        With `last_revision` the iterator ends when all up to that has been told, and its last batch ends there; the
+        server is asked for nothing that is later. It takes an event at or after it to know: where none may come, see
+        that there is one.
 
         Reconnects by itself and goes on where it was. Raises `Compacted` from the iterator when history that is
         still owed has been compacted.

@@ -2,8 +2,9 @@
 
 etcd gives a watch that lags 1,000 revisions every 100 ms, and for each such portion it reads everything from the watch
 that lags most up to now: who is far behind on one watch would need hours, and cost etcd the more the further behind. So
-who is far behind opens many watches, *lanes*, each from where the one before has to end; all of them are served by the
-same reading. The lanes are read one after the other, so the order is that of one watch. The last one has no end.
+who is far behind opens many watches, *lanes*, each from where the one before ends; all of them are served by the same
+reading. A lane is what one portion holds, and leaves the server with it: the next reading would only serve it with what
+other lanes have. They are read one after the other, so the order is that of one watch. The last one has no end.
 
 etcd does not tell a watch to which nothing happens how far it has come, so a mark is put behind all lanes that end.
 """
@@ -26,11 +27,11 @@ from apollofs.metadata.session import retry
 from apollofs.metadata.store import Compare, Put, Range, Relation, Store, Target, WatchBatch, prefix_end
 
 READ_S = 30.0
-LANE_REVISIONS = 1000
-"""etcd's portion."""
+LANE_REVISIONS = 999
+"""etcd's portion, but for the revision before the first, which a watch asks for too (`etcd_watch.py`)."""
 LANES_MAX = 32
 """Each holds what etcd gives at once, and what a watch buffers at most."""
-LAG_MIN = 4 * LANE_REVISIONS
+LAG_MIN = 4000
 """Nearer to the end one watch is as good."""
 
 
@@ -63,19 +64,21 @@ async def watched_slots(store: Store, keys: Keys, start: int) -> AsyncIterator[A
 
 @dataclass(eq=False, slots=True)
 class _Lane:
-    """One watch. `last`: the revision at which it ends, known to be followed by an event; 0: it does not end."""
+    """One watch; the last one does not end."""
 
     opened: AbstractAsyncContextManager[AsyncIterator[WatchBatch]]
     batches: AsyncIterator[WatchBatch]
-    last: int
     ready: deque[WatchBatch] = field(default_factory=deque)
     failure: StoreError | None = None
+    is_over: bool = False
     begun: bool = False
 
     async def fetch(self) -> None:
         """Wait for the next batch. Cancelled, nothing is lost, and the watch stays at the server."""
         try:
             self.ready.append(await anext(self.batches))
+        except StopAsyncIteration:
+            self.is_over = True
         except StoreError as exc:
             self.failure = exc
 
@@ -94,18 +97,18 @@ class Lanes:
         return self
 
     async def __anext__(self) -> WatchBatch:
-        await self._open()
-        head = self._lanes[0]
-        while not head.ready:
+        while True:
+            await self._open()
+            head = self._lanes[0]
+            if head.ready:
+                return head.ready.popleft()
             if head.failure is not None:
                 raise head.failure
-            await self._fetch(head)
-        batch = head.ready.popleft()
-        if not head.last or batch.revision < head.last:
-            return batch
-        self._lanes.popleft()
-        await head.opened.__aexit__(None, None, None)
-        return WatchBatch(head.last, tuple(event for event in batch.events if event.kv.mod_revision <= head.last))
+            if head.is_over:
+                self._lanes.popleft()
+                await head.opened.__aexit__(None, None, None)
+            else:
+                await self._fetch(head)
 
     async def aclose(self) -> None:
         """Take all watches from the server."""
@@ -114,12 +117,16 @@ class Lanes:
                 await self._lanes.popleft().opened.__aexit__(None, None, None)
 
     async def _open(self) -> None:
-        """As many lanes as there may be, and as there are revisions for."""
+        """As many lanes as there may be, and as there are revisions for; when half of them are read, so that many begin
+        at a time."""
+        if len(self._lanes) > LANES_MAX // 2:
+            return
         while len(self._lanes) < LANES_MAX and self._next:
             last = self._next + LANE_REVISIONS - 1
             last = last if last < self._mark else 0
-            opened = self._store.watch(self._slots, prefix_end(self._slots), start_revision=self._next)
-            self._lanes.append(_Lane(opened, await opened.__aenter__(), last))
+            slots = self._slots
+            opened = self._store.watch(slots, prefix_end(slots), start_revision=self._next, last_revision=last)
+            self._lanes.append(_Lane(opened, await opened.__aenter__()))
             self._next = last + 1 if last else 0
 
     async def _fetch(self, head: _Lane) -> None:

@@ -1,4 +1,7 @@
-"""What processes do to a mount while its change log is followed: anything, on few names, so that they meet."""
+"""What processes do to a mount while its change log is followed: anything, on few names, so that they meet.
+
+Each is at home in one directory, where its mount mostly changes names alone, ahead of etcd.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +10,50 @@ import os
 import random
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from apollofs.fs.mountinfo import mount_at
 
 NAMES = "abcd"
+AT_HOME = 0.8
+"""How often."""
 GONE = (errno.ENOTCONN, errno.ECONNABORTED)
 """What calls say of a mount whose daemon has died."""
 EXCHANGE = 2
 
 
-def play(root: Path, count: int, seed: int) -> int:
+@dataclass(frozen=True)
+class Place:
+    """A mount's root, and the name in it where its processes are at home."""
+
+    root: Path
+    home: str
+
+
+def play(place: Place, count: int, seed: int) -> int:
     """Do `count` random things; how many succeeded. Ends early when the mount has died."""
     rng = random.Random(seed)
     done = 0
     for _ in range(count):
         try:
-            rng.choice(CALLS)(root, rng)
+            rng.choice(CALLS)(place, rng)
             done += 1
         except OSError as exc:
-            if exc.errno in GONE or mount_at(str(root)) is None:
+            if exc.errno in GONE or mount_at(str(place.root)) is None:
                 return done
     return done
 
 
-def some_path(root: Path, rng: random.Random) -> Path:
-    return root.joinpath(*(rng.choice(NAMES) for _ in range(rng.randrange(1, 4))))
+def some_path(place: Place, rng: random.Random) -> Path:
+    top = place.home if rng.random() < AT_HOME else rng.choice(NAMES)
+    return place.root.joinpath(top, *(rng.choice(NAMES) for _ in range(rng.choice([0, 1, 1, 2, 2]))))
 
 
-def write(root: Path, rng: random.Random) -> None:
+def write(place: Place, rng: random.Random) -> None:
     flags = rng.choice([os.O_TRUNC, os.O_APPEND, 0]) | rng.choice([os.O_CREAT, os.O_CREAT | os.O_EXCL])
     # a fifo without a reader is refused, not waited for
-    fd = os.open(some_path(root, rng), flags | os.O_WRONLY | os.O_NONBLOCK, 0o644)
+    fd = os.open(some_path(place, rng), flags | os.O_WRONLY | os.O_NONBLOCK, 0o644)
     try:
         os.write(fd, rng.randbytes(rng.choice([0, 10, 5000, 40_000])))
         if rng.random() < 0.3:
@@ -47,31 +62,31 @@ def write(root: Path, rng: random.Random) -> None:
         os.close(fd)
 
 
-def make(root: Path, rng: random.Random) -> None:
-    rng.choice([os.mkdir, os.mkdir, os.mkdir, os.mkfifo])(some_path(root, rng))
+def make(place: Place, rng: random.Random) -> None:
+    rng.choice([os.mkdir, os.mkdir, os.mkdir, os.mkfifo])(some_path(place, rng))
 
 
-def remove(root: Path, rng: random.Random) -> None:
-    path = some_path(root, rng)
+def remove(place: Place, rng: random.Random) -> None:
+    path = some_path(place, rng)
     if stat.S_ISDIR(os.lstat(path).st_mode):
         os.rmdir(path)
     else:
         os.unlink(path)
 
 
-def rename(root: Path, rng: random.Random) -> None:
-    os.rename(some_path(root, rng), some_path(root, rng))
+def rename(place: Place, rng: random.Random) -> None:
+    os.rename(some_path(place, rng), some_path(place, rng))
 
 
-def link(root: Path, rng: random.Random) -> None:
+def link(place: Place, rng: random.Random) -> None:
     if rng.random() < 0.5:
-        os.symlink(rng.choice(NAMES), some_path(root, rng))
+        os.symlink(rng.choice(NAMES), some_path(place, rng))
     else:
-        os.link(some_path(root, rng), some_path(root, rng), follow_symlinks=False)
+        os.link(some_path(place, rng), some_path(place, rng), follow_symlinks=False)
 
 
-def change(root: Path, rng: random.Random) -> None:
-    path = some_path(root, rng)
+def change(place: Place, rng: random.Random) -> None:
+    path = some_path(place, rng)
     if path.is_symlink():
         os.utime(path, ns=(5, rng.randrange(1 << 60)), follow_symlinks=False)
         return
@@ -85,15 +100,15 @@ def change(root: Path, rng: random.Random) -> None:
     rng.choice(calls)()
 
 
-def xattr(root: Path, rng: random.Random) -> None:
-    path, name = some_path(root, rng), f"user.{rng.choice(NAMES)}"
+def xattr(place: Place, rng: random.Random) -> None:
+    path, name = some_path(place, rng), f"user.{rng.choice(NAMES)}"
     if rng.random() < 0.6:
         os.setxattr(path, name, rng.randbytes(rng.choice([0, 8, 500])))
     else:
         os.removexattr(path, name)
 
 
-CALLS: list[Callable[[Path, random.Random], None]] = [
+CALLS: list[Callable[[Place, random.Random], None]] = [
     *[write] * 4,
     *[make] * 3,
     *[rename] * 3,

@@ -53,10 +53,10 @@ class HookedStore:
         return await self._call(Request("range", (request,)), lambda: self._store.range(request))
 
     def watch(
-        self, key: bytes, range_end: bytes = b"", *, start_revision: int
+        self, key: bytes, range_end: bytes = b"", *, start_revision: int, last_revision: int = 0
     ) -> AbstractAsyncContextManager[AsyncIterator[WatchBatch]]:
         """See the port."""
-        return self._store.watch(key, range_end, start_revision=start_revision)
+        return self._store.watch(key, range_end, start_revision=start_revision, last_revision=last_revision)
 
     async def lease_grant(self, ttl_s: int) -> Lease:
         """See the port."""

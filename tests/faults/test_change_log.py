@@ -21,7 +21,7 @@ import trio
 from apollofs.blobstore import BlobStoreOptions
 from apollofs.fs.changes import open_changes, records
 from apollofs.metadata.changes.position import Position, parse_position
-from tests.faults.change_players import play
+from tests.faults.change_players import NAMES, Place, play
 from tests.faults.change_steward import Steward, compact, opened
 from tests.mounted.agents import AgentProcess, start_agent
 from tests.mounted.client import Client
@@ -31,7 +31,7 @@ from tests.support.rebuilt import Rebuilt, differences, volume_facts
 pytestmark = [pytest.mark.faults, pytest.mark.mounted, pytest.mark.slow]
 OPERATIONS = int(os.environ.get("APOLLOFS_CHANGES_OPERATIONS", "2000"))
 SEED = int(os.environ.get("APOLLOFS_CHANGES_SEED", "1"))
-ROUND = max(250, OPERATIONS // 50)
+ROUND = max(250, OPERATIONS // 25)
 """What each mount tries between two misfortunes; a fifth of it succeeds."""
 ROUND_DEADLINE_S = 300
 MOUNTS = 3
@@ -127,8 +127,8 @@ class Course:
     def round(self, *misfortunes: Callable[[], None]) -> None:
         """All mounts at work, and something happens."""
         playing = [
-            client.start(play, mount.path, ROUND, self.rng.randrange(1 << 30))
-            for client, mount in zip(self.clients, self.mounts, strict=True)
+            client.start(play, Place(mount.path, home), ROUND, self.rng.randrange(1 << 30))
+            for client, mount, home in zip(self.clients, self.mounts, NAMES, strict=False)
         ]
         playing[0].is_done(self.rng.random() / 2)
         for happen in misfortunes or (next(self.misfortunes), self.steward.act):
