@@ -31,6 +31,9 @@ _OPERAND_FIELDS = {
 }
 
 
+DELETED = rpc.Event.DELETE
+
+
 def encode_txn(compares: Sequence[Compare], then: Sequence[Op], orelse: Sequence[Op]) -> rpc.TxnRequest:
     """Raises RequestTooLarge past the port's size, StoreMisuse for what the port forbids and etcd would allow."""
     request = rpc.TxnRequest()
@@ -115,5 +118,5 @@ def decode_key_value(kv: rpc.KeyValue) -> KeyValue:
     return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease)
 
 
-def decode_event(message: rpc.Event) -> Event:
-    return Event(message.type == rpc.Event.DELETE, decode_key_value(message.kv))
+def decode_events(messages: Sequence[rpc.Event]) -> list[Event]:
+    return [Event(message.type == DELETED, decode_key_value(message.kv)) for message in messages]

@@ -34,7 +34,7 @@ import trio
 
 from apollofs.metadata.errors import Compacted, StoreAuthFailed, StoreError, StoreMisuse, StoreUnavailable
 from apollofs.metadata.etcd_client import Endpoint, EtcdClient
-from apollofs.metadata.etcd_codec import decode_event
+from apollofs.metadata.etcd_codec import decode_events
 from apollofs.metadata.etcd_connection import Connection, Metadata
 from apollofs.metadata.etcd_errors import classify, classify_status
 from apollofs.metadata.etcdrpc import rpc_pb2 as rpc
@@ -95,7 +95,12 @@ class _Watch:
 
     def add(self, events: list[Event], more_to_come: bool) -> None:
         """Queue the revisions that are complete."""
-        self.unfinished += [event for event in events if event.kv.mod_revision >= self.next_revision]
+        if events and events[0].kv.mod_revision < self.next_revision:
+            events = [event for event in events if event.kv.mod_revision >= self.next_revision]
+        if not self.unfinished:
+            self.unfinished = events
+        else:
+            self.unfinished += events
         if not self.unfinished:
             return
         last = self.unfinished[-1].kv.mod_revision
@@ -331,7 +336,7 @@ class WatchHub:
             if watch.next_revision == NOW:
                 watch.progress(response.header.revision)
         elif response.events:
-            watch.add([decode_event(event) for event in response.events], response.fragment)
+            watch.add(decode_events(response.events), response.fragment)
         elif not response.fragment:
             watch.progress(response.header.revision)
         if watch.number and (watch.is_over or watch.buffered_bytes > BUFFER_BYTES_MAX):

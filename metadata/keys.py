@@ -316,6 +316,11 @@ class Keys:
         rest = key[len(self.prefix) + 2 :]
         return tuple(_U64.unpack_from(rest, at)[0] for at in range(0, len(rest), 9))
 
+    def parse_slot(self, key: bytes) -> int:
+        """The session of a journal slot's key."""
+        session: int = _U64.unpack_from(key, len(self.slots))[0]
+        return session
+
     def parse_xattr(self, key: bytes) -> tuple[int, bytes]:
         """(ino, attribute name) of an xattr's key."""
         at = len(self._xattr)

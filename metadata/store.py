@@ -125,8 +125,7 @@ class TxnResult(NamedTuple):
     ranges: tuple[RangeResult | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One change of one key. For a deletion `kv.value` is empty and `kv.mod_revision` the revision that deleted it."""
 
     deleted: bool

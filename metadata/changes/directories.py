@@ -50,6 +50,11 @@ class Directories:
             return found
         return b"%s%s" % (found, name) if directory == ROOT_INO else b"%s/%s" % (found, name)
 
+    def know(self, change: Change) -> bool:
+        """Whether there is nothing to `prepare`."""
+        paths = self._paths
+        return (not change.parent or change.parent in paths) and (not change.old_parent or change.old_parent in paths)
+
     async def prepare(self, change: Change, revision: int) -> None:
         """See that the directories which a change of `revision` names are known, if anybody knows them."""
         for directory in (change.parent, change.old_parent):

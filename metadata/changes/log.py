@@ -193,7 +193,8 @@ class ChangeLog:
         for offset, change in enumerate(slot.changes):
             if change.kind not in NAMESPACE_KINDS:
                 continue
-            await directories.prepare(change, entry.revision)
+            if not directories.know(change):
+                await directories.prepare(change, entry.revision)
             position = Position(entry.revision, offset)
             if position >= start:
                 path = directories.path(change.parent, change.name)

@@ -40,4 +40,4 @@ def entries_of(keys: Keys, events: Iterable[Event]) -> Iterator[SlotEntry]:
         if not event.deleted:
             fields = codec.decode_fields(event.kv.value)
             if journal.is_of_namespace(fields):
-                yield SlotEntry(event.kv.mod_revision, keys.parse_numbers(event.kv.key)[0], fields)
+                yield SlotEntry(event.kv.mod_revision, keys.parse_slot(event.kv.key), fields)

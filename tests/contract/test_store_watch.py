@@ -83,6 +83,36 @@ async def test_only_the_key_or_range_that_was_asked_for(place: Place) -> None:
         assert short(place, await take(batches, 2)) == [("+b", b""), ("+b", b"")]
 
 
+async def test_a_watch_ends_where_it_is_told(place: Place) -> None:
+    first = await put(place, "a", b"1")
+    await put(place, "a", b"2")
+    last = (await place.store.txn((), (Put(b"elsewhere", b""),))).revision
+    async with place.store.watch(*place.all, start_revision=first, last_revision=last) as batches:
+        assert short(place, await take(batches, 2)) == [("+a", b"1"), ("+a", b"2")]
+        await put(place, "a", b"3")
+        with trio.fail_after(BOUND_S):
+            rest = [batch async for batch in batches]
+        assert [(batch.revision, batch.events) for batch in rest] in ([(last, ())], [])
+    async with place.store.watch(*place.all, start_revision=first, last_revision=first) as batches:
+        with trio.fail_after(BOUND_S):
+            found = [batch async for batch in batches]
+        assert [(batch.revision, short(place, list(batch.events))) for batch in found] == [(first, [("+a", b"1")])]
+        with pytest.raises(StopAsyncIteration):
+            await anext(batches)
+
+
+async def test_many_watches_that_end_and_one_that_does_not(place: Place) -> None:
+    revisions = [await put(place, "a", b"%d" % number) for number in range(20)]
+    async with place.store.watch(*place.all, start_revision=revisions[0]) as endless:
+        for number, revision in enumerate(revisions):
+            last = revisions[min(number + 3, 19)]
+            async with place.store.watch(*place.all, start_revision=revision, last_revision=last) as batches:
+                with trio.fail_after(BOUND_S):
+                    events = [event async for batch in batches for event in batch.events]
+                assert [event.kv.mod_revision for event in events] == revisions[number : number + 4]
+        assert len(await take(endless, 20)) == 20
+
+
 async def test_a_watch_starts_where_it_is_told(place: Place) -> None:
     await put(place, "a", b"1")
     second = await put(place, "a", b"2")

@@ -31,10 +31,12 @@ from tests.support.rebuilt import Rebuilt, differences, volume_facts
 pytestmark = [pytest.mark.faults, pytest.mark.mounted, pytest.mark.slow]
 OPERATIONS = int(os.environ.get("APOLLOFS_CHANGES_OPERATIONS", "2000"))
 SEED = int(os.environ.get("APOLLOFS_CHANGES_SEED", "1"))
-ROUND = max(250, OPERATIONS // 25)
-"""What each mount tries between two misfortunes; a fifth of it succeeds."""
+ROUND = max(150, OPERATIONS // 60)
+"""What each process tries between two misfortunes; a fifth of it succeeds."""
 ROUND_DEADLINE_S = 300
 MOUNTS = 3
+PROCESSES = 2
+"""On each mount."""
 LEASE_S = 4
 SITES = ("west", "east")
 READ_DEADLINE_S = 300
@@ -92,7 +94,7 @@ class Course:
         self.rng = rng
         self.numbers = iter(range(1_000_000))
         self.mounts = [self.mount() for _ in range(MOUNTS)]
-        self.clients = [stack.enter_context(Client.started()) for _ in range(MOUNTS)]
+        self.clients = [stack.enter_context(Client.started()) for _ in range(MOUNTS * PROCESSES)]
         follow = ("changes", "read", namespace.url, "--group", "readers", "--follow", "--json")
         self.consumers = [Command(namespace, f"consumer{number}", follow) for number in range(2)]
         self.agents = {site: self.agent(site) for site in SITES}
@@ -126,9 +128,10 @@ class Course:
 
     def round(self, *misfortunes: Callable[[], None]) -> None:
         """All mounts at work, and something happens."""
+        places = list(zip(self.mounts, NAMES, strict=False))
         playing = [
             client.start(play, Place(mount.path, home), ROUND, self.rng.randrange(1 << 30))
-            for client, mount, home in zip(self.clients, self.mounts, NAMES, strict=False)
+            for client, (mount, home) in zip(self.clients, places * PROCESSES, strict=True)
         ]
         playing[0].is_done(self.rng.random() / 2)
         for happen in misfortunes or (next(self.misfortunes), self.steward.act):
