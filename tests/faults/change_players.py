@@ -16,8 +16,10 @@ from pathlib import Path
 from apollofs.fs.mountinfo import mount_at
 
 NAMES = "abcd"
-AT_HOME = 0.8
-"""How often."""
+AT_HOME = 0.95
+"""How often. What is done elsewhere takes its delegations from who is at home there."""
+DEPTHS = (0, *[1, 2] * 5)
+"""Below the top; there all meet."""
 GONE = (errno.ENOTCONN, errno.ECONNABORTED)
 """What calls say of a mount whose daemon has died."""
 EXCHANGE = 2
@@ -47,7 +49,7 @@ def play(place: Place, count: int, seed: int) -> int:
 
 def some_path(place: Place, rng: random.Random) -> Path:
     top = place.home if rng.random() < AT_HOME else rng.choice(NAMES)
-    return place.root.joinpath(top, *(rng.choice(NAMES) for _ in range(rng.choice([0, 1, 1, 2, 2]))))
+    return place.root.joinpath(top, *(rng.choice(NAMES) for _ in range(rng.choice(DEPTHS))))
 
 
 def write(place: Place, rng: random.Random) -> None:
