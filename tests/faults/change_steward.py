@@ -10,7 +10,7 @@ import trio
 
 from apollofs.fs.command_volume import command_volume
 from apollofs.metadata.changes.compaction import CompactionOptions, compact_behind_archive
-from apollofs.metadata.errors import NamespaceError
+from apollofs.metadata.errors import NamespaceError, NoSuchEntry
 from apollofs.metadata.etcd import EtcdConfig, EtcdStore
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.policy import Policy
@@ -23,7 +23,7 @@ from tests.faults.change_players import NAMES
 from tests.mounted.harness import Namespace
 
 SITES = (1, 2)
-STONES_MAX = 100
+STONES_MAX, STONES_TRIED = 500, 20
 
 
 @asynccontextmanager
@@ -83,9 +83,11 @@ class Steward:
     async def _restore(self, store: EtcdStore, volume: Volume) -> None:
         stones = self._keys.table(b"g")
         found = await store.range(Range(stones, prefix_end(stones), limit=STONES_MAX, keys_only=True))
-        if found.kvs:
-            stone = self._rng.choice(found.kvs).key
-            await volume.restore(stone, await self._directory(volume), self._rng.choice(NAMES).encode())
+        for kv in self._rng.sample(found.kvs, min(len(found.kvs), STONES_TRIED)):
+            with suppress(NamespaceError):  # it is of a body that was changed, or the name is in use
+                await volume.restore(kv.key, await self._directory(volume), self._rng.choice(NAMES).encode())
+                return
+        raise NoSuchEntry("nothing can be restored")
 
     async def _directory(self, volume: Volume) -> int:
         """One or two levels deep. NoSuchEntry, NotADirectory."""
