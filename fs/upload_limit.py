@@ -16,6 +16,8 @@ from apollofs.blobstore import BlobStoreError
 from apollofs.fs.errors import BodyUnavailable
 
 START = 8
+LEAST = 4
+"""Trials go no lower, or many small losses would add up; only failures do, and what they took comes back."""
 ROUND_S = 0.25
 """A number is tried for so long at least, and for two uploads of each place."""
 GAIN = 1.05
@@ -87,7 +89,10 @@ class Climber:
             self._try_another()
 
     def _try_another(self) -> None:
-        if not 1 <= self.limit + self._direction <= self._at_most:
+        if self.limit < min(LEAST, self._at_most):
+            self._move(1)
+            return
+        if not min(LEAST, self._at_most) <= self.limit + self._direction <= self._at_most:
             self._direction, self._rest = -self._direction, REST_ROUNDS
             return
         self._trial = self._move(self._direction * max(1, self.limit // 4))

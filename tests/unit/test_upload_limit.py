@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from apollofs.fs.errors import BodyUnavailable
-from apollofs.fs.upload_limit import START, Climber, UploadLimit
+from apollofs.fs.upload_limit import LEAST, START, Climber, UploadLimit
 
 BLOCK = 8 << 20
 MB = 10**6
@@ -76,6 +76,15 @@ def test_a_store_that_becomes_slow_gets_fewer() -> None:
     now = play(climber, store(connection=50 * MB, in_all=1e12), 3000)
     play(climber, store(connection=50 * MB, in_all=60 * MB), 3000, now)
     assert climber.limit <= 4
+
+
+def test_small_losses_do_not_add_up() -> None:
+    climber, rate, now = Climber(16), 100.0, 0.0
+    for _ in range(5000):
+        # a store that is a little slower with each upload less, by less than what is worth a trial
+        now += BLOCK / (rate * MB * 0.98 ** (16 - climber.limit))
+        climber.ended(now, BLOCK, contended=True)
+    assert climber.limit >= LEAST
 
 
 def test_who_has_little_to_upload_learns_nothing() -> None:
