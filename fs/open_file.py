@@ -354,8 +354,8 @@ class OpenFile:
 
     # -- committing --------------------------------------------------------------------------------------------------
 
-    def ready_uploads(self) -> list[Callable[[], Awaitable[bool]]]:
-        """Blocks to be stored before anybody asks for it (`EarlyBlocks.ready`)."""
+    async def ready_uploads(self) -> list[Callable[[], Awaitable[bool]]]:
+        """Blocks to be stored before anybody asks for it (`EarlyBlocks.ready`). Raises BodyError."""
         if not self.is_dirty:
             self._tools.growing.discard(self)
             return []

@@ -217,11 +217,15 @@ class PassedFile(OpenFile):
 
     # -- committing --------------------------------------------------------------------------------------------------
 
-    def ready_uploads(self) -> list[Callable[[], Awaitable[bool]]]:
+    async def ready_uploads(self) -> list[Callable[[], Awaitable[bool]]]:
         """Blocks to be stored before anybody asks for it (`StoredBlocks.ready`)."""
-        if self.is_lost or self._state.orphaned or self.copy.closed:
+        if not self._may_store():
             return []
-        return self._stored.ready(self.copy)
+        ready = await self._stored.ready(self.copy)
+        return ready if self._may_store() else []
+
+    def _may_store(self) -> bool:
+        return not (self.is_lost or self._state.orphaned or self.copy.closed)
 
     def refer_to_all(self, footers: Sequence[Footer | None]) -> None:
         """The copy holds the body as it is, with these checksums by block."""

@@ -12,12 +12,13 @@ that is what the kernel goes on to read.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import trio
@@ -238,13 +239,20 @@ class Passing:
                 if self._bodies.passed_files:
                     await self._bodies.keep_room()
                 for file in self._bodies.growing_files:
-                    for upload in file.ready_uploads():
-                        nursery.start_soon(_try, upload)
+                    with _told_later():
+                        for upload in await file.ready_uploads():
+                            nursery.start_soon(_try, upload)
 
 
 async def _try(upload: Callable[[], Awaitable[bool]]) -> None:
+    with _told_later():
+        await upload()
+
+
+@contextlib.contextmanager
+def _told_later() -> Iterator[None]:
     """Errors are told by the commit, which tries again."""
     try:
-        await upload()
+        yield
     except (BodyError, BlobStoreError, MetadataError) as exc:
         log.info("a block could not be stored ahead of its commit: %s", exc)

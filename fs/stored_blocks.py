@@ -139,25 +139,38 @@ class StoredBlocks:
         async def one(job: tuple[int, int, BlockPlace | None]) -> None:
             found.append(await self._store(copy, *job))
 
-        await share_out(one, self._jobs(copy, size, found), min(count, self._uploads.workers))
+        data = await copy.data_within(0, size)
+        holding = {index for low, end in data for index in range(low // self._block_bytes, self._behind(end))}
+        await share_out(one, self._jobs(size, holding, found), min(count, self._uploads.workers))
         return any(found)
 
-    def _jobs(self, copy: WorkingCopy, size: int, found: list[bool]) -> Iterator[tuple[int, int, BlockPlace | None]]:
-        """What is not stored yet comes first: while it is on its way, the rest is compared."""
+    def _behind(self, end: int) -> int:
+        """The first block that begins at or after `end`."""
+        return -(-end // self._block_bytes)
+
+    def _jobs(self, size: int, holding: set[int], found: list[bool]) -> Iterator[tuple[int, int, BlockPlace | None]]:
+        """What is not stored yet comes first: while it is on its way, the rest is compared. `holding`: the blocks that
+        have any data."""
         count = block_count(size, self._block_bytes)
         for index in sorted(range(count), key=self._table.__contains__):
-            start = index * self._block_bytes
-            length = min(self._block_bytes, size - start)
-            if copy.has_data(start, start + length):
+            length = min(self._block_bytes, size - index * self._block_bytes)
+            if index in holding:
                 yield index, length, self._reserve(index, length)
             elif index in self._table:
                 self._drop([index])
                 found.append(True)
 
-    def ready(self, copy: WorkingCopy) -> list[Callable[[], Awaitable[bool]]]:
+    async def ready(self, copy: WorkingCopy) -> list[Callable[[], Awaitable[bool]]]:
         """Uploads of blocks that look finished: whole, without holes, and so since the last call. To be started at
-        once, in this order; they raise as `bring_up` does, and then the commit stores the block."""
-        full = set(self._full_blocks(copy, copy.size_bytes // self._block_bytes))
+        once, in this order; they raise as `bring_up` does, and then the commit stores the block. Raises
+        StagingFailed."""
+        at = next(filter(self._is_open, range(copy.size_bytes // self._block_bytes)), None)
+        if at is None:
+            self._full_before = set()
+            return []
+        data = await copy.data_within(at * self._block_bytes, (at + LOOK_AHEAD) * self._block_bytes)
+        whole = (range(self._behind(low), end // self._block_bytes) for low, end in data)
+        full = {index for indices in whole for index in indices if self._is_open(index)}
         first = sorted(full & self._full_before)[: self._uploads.workers]
         self._full_before = full
         return [
@@ -165,13 +178,9 @@ class StoredBlocks:
             for index in first
         ]
 
-    def _full_blocks(self, copy: WorkingCopy, count: int) -> Iterator[int]:
-        """The first of those that are whole and not stored yet."""
-        at = next((index for index in range(count) if index not in self._table and index not in self._busy), count)
-        for index in range(at, min(count, at + LOOK_AHEAD)):
-            start = index * self._block_bytes
-            if index not in self._table and index not in self._busy and copy.is_full(start, start + self._block_bytes):
-                yield index
+    def _is_open(self, index: int) -> bool:
+        """Whether a block is neither stored nor being stored."""
+        return index not in self._table and index not in self._busy
 
     async def _store(self, copy: WorkingCopy, index: int, length: int, reserved: BlockPlace | None) -> bool:
         """Store one block if it differs from what is stored; whether it did."""

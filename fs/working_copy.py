@@ -119,15 +119,16 @@ class WorkingCopy:
                 return None
             raise staging_error(exc) from exc
 
-    def has_data(self, start: int, end: int) -> bool:
-        """Whether any byte of `[start, end)` was ever written."""
-        found = self.seek(start, os.SEEK_DATA)
-        return found is not None and found < end
+    async def data_within(self, start: int, end: int) -> list[tuple[int, int]]:
+        """The parts of `[start, end)` that have no hole, as (offset, end), in order. What lies past the end is a hole.
 
-    def is_full(self, start: int, end: int) -> bool:
-        """Whether `[start, end)` has no hole. What lies past the end is one."""
-        found = self.seek(start, os.SEEK_HOLE)
-        return found is not None and found >= end
+        In a thread: who writes to the file holds the kernel's lock of it, and a look at its holes waits for that.
+        """
+        try:
+            fd = os.dup(self.fd)  # the copy may be closed meanwhile
+        except OSError as exc:
+            raise staging_error(exc) from exc
+        return await trio.to_thread.run_sync(_data_within, fd, start, end, limiter=self._limiter)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -146,6 +147,24 @@ class WorkingCopy:
                 os.unlink(self.path)
             except FileNotFoundError:
                 pass
+
+
+def _data_within(fd: int, start: int, end: int) -> list[tuple[int, int]]:
+    """Closes `fd`."""
+    found = []
+    try:
+        while start < end:
+            low = os.lseek(fd, start, os.SEEK_DATA)
+            if low >= end:
+                break
+            start = os.lseek(fd, low, os.SEEK_HOLE)
+            found.append((low, min(start, end)))
+    except OSError as exc:
+        if exc.errno != errno.ENXIO:  # only a hole follows
+            raise staging_error(exc) from exc
+    finally:
+        os.close(fd)
+    return found
 
 
 def is_released(fd: int) -> bool:

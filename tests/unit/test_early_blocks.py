@@ -44,7 +44,7 @@ def noise(seed: int, size: int) -> bytes:
 
 async def store_ready(file: OpenFile) -> int:
     """One poll of the uploader; how many blocks it stored."""
-    return sum([await upload() for upload in file.ready_uploads()])
+    return sum([await upload() for upload in await file.ready_uploads()])
 
 
 async def store_all(file: OpenFile) -> int:
@@ -73,7 +73,7 @@ async def test_a_commit_finds_what_was_stored_while_the_file_grew(world: World, 
     assert len(body.inode.extents) == 1
     assert await mount.content(file.ino) == data
     assert world.blobs.reads == [], "what was stored early is in the cache too"
-    assert file.ready_uploads() == []
+    assert await file.ready_uploads() == []
     assert file not in mount.bodies.growing_files
 
 
@@ -141,14 +141,14 @@ async def test_a_commit_waits_for_what_is_on_its_way(world: World, mount: Mount)
     go_on = trio.Event()
     world.blobs.before_put = go_on.wait
     async with trio.open_nursery() as nursery:
-        for upload in file.ready_uploads():
+        for upload in await file.ready_uploads():
             nursery.start_soon(upload)
         with trio.fail_after(60):
             while world.blobs.under_way < 2:
                 await trio.lowlevel.checkpoint()
         nursery.start_soon(file.commit)
         await trio.testing.wait_all_tasks_blocked()
-        assert file.ready_uploads() == []
+        assert await file.ready_uploads() == []
         go_on.set()
     assert len(world.blobs.puts) == 2
     assert await mount.content(file.ino) == data
@@ -197,7 +197,7 @@ async def test_a_block_that_can_not_be_stored_is_left_to_the_commit(world: World
     await file.write(0, data)
     await store_ready(file)
     world.blobs.fail_puts = [BlobStoreUnavailable("down")]
-    first, second = file.ready_uploads()
+    first, second = await file.ready_uploads()
     with pytest.raises(BodyUnavailable):
         await first()
     assert await second()
@@ -237,9 +237,9 @@ async def test_a_file_that_loses_its_name_is_left_alone(world: World, mount: Mou
     file, data = await opened(mount), noise(1, 2 * BLOCK)
     await file.write(0, data)
     await store_ready(file)
-    late = file.ready_uploads()
+    late = await file.ready_uploads()
     file.orphan()
-    assert file.ready_uploads() == []
+    assert await file.ready_uploads() == []
     mount.bodies.release(file)
     for upload in late:
         assert not await upload(), "the staging file is closed"
@@ -260,7 +260,7 @@ async def test_any_writes_and_any_polls(world: World, mount: Mount, seed: int) -
                 case "grow":
                     await write(file, expected, len(expected), chance.randbytes(chance.randrange(1, 6 * BLOCK)))
                 case "poll":
-                    for upload in file.ready_uploads():
+                    for upload in await file.ready_uploads():
                         nursery.start_soon(upload)
                     await trio.lowlevel.checkpoint()
                 case "commit" if chance.random() < 0.3:

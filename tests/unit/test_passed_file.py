@@ -60,7 +60,7 @@ async def until_forgotten(mount: Mount, ino: int) -> None:
 
 async def store_ready(file: PassedFile) -> int:
     """One poll of the uploader; how many blocks it stored."""
-    uploads = file.ready_uploads()
+    uploads = await file.ready_uploads()
     for upload in uploads:
         await upload()
     return len(uploads)
