@@ -30,7 +30,7 @@ from .limit import Limits
 from .metrics import BlobMetrics, Snapshot
 from .open import BlobStoreOptions, open_blob_store, prepare_blob_store
 from .port import BlobStat, BlobStore, Buffer
-from .retry import RetryPolicy
+from .retry import RetryPolicy, hurried
 from .url import LocalLocation, Location, S3Location, location_from_dict, parse_blob_url
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "location_from_dict",
     "BlobStoreOptions",
     "RetryPolicy",
+    "hurried",
     "Limits",
     "open_blob_store",
     "prepare_blob_store",

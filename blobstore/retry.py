@@ -7,8 +7,11 @@ lost is put again with the same effect.
 from __future__ import annotations
 
 import logging
+import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, TypeVar
 
@@ -25,6 +28,17 @@ Method: TypeAlias = Literal["put", "read", "stat", "delete", "list"]
 OnRetry: TypeAlias = Callable[[Method, BlobStoreError], None]
 
 log: Final = logging.getLogger(__name__)
+_pause_max_s: Final[ContextVar[float]] = ContextVar("pause_max_s", default=math.inf)
+
+
+@contextmanager
+def hurried(pause_max_s: float) -> Iterator[None]:
+    """What this task calls in the block is given up rather than tried again after a longer pause than that."""
+    token = _pause_max_s.set(pause_max_s)
+    try:
+        yield
+    finally:
+        _pause_max_s.reset(token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +145,7 @@ class RetryingStore(BlockStore):
 
     async def _pause(self, attempts: _Attempts, method: Method, name: str, error: BlobStoreUnavailable) -> None:
         pause_s = attempts.next_pause_s(error)
-        if pause_s is None:
+        if pause_s is None or pause_s > _pause_max_s.get():
             raise error
         log.info("%s of %r failed, again in %.2f s: %s", method, name, pause_s, error)
         self._on_retry(method, error)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import trio
 
-from apollofs.blobstore import BlobStoreError
+from apollofs.blobstore import BlobStoreError, hurried
 from apollofs.fs.bodies import Bodies
 from apollofs.fs.errors import BodyError, BodyUnavailable, ImageShared, StagingFailed, StagingFull
 from apollofs.fs.images import Image, body_key, is_large
@@ -37,6 +37,10 @@ log = logging.getLogger(__name__)
 SEEN_BY_DAEMON = os.O_APPEND | os.O_SYNC | os.O_DSYNC | os.O_DIRECT
 CLEARED_BY_WRITING = stat.S_ISUID | stat.S_ISGID
 """Bits that a write takes away; past the daemon nobody would."""
+EARLY_PAUSE_S = 0.25
+"""What is stored ahead of a commit is given up rather than tried again after a longer pause;"""
+EARLY_REST_S = 2.0
+"""then nothing is for a while."""
 POLL_S = 0.1
 """How often files that are being written are looked at for blocks to be stored."""
 QUIET_NS = 1_000_000_000
@@ -65,6 +69,7 @@ class Passing:
         self._images: dict[int, Image] = {}
         """By inode: what is read by passthrough, held."""
         self._verifying: set[str] = set()
+        self._early_from_s = 0.0
         bodies.renew = self._renew
 
     def attach(self, device: BackingDevice, *, negotiated: bool) -> None:
@@ -239,20 +244,21 @@ class Passing:
                 if self._bodies.passed_files:
                     await self._bodies.keep_room()
                 for file in self._bodies.growing_files:
-                    with _told_later():
-                        for upload in await file.ready_uploads():
-                            nursery.start_soon(_try, upload)
+                    with self._told_later():
+                        if trio.current_time() >= self._early_from_s:
+                            for upload in await file.ready_uploads():
+                                nursery.start_soon(self._try, upload)
 
+    async def _try(self, upload: Callable[[], Awaitable[bool]]) -> None:
+        # a commit that comes meanwhile must not wait behind long pauses between attempts
+        with self._told_later(), hurried(EARLY_PAUSE_S):
+            await upload()
 
-async def _try(upload: Callable[[], Awaitable[bool]]) -> None:
-    with _told_later():
-        await upload()
-
-
-@contextlib.contextmanager
-def _told_later() -> Iterator[None]:
-    """Errors are told by the commit, which tries again."""
-    try:
-        yield
-    except (BodyError, BlobStoreError, MetadataError) as exc:
-        log.info("a block could not be stored ahead of its commit: %s", exc)
+    @contextlib.contextmanager
+    def _told_later(self) -> Iterator[None]:
+        """Errors are told by the commit, which tries again."""
+        try:
+            yield
+        except (BodyError, BlobStoreError, MetadataError) as exc:
+            log.info("a block could not be stored ahead of its commit: %s", exc)
+            self._early_from_s = trio.current_time() + EARLY_REST_S

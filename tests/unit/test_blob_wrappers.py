@@ -15,6 +15,7 @@ from apollofs.blobstore import (
     Limits,
     NoSuchBlob,
     RetryPolicy,
+    hurried,
 )
 from apollofs.blobstore.limit import LimitingStore
 from apollofs.blobstore.memory import MemoryStore
@@ -58,6 +59,18 @@ async def test_backoff_doubles_until_the_deadline(autojump_clock: MockClock) -> 
         await store.read("n")
     # Pauses of 0.75, 1.5, 3 and 3 s; another 3 s would end after the deadline.
     assert inner.calls == 5
+
+
+async def test_who_is_hurried_gives_up_rather_than_wait_for_long(autojump_clock: MockClock) -> None:
+    inner = Flaky()
+    store = retrying(inner, RetryPolicy(deadline_s=10.0, first_backoff_s=0.1, backoff_max_s=4.0))
+    inner.errors = [BlobStoreUnavailable(str(number)) for number in range(100)]
+    with hurried(0.2), pytest.raises(BlobStoreUnavailable, match=r"^2$"):
+        await store.read("n")
+    # Pauses of 0.075 and 0.15 s; the next would be 0.3 s.
+    assert inner.calls == 3
+    with pytest.raises(BlobStoreUnavailable, match=r"^10$"):
+        await store.read("n")
 
 
 @pytest.mark.parametrize("error", [BlobStoreRefused("no"), NoSuchBlob("none"), ValueError("a bug")])
