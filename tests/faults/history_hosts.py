@@ -6,7 +6,7 @@ import random
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Final, Generic, TypeVar
 from tests.faults.history_client import Part, Told, act, prepare, survey
 from tests.mounted.client import Client, Pending
 from tests.mounted.harness import LocalBodies, Mount, Namespace
+from tests.support.history import Operation
 from tests.support.ways import Way
 
 SITES = ("west", "east", "north")
@@ -28,6 +29,8 @@ SHORT_S, LONG_S = 0.7, LEASE_S + 1.0
 """How long a fault lasts: the lease outlasts the one, not the other."""
 DELAY_MS = 80.0
 """What a request takes longer, for a mount that is slow to answer."""
+AHEAD_S = 1.0
+"""A change is in etcd so long after it was answered at the latest, as long as all is well."""
 LIFE_NUMBERS = 100_000
 """How many operations a process may do with one daemon."""
 LOGGED = (r"lease", r"session", r"uncommitted", r"etcd", r"watch")
@@ -87,6 +90,7 @@ class Host:
         self._lives = 0
         self._running: list[Pending[Told]] = []
         self._told: list[Told] = []
+        self._losses_before = 0
         self.mount = self._mounted()
 
     def _mounted(self) -> Mount:
@@ -108,8 +112,17 @@ class Host:
             first=self._lives * LIFE_NUMBERS,
         )
 
+    def _losses(self) -> int:
+        """How often the mount has lost answered operations with its session."""
+        return int(self.mount.status()["write_back"]["losses"])
+
+    def has_lost(self) -> bool:
+        """Whether it has since the schedule began."""
+        return self._losses() > self._losses_before
+
     def start(self, schedule: Schedule) -> None:
         """Let the processes work until the schedule is over."""
+        self._losses_before = self._losses()
         until_s = schedule.began_s + schedule.lasts_s
         first = self.number * PROCESSES_EACH
         self._running = [
@@ -207,7 +220,24 @@ class Trio(Generic[HostT]):
         for host in self.hosts:
             host.survey(schedule)
         self.at_rest = True
-        return [told for host in self.hosts for told in host.tell()]
+        lost = [fault for fault in schedule.faults if fault.kind == "killed" or self.hosts[fault.host].has_lost()]
+        told = [told for host in self.hosts for told in host.tell()]
+        return [replace(each, history=list(self._certain(schedule, lost, each.history))) for each in told]
+
+    def _certain(self, schedule: Schedule, faults: list[Fault], history: list[Operation]) -> Iterator[Operation]:
+        """What a mount had answered ahead of etcd when it was killed or cut off may be gone with its session
+        (docs/POSIX.md): changes of that time may have happened or not, and what was seen there says nothing."""
+        for operation in history:
+            if not any(self._may_be_lost(schedule, fault, operation) for fault in faults):
+                yield operation
+            elif not operation.only_looks:
+                yield replace(operation, unknown=True)
+
+    def _may_be_lost(self, schedule: Schedule, fault: Fault, operation: Operation) -> bool:
+        begun_s = schedule.began_s + fault.at_s
+        over_s = begun_s + (0.0 if fault.kind == "killed" else fault.lasts_s + 2 * LEASE_S)
+        is_there = operation.host.startswith(f"mnt-{self.hosts[fault.host].site}-")
+        return is_there and operation.returned_s >= begun_s - AHEAD_S and operation.invoked_s <= over_s
 
     def _break(self, schedule: Schedule) -> None:
         """Do what is to happen, each at its time, and undo it."""
