@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -21,6 +22,7 @@ pytestmark = [pytest.mark.contract, pytest.mark.faults]
 
 BOUND_S = 90
 KEY = b"faults/key"
+NUMBERS = itertools.count()
 
 
 @asynccontextmanager
@@ -353,7 +355,7 @@ async def test_failover_when_a_member_is_killed(tmp_path_factory: pytest.TempPat
 async def write_while(store: EtcdStore, disturb: object) -> None:
     """Tasks write, a watch follows, `disturb` happens in the middle: all is there once, and seen in order."""
     assert callable(disturb)
-    prefix = b"faults/while/%d/" % id(disturb)
+    prefix = b"faults/while/%d/" % next(NUMBERS)
     tasks, each = 4, 40
     start = (await store.range(Range(prefix))).revision + 1
     halfway = trio.Event()
