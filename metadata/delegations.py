@@ -67,7 +67,14 @@ class Delegations:
         self._acquiring: dict[int, Acquisition] = {}
         self.ahead = Ahead(keys, self.cache, enabled=enabled and write_back, wait_s=wait_s, patience=self.patience)
         self._returns = Returns(keys, self.ahead)
-        self.exclusives = Exclusives(keys, self.cache, self._returns, self.recalls, enabled=enabled and write_back)
+        self.exclusives = Exclusives(
+            keys,
+            self.cache,
+            self._returns,
+            self.recalls,
+            acquiring=self._acquiring,
+            enabled=enabled and write_back,
+        )
         self.interest = Interest(keys)
         self._claimed: Counter[int] = Counter()
         """Groups on which operations of this mount wait for others."""
@@ -401,8 +408,6 @@ class Delegations:
 
     def _share(self, group: int) -> None:
         """Somebody wants to read what this mount holds exclusively."""
-        if group in self._acquiring:
-            self._acquiring[group].shared = True
         self.turns.rivals.read_elsewhere(group)
         self.exclusives.share(group)
 

@@ -8,13 +8,13 @@ idle is shared unasked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
 
 from apollofs.metadata.group_cache import GroupCache
-from apollofs.metadata.groups import groups_written
+from apollofs.metadata.groups import Acquisition, groups_written
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.pauses import Pauses
 from apollofs.metadata.recalls import Recalls
@@ -41,8 +41,19 @@ class Exclusion:
 class Exclusives:
     """One mount's."""
 
-    def __init__(self, keys: Keys, cache: GroupCache, returns: Returns, recalls: Recalls, *, enabled: bool) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        cache: GroupCache,
+        returns: Returns,
+        recalls: Recalls,
+        *,
+        acquiring: Mapping[int, Acquisition],
+        enabled: bool,
+    ) -> None:
+        """`acquiring`: what the mount is taking."""
         self._keys = keys
+        self._acquiring = acquiring
         self._cache = cache
         self._returns = returns
         self._recalls = recalls
@@ -152,4 +163,6 @@ class Exclusives:
         if held is not None:
             held.exclusive = False
             held.exclusion_asked = held.changes = 0
+        if group in self._acquiring:
+            self._acquiring[group].shared = True  # the deletion may come after the key that is under way
         self._returns.share(group)

@@ -75,8 +75,8 @@ class Group:
 @dataclass(slots=True)
 class Acquisition:
     """A delegation that was asked for. A recall that comes before the reply poisons it; own writes that are through
-    before it are kept, as what was read with it may be older. A directory that is born exclusive and wanted for reading
-    before the reply is `shared` already then."""
+    before it are kept, as what was read with it may be older. What is to be exclusive, for a turn or from birth, and
+    must be shared before the reply, is `shared` already then."""
 
     poisoned: bool = False
     shared: bool = False

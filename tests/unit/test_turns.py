@@ -13,6 +13,8 @@ import trio
 import trio.testing
 
 from apollofs.metadata.errors import EntryExists, NoSuchEntry, StaleInode
+from apollofs.metadata.exclusives import Exclusion
+from apollofs.metadata.groups import Acquisition
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.locks import RANGE_END, LockKind, LockType
 from apollofs.metadata.memory import MemoryStore, Moment, Request
@@ -260,3 +262,16 @@ async def test_with_a_lock_goes_the_directory(autojump_clock: trio.testing.MockC
             await one.locks.release(77, LockKind.FLOCK, 1)
         assert not one.delegations.cache.is_exclusive(world.directory)
         await two.locks.release(77, LockKind.FLOCK, 1)
+
+
+async def test_a_claim_that_lands_while_a_turn_is_taken_ends_it() -> None:
+    """What the claim put is deleted then, and with it what the turn has put under the same key."""
+    store = MemoryStore()
+    await make_volume(store)
+    async with mounted(store) as volume:
+        delegations = volume.delegations
+        acquisition = delegations._acquiring[ROOT_INO] = Acquisition()
+        claim = Exclusion(ROOT_INO, 1, delegations.exclusives.key(volume.session, ROOT_INO))
+        delegations.exclusives.land([claim], applied=True)
+        del delegations._acquiring[ROOT_INO]
+        assert acquisition.shared

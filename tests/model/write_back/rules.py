@@ -73,7 +73,7 @@ class _Product:
         self.cache = GroupCache(KEYS, lambda: True)
         self.returns = _Returned()
         self.recalls = Recalls(MemoryStore(), KEYS, 1, Patience())
-        self.exclusives = Exclusives(KEYS, self.cache, self.returns, self.recalls, enabled=True)
+        self.exclusives = Exclusives(KEYS, self.cache, self.returns, self.recalls, acquiring={}, enabled=True)
 
     def thaw(self, held: Held | None, claims: int) -> None:
         self.cache.clear()
