@@ -300,9 +300,9 @@ class FileCalls:
         file = self._handles.get(fh).file
         await self._refresh(file)
         if whence == os.SEEK_DATA:
-            return file.seek_data(offset)
+            return await file.seek_data(offset)
         if whence == os.SEEK_HOLE:
-            return file.seek_hole(offset)
+            return await file.seek_hole(offset)
         raise InvalidArgument("only SEEK_DATA and SEEK_HOLE are asked of a filesystem")
 
     async def copy_file_range(

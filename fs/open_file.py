@@ -146,11 +146,11 @@ class OpenFile:
                 self._state.mtime_ns = before
             raise
 
-    def seek_data(self, offset: int) -> int:
+    async def seek_data(self, offset: int) -> int:
         """SEEK_DATA. NoDataThere at or past the end, or where only a hole follows."""
         return self._state.seek_data(offset)
 
-    def seek_hole(self, offset: int) -> int:
+    async def seek_hole(self, offset: int) -> int:
         """SEEK_HOLE; the end of the file counts as one. NoDataThere at or past the end."""
         return self._state.seek_hole(offset)
 

@@ -114,14 +114,14 @@ class PassedFile(OpenFile):
             raise
         self._mtime_told_ns = mtime_ns
 
-    def seek_data(self, offset: int) -> int:
-        found = self.copy.seek(offset, os.SEEK_DATA) if offset >= 0 else None
+    async def seek_data(self, offset: int) -> int:
+        found = await self.copy.seek(offset, os.SEEK_DATA) if offset >= 0 else None
         if found is None:
             raise NoDataThere("no data at or after this offset")
         return found
 
-    def seek_hole(self, offset: int) -> int:
-        found = self.copy.seek(offset, os.SEEK_HOLE) if offset >= 0 else None
+    async def seek_hole(self, offset: int) -> int:
+        found = await self.copy.seek(offset, os.SEEK_HOLE) if offset >= 0 else None
         if found is None:
             raise NoDataThere("the offset is not within the file")
         return found

@@ -244,10 +244,11 @@ class Passing:
                 if self._bodies.passed_files:
                     await self._bodies.keep_room()
                 for file in self._bodies.growing_files:
+                    if trio.current_time() < self._early_from_s:
+                        break
                     with self._told_later():
-                        if trio.current_time() >= self._early_from_s:
-                            for upload in await file.ready_uploads():
-                                nursery.start_soon(self._try, upload)
+                        for upload in await file.ready_uploads():
+                            nursery.start_soon(self._try, upload)
 
     async def _try(self, upload: Callable[[], Awaitable[bool]]) -> None:
         # a commit that comes meanwhile must not wait behind long pauses between attempts

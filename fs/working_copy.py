@@ -11,13 +11,16 @@ import fcntl
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 
 from apollofs.fs import local_io
 from apollofs.fs.errors import StagingFailed, StagingFull
 
+T = TypeVar("T")
 YOUNG_NS = 20_000_000
 """A ctime can stand still for so long while a file is written: a clock tick of the kernel's, and some."""
 COPY_BYTES = 1 << 20
@@ -110,25 +113,21 @@ class WorkingCopy:
 
     # -- holes -------------------------------------------------------------------------------------------------------
 
-    def seek(self, offset: int, whence: int) -> int | None:
+    async def seek(self, offset: int, whence: int) -> int | None:
         """SEEK_DATA or SEEK_HOLE; None at or past the end, or where only a hole follows."""
-        try:
-            return os.lseek(self.fd, offset, whence)
-        except OSError as exc:
-            if exc.errno == errno.ENXIO:
-                return None
-            raise staging_error(exc) from exc
+        return await self._looked(lambda fd: _seek(fd, offset, whence))
 
     async def data_within(self, start: int, end: int) -> list[tuple[int, int]]:
-        """The parts of `[start, end)` that have no hole, as (offset, end), in order. What lies past the end is a hole.
+        """The parts of `[start, end)` without a hole, as (offset, end), in order. What lies past the end is a hole."""
+        return await self._looked(lambda fd: _data_within(fd, start, end))
 
-        In a thread: who writes to the file holds the kernel's lock of it, and a look at its holes waits for that.
-        """
+    async def _looked(self, look: Callable[[int], T]) -> T:
+        """In a thread: who writes to the file holds the kernel's lock of it, and a look at its holes waits for that."""
         try:
             fd = os.dup(self.fd)  # the copy may be closed meanwhile
         except OSError as exc:
             raise staging_error(exc) from exc
-        return await trio.to_thread.run_sync(_data_within, fd, start, end, limiter=self._limiter)
+        return await trio.to_thread.run_sync(_closing, fd, look, limiter=self._limiter)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -149,21 +148,31 @@ class WorkingCopy:
                 pass
 
 
-def _data_within(fd: int, start: int, end: int) -> list[tuple[int, int]]:
-    """Closes `fd`."""
-    found = []
+def _closing(fd: int, look: Callable[[int], T]) -> T:
     try:
-        while start < end:
-            low = os.lseek(fd, start, os.SEEK_DATA)
-            if low >= end:
-                break
-            start = os.lseek(fd, low, os.SEEK_HOLE)
-            found.append((low, min(start, end)))
-    except OSError as exc:
-        if exc.errno != errno.ENXIO:  # only a hole follows
-            raise staging_error(exc) from exc
+        return look(fd)
     finally:
         os.close(fd)
+
+
+def _seek(fd: int, offset: int, whence: int) -> int | None:
+    try:
+        return os.lseek(fd, offset, whence)
+    except OSError as exc:
+        if exc.errno == errno.ENXIO:
+            return None
+        raise staging_error(exc) from exc
+
+
+def _data_within(fd: int, start: int, end: int) -> list[tuple[int, int]]:
+    found = []
+    low = _seek(fd, start, os.SEEK_DATA)
+    while low is not None and low < end:
+        hole = _seek(fd, low, os.SEEK_HOLE)
+        if hole is None:
+            break  # cut meanwhile
+        found.append((low, min(hole, end)))
+        low = _seek(fd, hole, os.SEEK_DATA) if hole < end else None
     return found
 
 

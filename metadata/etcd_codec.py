@@ -29,8 +29,6 @@ _OPERAND_FIELDS = {
     Target.VALUE: "value",
     Target.LEASE: "lease",
 }
-
-
 DELETED = rpc.Event.DELETE
 
 

@@ -119,9 +119,7 @@ class _Watch:
             self._queue(WatchBatch(revision, ()))
 
     def _queue(self, batch: WatchBatch) -> None:
-        if 0 < self.last_revision < batch.revision:
-            wanted = tuple(event for event in batch.events if event.kv.mod_revision <= self.last_revision)
-            batch = WatchBatch(self.last_revision, wanted)
+        batch = batch.until(self.last_revision)
         size = sum(EVENT_OVERHEAD_BYTES + len(event.kv.key) + len(event.kv.value) for event in batch.events)
         self.buffer.append(_Batch(batch, size))
         self.buffered_bytes += size

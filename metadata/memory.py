@@ -178,15 +178,8 @@ class _Watch:
                 last, events = data.events(self._key, self._range_end, self._first, WATCH_REVISIONS_MAX)
                 self._first = last + 1
                 if events:
-                    return _cut(WatchBatch(last, events), self._last)
+                    return WatchBatch(last, events).until(self._last)
             else:
                 data.check_history(self._first)
                 with trio.move_on_after(max(EXPIRY_POLL_S, data.next_expiry_s())):
                     await self._store.shared.changed.wait()
-
-
-def _cut(batch: WatchBatch, last: int) -> WatchBatch:
-    """What a watch tells that ends at a revision (0: it does not)."""
-    if not last or batch.revision < last:
-        return batch
-    return WatchBatch(last, tuple(event for event in batch.events if event.kv.mod_revision <= last))

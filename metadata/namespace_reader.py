@@ -33,9 +33,6 @@ LISTINGS_AHEAD = 8
 ENTRIES_AHEAD = 500
 """Entries of each of them; what has more is listed when its turn comes."""
 
-BODIES_AHEAD = 48
-"""Files whose inline bodies are read ahead in one request."""
-
 
 class Cached(NamedTuple):
     """An inode whose attributes nobody may change unasked, and the held group that they are in."""
@@ -142,11 +139,8 @@ class NamespaceReader:
 
     def _expected_reference(self, key: bytes) -> int:
         """The inode that a name meant when it was last read, if it was a reference: worth asking for in advance."""
-        known = self._recollection.get(key)
-        if known is None or known[0] is None:
-            return 0
-        dentry = codec.decode_dentry(known[0].value, 0)
-        return dentry.ino if dentry.inode is None else 0
+        dentry = self._remembered(key)
+        return dentry.ino if dentry is not None and dentry.inode is None else 0
 
     async def _own(self, ino: int, parent: int) -> Inode | None:
         """The inode that a name in `parent` refers to; if `parent` was listed, the next subdirectories come with it."""
@@ -271,8 +265,8 @@ class NamespaceReader:
 
     async def read_ahead(self, directory: int, files: Sequence[tuple[bytes, int]]) -> None:
         """Read the inline bodies of files that will probably be opened soon, (name, inode) of one directory: then
-        `read_body` has them without a request while the directory is delegated. One request, for up to BODIES_AHEAD.
-        What is not as it was said to be is left out."""
+        `read_body` has them without a request while the directory is delegated. One request, of two reads for each: as
+        many as fit one (`store.OPS_MAX`). What is not as it was said to be is left out."""
         numbers = [self._inline_number(ino, (directory, name)) for name, ino in files]
         asked = [
             Range(key)
@@ -295,11 +289,16 @@ class NamespaceReader:
     def _last_seen(self, parent: int, key: bytes) -> Dentry | None:
         """What a name meant when it was last read: worth asking for in advance."""
         known = self._groups.peek(parent, key)
-        kv = known[0] if known is not None else None
-        if kv is None:
-            recalled = self._recollection.get(key)
-            kv = recalled[0] if recalled is not None else None
-        return codec.decode_dentry(kv.value, kv.mod_revision) if kv is not None else None
+        if known is None or known[0] is None:
+            return self._remembered(key)
+        return codec.decode_dentry(known[0].value, known[0].mod_revision)
+
+    def _remembered(self, key: bytes) -> Dentry | None:
+        """What a name meant when the store last said it."""
+        known = self._recollection.get(key)
+        if known is None or known[0] is None:
+            return None
+        return codec.decode_dentry(known[0].value, known[0].mod_revision)
 
     async def readdir(self, directory: int, after: bytes, limit: int, revision: int = 0) -> DirectoryPage:
         """Up to `limit` names greater than `after` (b"": from the first), in byte order, without "." and "..".

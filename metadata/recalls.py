@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 NOTICES_IN_TRANSACTION = 100
 SHARE = b"s"
 """What a notice asks for: to let others read the group. Otherwise to give it back, see `drop`."""
-
 RETRY_S = 0.1
 STOP_WAITING_S = 5.0
 

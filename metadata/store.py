@@ -139,6 +139,12 @@ class WatchBatch:
     revision: int
     events: tuple[Event, ...]
 
+    def until(self, last: int) -> WatchBatch:
+        """What of it a watch tells that ends at a revision (0: it does not end)."""
+        if not 0 < last < self.revision:
+            return self
+        return WatchBatch(last, tuple(event for event in self.events if event.kv.mod_revision <= last))
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:

@@ -64,15 +64,15 @@ async def test_staged_bytes_are_read_over_stored_ones_and_holes(mount: Mount) ->
     await file.write(50, b"b" * 100)
     await file.write(2000, b"c")
     assert await file.read(0, 5000) == bytes(50) + b"b" * 100 + b"a" * 950 + bytes(900) + b"c"
-    assert file.seek_data(0) == 50
-    assert file.seek_hole(50) == 1100
-    assert file.seek_data(1100) == 2000
-    assert file.seek_hole(2000) == 2001
+    assert await file.seek_data(0) == 50
+    assert await file.seek_hole(50) == 1100
+    assert await file.seek_data(1100) == 2000
+    assert await file.seek_hole(2000) == 2001
     assert file.allocated_bytes == 1051
     with pytest.raises(NoDataThere):
-        file.seek_data(2001)
+        await file.seek_data(2001)
     with pytest.raises(NoDataThere):
-        file.seek_hole(2001)
+        await file.seek_hole(2001)
 
 
 async def test_attributes_of_a_dirty_file_are_those_of_this_mount(mount: Mount) -> None:

@@ -133,10 +133,10 @@ async def test_a_block_that_was_rewritten_since_is_stored_anew(world: World, mou
 async def test_holes_stay_holes(world: World, mount: Mount) -> None:
     file = await passed(mount, await mount.create())
     kernel_writes(file, 8 * BLOCK, b"end")
-    assert file.seek_data(0) == 8 * BLOCK
-    assert file.seek_hole(0) == 0
+    assert await file.seek_data(0) == 8 * BLOCK
+    assert await file.seek_hole(0) == 0
     with pytest.raises(NoDataThere):
-        file.seek_data(9 * BLOCK)
+        await file.seek_data(9 * BLOCK)
     await file.commit()
     assert len(world.blobs.puts) == 1
     assert await mount.content(file.ino) == bytes(8 * BLOCK) + b"end"
