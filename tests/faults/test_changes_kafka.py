@@ -176,12 +176,9 @@ def test_a_broker_that_does_not_answer(place: Place) -> None:
     place.make("a")
     with started(place, "--follow", "--kafka-timeout", "8") as bridge:
         place.await_arrived("a")
-        place.broker.pause()
-        try:
+        with place.broker.paused():
             place.make("b")
             status, said = bridge.ended()
-        finally:
-            place.broker.resume()
     assert (status, said.count("\n")) == (1, 1), said
     assert "given up after 8 s" in said
     place.sent()
@@ -192,12 +189,9 @@ def test_an_interrupt_while_no_broker_answers(place: Place) -> None:
     place.make("a")
     with started(place, "--follow", "--kafka-timeout", "10m") as bridge:
         place.await_arrived("a")
-        place.broker.pause()
-        try:
+        with place.broker.paused():
             place.make("b")
             status, said = bridge.interrupt()
-        finally:
-            place.broker.resume()
     assert status == 130, said
     place.sent()
     assert place.arrived() == place.told()

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import ssl
 import subprocess
 import threading
@@ -26,10 +25,10 @@ from typing import Any
 
 from apollofs.fs.embedded import free_ports
 from tests.support.certificates import Certificates
+from tests.support.server_process import ServerProcess
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 15.0
 COMPACT_TIMEOUT_S = 300.0
 POLL_S = 0.03
 ROOT_PASSWORD = "a password with spaces and 'quotes'"
@@ -56,18 +55,18 @@ def wait_until(ready: Callable[[], bool], what: str, timeout_s: float = START_TI
     raise EtcdServerError(f"{what}: not within {timeout_s:g} s")
 
 
-class EtcdServer:
-    """One member. Not thread-safe."""
+class EtcdServer(ServerProcess):
+    """One member."""
 
     def __init__(
         self, name: str, directory: Path, ports: EtcdPorts, cluster: str, certificates: Certificates | None
     ) -> None:
+        super().__init__()
         self.name = name
         self.directory = directory
         self.ports = ports
         self._cluster = cluster
         self._certificates = certificates
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> tuple[str, int]:
@@ -102,27 +101,9 @@ class EtcdServer:
         if self._process is None or self._process.poll() is not None:
             raise EtcdServerError(f"etcd {self.name} has ended: {self.log[-1500:]}")
 
-    def stop(self) -> None:
-        """SIGTERM, and SIGKILL if that does not end it."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self._end(signal.SIGKILL)
-
     def restart(self) -> None:
         self.stop()
         self.start()
-
-    def pause(self) -> None:
-        """SIGSTOP: connections stay, nothing answers."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """SIGCONT."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
 
     def metric(self, name: str) -> float:
         """A metric of the server, as `etcd_debugging_mvcc_watcher_total`."""
@@ -191,18 +172,6 @@ class EtcdServer:
             return answer.status, answer.read().decode()
         finally:
             connection.close()
-
-    def _end(self, number: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(number)
-        process.send_signal(signal.SIGCONT)
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(STOP_TIMEOUT_S)
 
 
 class EtcdCluster:

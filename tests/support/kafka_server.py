@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -28,11 +27,11 @@ from confluent_kafka.cimpl import NewTopic
 from apollofs.fs.embedded import free_ports
 from tests.support.certificates import Certificates
 from tests.support.etcd_server import wait_until
+from tests.support.server_process import ServerProcess
 
 HOST = "127.0.0.1"
 JARS = Path(__file__).parents[2] / "build" / "kafka"
 START_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 30.0
 ANSWER_S = 60.0
 ARRIVAL_S = 120.0
 CLUSTER_ID = "apollofs-test-clusterA"
@@ -81,14 +80,16 @@ class KafkaMessage:
     partition: int
 
 
-class KafkaBroker:
-    """One broker. Not thread-safe."""
+class KafkaBroker(ServerProcess):
+    """One broker."""
+
+    stop_timeout_s = 30.0
 
     def __init__(self, directory: Path) -> None:
+        super().__init__()
         self.directory = directory
         self.certificates = Certificates.made(directory / "tls")
         self.plain, self.secured, self._controller = free_ports(3)
-        self._process: subprocess.Popen[bytes] | None = None
 
     @classmethod
     @contextmanager
@@ -124,24 +125,6 @@ class KafkaBroker:
         wait_until(self._answers_or_dead, "the Kafka broker", START_TIMEOUT_S)
         if self._process.poll() is not None:
             raise KafkaServerError(f"the Kafka broker has ended: {self.log[-3000:]}")
-
-    def stop(self) -> None:
-        """SIGTERM, and SIGKILL if that does not end it."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self._end(signal.SIGKILL)
-
-    def pause(self) -> None:
-        """SIGSTOP: connections stay, nothing answers."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """SIGCONT."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
 
     def create_topic(self, name: str, partitions: int = 1) -> None:
         admin = AdminClient({"bootstrap.servers": self.address})
@@ -214,18 +197,6 @@ class KafkaBroker:
         except OSError:
             return False
         return True
-
-    def _end(self, number: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(number)
-        process.send_signal(signal.SIGCONT)
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(STOP_TIMEOUT_S)
 
 
 def _plain(message: Message) -> KafkaMessage:

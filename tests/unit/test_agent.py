@@ -127,6 +127,15 @@ async def test_a_successor_goes_on(sites: Sites) -> None:
             assert await sites.copied_to(B, volume, ino)
 
 
+async def copied_by_a_predecessor(sites: Sites, here: Filesystem) -> None:
+    """A file that an agent of B has copied, and noted how far it has come, before it ended."""
+    async with sites.agent(B) as first:
+        await save(here, b"first", LARGE)
+        await until_done(first)
+        while not first.state.updated_ns:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+
+
 async def test_a_successor_that_hears_of_the_policies_late_passes_nothing_over(sites: Sites) -> None:
     """Etcd may answer what it is asked in any order."""
 
@@ -137,11 +146,7 @@ async def test_a_successor_that_hears_of_the_policies_late_passes_nothing_over(s
 
     await sites.set_policy(SOON_B)
     async with sites.mount(A) as (here, volume):
-        async with sites.agent(B) as first:
-            await save(here, b"first", LARGE)
-            await until_done(first)
-            while not first.state.updated_ns:
-                await trio.testing.wait_all_tasks_blocked(0.001)
+        await copied_by_a_predecessor(sites, here)
         ino = await save(here, b"second", LARGE)
         duties = tuple(late if duty is follow_policies else duty for duty in DUTIES)
         async with sites.agent(B, duties=duties) as second:
@@ -247,11 +252,7 @@ async def test_what_is_damaged_everywhere_is_given_up_and_said(sites: Sites, mon
 async def test_the_journal_that_is_gone_is_replaced_by_a_walk(sites: Sites) -> None:
     await sites.set_policy(SOON_B)
     async with sites.mount(A) as (here, volume):
-        async with sites.agent(B) as first:
-            await save(here, b"first", LARGE)
-            await until_done(first)
-            while not first.state.updated_ns:
-                await trio.testing.wait_all_tasks_blocked(0.001)
+        await copied_by_a_predecessor(sites, here)
         ino = await save(here, b"second", LARGE)
         found = await sites.store.txn((), ())
         await sites.store.compact(found.revision)  # type: ignore[attr-defined]

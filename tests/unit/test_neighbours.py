@@ -26,6 +26,13 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield made
 
 
+@pytest.fixture
+async def inline_world(tmp_path: Path) -> AsyncIterator[World]:
+    """Whose small files are inline, and larger than what is read with the names."""
+    async with body_world(tmp_path, inline_bytes_max=1024, block_bytes=1024) as made:
+        yield made
+
+
 async def write_files(mount: Mount, size: int = 200, prefix: bytes = b"f") -> None:
     for at in range(FILES):
         file = await mount.bodies.open(await mount.create(b"%s%d" % (prefix, at)))
@@ -79,27 +86,19 @@ async def test_very_small_files_come_with_their_names(world: World) -> None:
         assert world.blobs.reads == []
 
 
-async def test_inline_files_are_fetched_ahead_many_at_once(tmp_path: Path) -> None:
-    async with (
-        body_world(tmp_path, inline_bytes_max=1024, block_bytes=1024) as world,
-        world.mount("a") as writer,
-        world.mount("b") as mount,
-    ):
+async def test_inline_files_are_fetched_ahead_many_at_once(inline_world: World) -> None:
+    async with inline_world.mount("a") as writer, inline_world.mount("b") as mount:
         await write_files(writer, 300)
         for at in range(FILES):
             assert await read_as_a_process(mount, b"f%d" % at) == content(at, 300)
             if at == 4:
                 asked = mount.volume.inner.asked
         assert mount.volume.inner.asked <= asked + 4
-        assert world.blobs.reads == []
+        assert inline_world.blobs.reads == []
 
 
-async def test_an_inline_file_that_was_replaced_meanwhile_is_read_anew(tmp_path: Path) -> None:
-    async with (
-        body_world(tmp_path, inline_bytes_max=1024, block_bytes=1024) as world,
-        world.mount("a") as writer,
-        world.mount("b") as mount,
-    ):
+async def test_an_inline_file_that_was_replaced_meanwhile_is_read_anew(inline_world: World) -> None:
+    async with inline_world.mount("a") as writer, inline_world.mount("b") as mount:
         await write_files(writer, 300)
         for at in range(8):
             await read_as_a_process(mount, b"f%d" % at)
