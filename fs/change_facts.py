@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from apollofs.fs.policy_facts import policy_facts
+from apollofs.fs.policy_facts import policy_facts, retention_facts
 from apollofs.metadata.changes.record import ChangeRecord
 from apollofs.metadata.journal import Kind
 from apollofs.metadata.name_text import name_text
 from apollofs.metadata.policy import decode_policy
+from apollofs.metadata.retention import decode_retention
 
 
 def change_facts(record: ChangeRecord, sites: Mapping[int, str]) -> dict[str, Any]:
@@ -42,6 +43,8 @@ def change_facts(record: ChangeRecord, sites: Mapping[int, str]) -> dict[str, An
     facts.update((name, value) for name, value in more.items() if value)
     if change.kind is Kind.POLICY:
         facts["policy"] = policy_facts(decode_policy(change.value), sites) if change.value else None
+    elif change.kind is Kind.RETENTION:
+        facts["retention"] = retention_facts(decode_retention(change.value)) if change.value else None
     return facts
 
 

@@ -43,11 +43,13 @@ class Kind(enum.IntEnum):
     RESTORE = 16
     """An unlinked file got a name again, with all that it had."""
     SEAL = 17
-    """Nothing of a directory and all below it changes from here on, up to its UNSEAL; only its policy may."""
+    """Nothing of a directory and all below it changes from here on, up to its UNSEAL; only its policies may."""
     UNSEAL = 18
     """It may change again. Also of a tree whose sealing had only begun: then no SEAL comes before it."""
     POLICY = 19
     """A directory got a site policy, or lost its own."""
+    RETENTION = 20
+    """A directory got a retention policy, or lost its own."""
 
 
 NAMESPACE_KINDS = frozenset(Kind) - {Kind.OPEN, Kind.NOTHING, Kind.LOCK, Kind.USAGE}
@@ -67,8 +69,8 @@ class Change(NamedTuple):
     parent: int = 0
     name: bytes = b""
     time_ns: int = 0
-    """When; also the inode's new ctime (but for SEAL, UNSEAL, POLICY), and mtime and ctime of the directories whose
-    names have changed."""
+    """When; also the inode's new ctime (but for SEAL, UNSEAL, POLICY, RETENTION), and mtime and ctime of the
+    directories whose names have changed."""
     mode: int = 0
     size_bytes: int = 0
     nlink: int = 0
@@ -91,7 +93,8 @@ class Change(NamedTuple):
     attribute: bytes = b""
     """The name of the extended attribute."""
     value: bytes = b""
-    """A symlink's target, the attribute's value, or the policy as it is stored (`policy.py`); empty: it was cleared."""
+    """A symlink's target, the attribute's value, or the policy as it is stored (`policy.py`, `retention.py`); empty: it
+    was cleared."""
     term_s: float = 0
     """Of SEAL."""
 

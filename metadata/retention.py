@@ -12,7 +12,7 @@ from apollofs.metadata import codec
 from apollofs.metadata.errors import CorruptRecord
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.session import retry
-from apollofs.metadata.store import Compare, Delete, Put, Range, Relation, Store, Target, prefix_end
+from apollofs.metadata.store import Compare, Delete, Range, Relation, Store, Target, prefix_end
 
 READ_S = 30.0
 RETENTIONS_MAX = 1000
@@ -73,18 +73,6 @@ async def read_retentions(store: Store, keys: Keys) -> dict[int, Retention]:
     """All retention policies, by directory. One request. Raises DeadlineExceeded, StoreError, CorruptRecord."""
     found = await retry(lambda: store.range(Range(keys.retentions, prefix_end(keys.retentions))), READ_S)
     return {keys.parse_numbers(kv.key)[0]: decode_retention(kv.value) for kv in found.kvs}
-
-
-async def set_retention(store: Store, keys: Keys, directory: int, retention: Retention | None) -> bool:
-    """Give a directory a policy, or (None) take it away; False if there is no such directory any more. One request.
-
-    Raises DeadlineExceeded, StoreError.
-    """
-    key = keys.retention(directory)
-    exists = Compare(keys.inode(directory), Target.CREATE, Relation.GREATER, 0)
-    write = Delete(key) if retention is None else Put(key, encode_retention(retention))
-    compares = () if retention is None else (exists,)
-    return (await retry(lambda: store.txn(compares, (write,)), READ_S)).succeeded
 
 
 async def forget_retention(store: Store, keys: Keys, directory: int) -> None:

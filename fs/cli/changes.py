@@ -159,7 +159,7 @@ class _Printer:
             line += f"  {word} {name_text(record.old_path)}"
         if change.attribute:
             line += f"  {name_text(change.attribute)}"
-        if change.kind is Kind.POLICY and not change.value:
+        if change.kind in (Kind.POLICY, Kind.RETENTION) and not change.value:
             line += "  cleared"
         return line
 

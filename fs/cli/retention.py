@@ -21,8 +21,9 @@ from apollofs.fs.cli.output import (
     time_text,
 )
 from apollofs.fs.mount_options import parse_size
+from apollofs.fs.policy_facts import retention_facts
 from apollofs.fs.retention import ApplyOptions, RetentionReport, apply_retention
-from apollofs.fs.retention.commands import RetentionCommands, SetRetention
+from apollofs.fs.retention.commands import PlacedRetention, RetentionCommands
 from apollofs.fs.retention.report import SHOWN_MAX, Line
 from apollofs.fs.user_error import UserError
 from apollofs.metadata.keys import Keys
@@ -70,7 +71,7 @@ def set_(meta_url: str, path: str, password_file: str, **given: Any) -> None:
         settle_s=round(parse_age(given["settle"])),
         is_recursive=given["recursive"],
     )
-    with_store(access, lambda store: RetentionCommands(store, access.url.volume).set(os.fsencode(path), chosen))
+    with_store(access, lambda store: _commands(store, access.url.volume).set(os.fsencode(path), chosen))
     click.echo(f"{path} has a retention policy now; `apollofs retention apply --dry-run` shows what would go")
 
 
@@ -82,7 +83,7 @@ def set_(meta_url: str, path: str, password_file: str, **given: Any) -> None:
 def get(meta_url: str, path: str, password_file: str, as_json: bool) -> None:
     """The policy that applies in a directory, and where it was set."""
     access = access_of(meta_url, password_file)
-    found = with_store(access, lambda store: RetentionCommands(store, access.url.volume).get(os.fsencode(path)))
+    found = with_store(access, lambda store: _commands(store, access.url.volume).get(os.fsencode(path)))
     facts = _facts(found) if found is not None else {}
     if as_json:
         print_json(facts)
@@ -99,7 +100,7 @@ def get(meta_url: str, path: str, password_file: str, as_json: bool) -> None:
 def clear(meta_url: str, path: str, password_file: str) -> None:
     """Take a directory's own policy away: nothing more is removed there, unless one above holds below too."""
     access = access_of(meta_url, password_file)
-    with_store(access, lambda store: RetentionCommands(store, access.url.volume).clear(os.fsencode(path)))
+    with_store(access, lambda store: _commands(store, access.url.volume).clear(os.fsencode(path)))
     click.echo(f"{path} has no retention policy of its own any more")
 
 
@@ -110,7 +111,7 @@ def clear(meta_url: str, path: str, password_file: str) -> None:
 def list_(meta_url: str, password_file: str, as_json: bool) -> None:
     """All retention policies of a volume."""
     access = access_of(meta_url, password_file)
-    found = with_store(access, lambda store: RetentionCommands(store, access.url.volume).list())
+    found = with_store(access, lambda store: _commands(store, access.url.volume).list())
     if as_json:
         print_json([_facts(each) for each in found])
         return
@@ -154,32 +155,25 @@ def apply_(meta_url: str, path: str, dry_run: bool, rate: float, password_file: 
 
 async def _own_policy(store: Store, volume: str, path: str) -> int:
     """The directory, which must have a policy of its own."""
-    place = await RetentionCommands(store, volume).directory(os.fsencode(path))
+    place = await _commands(store, volume).directory(os.fsencode(path))
     if place.ino not in await read_retentions(store, Keys(volume)):
         raise UserError(f"{path} has no retention policy of its own: see `apollofs retention list`")
     return place.ino
 
 
-_NONE = SetRetention(None, Retention())
+def _commands(store: Store, volume: str) -> RetentionCommands:
+    return RetentionCommands(store, volume, places.version())
 
 
-def _facts(found: SetRetention) -> dict[str, Any]:
-    policy = found.retention
-    return {
-        "directory": name_text(found.path) if found.path is not None else "(removed)",
-        "keep_last": policy.last,
-        "keep_every": policy.every,
-        "keep_for_s": policy.keep_for_s,
-        "min_free_bytes": policy.min_free_bytes,
-        "capacity_bytes": policy.capacity_bytes,
-        "patterns": list(policy.patterns),
-        "marker": policy.marker,
-        "settle_s": policy.settle_s,
-        "recursive": policy.is_recursive,
-    }
+_NONE = PlacedRetention(None, Retention())
 
 
-def _row(found: SetRetention) -> list[str]:
+def _facts(found: PlacedRetention) -> dict[str, Any]:
+    directory = name_text(found.path) if found.path is not None else "(removed)"
+    return {"directory": directory, **retention_facts(found.retention)}
+
+
+def _row(found: PlacedRetention) -> list[str]:
     policy = found.retention
     facts = _facts(found)
     facts["keep_every"] = policy.every or "none"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from apollofs.fs.command_volume import command_volume
 from apollofs.fs.retention.names import Steps
 from apollofs.fs.user_error import UserError
 from apollofs.metadata import codec
 from apollofs.metadata.errors import NotADirectory
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.name_text import name_text
+from apollofs.metadata.ops.retention import SetRetention
 from apollofs.metadata.records import ROOT_INO
-from apollofs.metadata.retention import RETENTIONS_MAX, Retention, read_retentions, set_retention
+from apollofs.metadata.retention import RETENTIONS_MAX, Retention, read_retentions
 from apollofs.metadata.session import retry
 from apollofs.metadata.store import Range, Store
 from apollofs.metadata.tree import Place, Tree
@@ -22,7 +24,7 @@ NUMBER_MAX = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class SetRetention:
+class PlacedRetention:
     """A policy and where it was set; `path` None: that directory is gone."""
 
     path: bytes | None
@@ -54,13 +56,14 @@ def check_retention(retention: Retention) -> None:
 class RetentionCommands:
     """Of one volume. Methods raise UserError, NoSuchEntry, NotADirectory, DeadlineExceeded, StoreError."""
 
-    def __init__(self, store: Store, volume: str) -> None:
+    def __init__(self, store: Store, volume: str, version: str) -> None:
         self._store = store
+        self._version = version
         self._keys = Keys(volume)
         self._tree = Tree(store, self._keys)
 
     async def set(self, path: bytes, retention: Retention) -> None:
-        """Give a directory a policy of its own. One transaction."""
+        """Give a directory a policy of its own. One transaction, in a session of its own."""
         check_retention(retention)
         place = await self.directory(path)
         known = await read_retentions(self._store, self._keys)
@@ -68,17 +71,20 @@ class RetentionCommands:
             raise UserError(
                 f"the volume has {RETENTIONS_MAX} retention policies already: see `apollofs retention list`"
             )
-        if not await set_retention(self._store, self._keys, place.ino, retention):
-            raise UserError(f"{name_text(path)} has just been removed")
+        await self._change(place.ino, retention)
 
     async def clear(self, path: bytes) -> None:
-        """Take a directory's own policy away. One transaction."""
+        """Take a directory's own policy away. One transaction, in a session of its own."""
         place = await self.directory(path)
         if place.ino not in await read_retentions(self._store, self._keys):
             raise UserError(f"{name_text(path)} has no retention policy of its own")
-        await set_retention(self._store, self._keys, place.ino, None)
+        await self._change(place.ino, None)
 
-    async def get(self, path: bytes) -> SetRetention | None:
+    async def _change(self, directory: int, retention: Retention | None) -> None:
+        async with command_volume(self._store, self._keys.volume, self._version) as volume:
+            await volume.transact(lambda scope: SetRetention(scope, directory, retention))
+
+    async def get(self, path: bytes) -> PlacedRetention | None:
         """The policy that applies in a directory: its own, or that of the nearest one above that holds below too."""
         directory = (await self.directory(path)).ino
         known = await read_retentions(self._store, self._keys)
@@ -88,15 +94,15 @@ class RetentionCommands:
             if found is not None:
                 # what is nearer is not overruled by what is farther
                 applies = is_own or found.is_recursive
-                return SetRetention(await self._tree.path_of(directory), found) if applies else None
+                return PlacedRetention(await self._tree.path_of(directory), found) if applies else None
             if directory == ROOT_INO:
                 return None
             directory, is_own = await self._parent(directory), False
 
-    async def list(self) -> list[SetRetention]:
+    async def list(self) -> list[PlacedRetention]:
         """All policies of the volume."""
         known = await read_retentions(self._store, self._keys)
-        return [SetRetention(await self._tree.path_of(directory), found) for directory, found in known.items()]
+        return [PlacedRetention(await self._tree.path_of(directory), found) for directory, found in known.items()]
 
     async def directory(self, path: bytes) -> Place:
         """What a path means, if that is a directory."""

@@ -93,7 +93,8 @@ class BeginSeal:
 class Mark:
     """Give what these names of a directory mean the number `new` instead of `old`. One of both is 0. What has `new`
     already, and names that are gone, are passed over. Replies how many were marked. SealRefused for what has a number
-    of its own: a file of which another name is in another sealed tree."""
+    of its own: a file of which another name is in another sealed tree; and where somebody unseals the tree meanwhile,
+    or nothing would ever take the number out again."""
 
     scope: Scope
     directory: int
@@ -102,6 +103,8 @@ class Mark:
     new: int
 
     def decide(self, view: View) -> Decision[int]:
+        if self.new:
+            _record_in(self.scope, view, self.new, Phase.SEALING)
         writes: dict[bytes, Put] = {}
         for name in self.names:
             location = (self.directory, name)
@@ -211,9 +214,7 @@ class EndSeal:
         counter = view.get(keys.seal_counter)
         if counter is None or counter.mod_revision != self.as_of:
             return Decision(lambda _, __: False)
-        record = _record(self.scope, view, self.number)
-        if record.phase is not Phase.OPENING:
-            raise SealRefused(f"{record.path_text} is {record.phase.name.lower()}")
+        record = _record_in(self.scope, view, self.number, Phase.OPENING)
         count = decode_count(counter.value)
         writes: Writes = [
             Put(keys.seal_counter, encode_count(replace(count, standing=count.standing - 1))),
@@ -242,6 +243,13 @@ def _record(scope: Scope, view: View, number: int) -> SealRecord:
     if kv is None:
         raise SealRefused("it is not sealed any more")
     return decode_seal(kv.value, kv.mod_revision)
+
+
+def _record_in(scope: Scope, view: View, number: int, phase: Phase) -> SealRecord:
+    record = _record(scope, view, number)
+    if record.phase is not phase:
+        raise SealRefused(f"{record.path_text} is {record.phase.name.lower()} by now")
+    return record
 
 
 def _change(scope: Scope, view: View, kind: Kind, record: SealRecord) -> Change:

@@ -15,12 +15,14 @@ from apollofs.metadata.etcd import EtcdConfig, EtcdStore
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.policy import Policy
 from apollofs.metadata.records import ROOT_INO
+from apollofs.metadata.retention import Retention
 from apollofs.metadata.seal_records import TERM_S_MIN
 from apollofs.metadata.sealing import Sealing, read_seals
 from apollofs.metadata.store import Range, prefix_end
 from apollofs.metadata.volume import Volume
 from tests.faults.change_players import NAMES
 from tests.mounted.harness import Namespace
+from tests.support.retaining import set_retention
 
 SITES = (1, 2)
 STONES_MAX, STONES_TRIED = 500, 20
@@ -67,7 +69,12 @@ class Steward:
                 await Sealing(store, volume).unseal(record.number)
             if sealed:
                 return
-            deeds: list[Callable[[EtcdStore, Volume], Awaitable[None]]] = [self._policy, self._seal, self._restore]
+            deeds: list[Callable[[EtcdStore, Volume], Awaitable[None]]] = [
+                self._policy,
+                self._retention,
+                self._seal,
+                self._restore,
+            ]
             deed = self._rng.choice(deeds)
             with suppress(NamespaceError):
                 await deed(store, volume)
@@ -76,6 +83,10 @@ class Steward:
     async def _policy(self, _: EtcdStore, volume: Volume) -> None:
         policy = self._rng.choice([None, Policy(soon=SITES), Policy(commit_any=2), Policy(read=SITES, bound_s=5)])
         await volume.placement.set_policy(self._rng.choice([ROOT_INO, await self._directory(volume)]), policy)
+
+    async def _retention(self, _: EtcdStore, volume: Volume) -> None:
+        policy = self._rng.choice([None, Retention(last=2), Retention(every=10, is_recursive=True)])
+        await set_retention(volume, await self._directory(volume), policy)
 
     async def _seal(self, store: EtcdStore, volume: Volume) -> None:
         await Sealing(store, volume).seal(await self._directory(volume), TERM_S_MIN)

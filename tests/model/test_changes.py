@@ -25,10 +25,12 @@ from apollofs.metadata.records import (
     RenameFlag,
     SetAttr,
 )
+from apollofs.metadata.retention import Retention
 from apollofs.metadata.sealing import Sealing, read_seals
 from apollofs.metadata.volume import Volume
 from tests.support.change_logs import KEYS, World, made_world
 from tests.support.rebuilt import Rebuilt, differences, volume_facts
+from tests.support.retaining import set_retention
 from tests.support.volumes import OPTIONS, VOLUME, mounted
 
 pytestmark = pytest.mark.model
@@ -50,7 +52,7 @@ class Player:
         self.calls: list[Callable[[], Awaitable[object]]] = [
             *[self.create, self.mkdir, self.rename, self.commit, self.unlink, self.setattr] * 3,
             *[self.symlink, self.link, self.rmdir, self.exchange, self.times, self.truncate, self.xattr, self.restore],
-            *[self.policy, self.seal, self.unseal],
+            *[self.policy, self.retention, self.seal, self.unseal],
         ]
 
     async def play(self, steps: int) -> None:
@@ -153,6 +155,10 @@ class Player:
     async def policy(self) -> None:
         policy = self.rng.choice([None, Policy(commit_any=1), Policy(soon=(1,), bound_s=self.rng.randrange(1, 9))])
         await self.volume.placement.set_policy(await self.directory(), policy)
+
+    async def retention(self) -> None:
+        policy = self.rng.choice([None, Retention(last=self.rng.randrange(1, 9))])
+        await set_retention(self.volume, await self.directory(), policy)
 
     async def seal(self) -> None:
         """What is done in it is refused, then, until somebody unseals it."""

@@ -27,7 +27,7 @@ from apollofs.metadata.store import Range, Store
 
 Facts = dict[str, Any]
 SHOWN_FLAGS = InodeFlag.IMMUTABLE | InodeFlag.APPEND_ONLY
-OF_TREES = frozenset({Kind.SEAL, Kind.UNSEAL, Kind.POLICY})
+OF_TREES = frozenset({Kind.SEAL, Kind.UNSEAL, Kind.POLICY, Kind.RETENTION})
 """What is said of a whole tree, and changes no inode."""
 
 
@@ -64,13 +64,21 @@ class Rebuilt:
         self.dead: dict[int, Node] = {}
         self.policies: dict[int, bytes] = {}
         """Encoded, by the directory that has it, gone or not."""
+        self.retentions: dict[int, bytes] = {}
+        """Likewise."""
         self.seals: dict[int, float] = {}
         """The term in seconds, by the root of what is sealed."""
         self.position = Position(0)
         self.taken = 0
 
     def facts(self) -> Facts:
-        return {"nodes": self.nodes, "names": self.names, "policies": self.policies, "seals": self.seals}
+        return {
+            "nodes": self.nodes,
+            "names": self.names,
+            "policies": self.policies,
+            "retentions": _of_living(self.retentions, self.nodes),
+            "seals": self.seals,
+        }
 
     def take(self, record: ChangeRecord) -> None:
         """Apply one record; it must be later than all before."""
@@ -201,10 +209,10 @@ class Rebuilt:
         self.seals.pop(change.ino, None)
 
     def _policy(self, change: Change) -> None:
-        if change.value:
-            self.policies[change.ino] = change.value
-        else:
-            self.policies.pop(change.ino, None)
+        _put(self.policies, change)
+
+    def _retention(self, change: Change) -> None:
+        _put(self.retentions, change)
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
@@ -236,6 +244,18 @@ class Rebuilt:
         self.nodes[ino] = replace(self.nodes[ino], ctime_ns=change.time_ns, **fields)
 
 
+def _put(policies: dict[int, bytes], change: Change) -> None:
+    if change.value:
+        policies[change.ino] = change.value
+    else:
+        policies.pop(change.ino, None)
+
+
+def _of_living(policies: dict[int, bytes], nodes: dict[int, Node]) -> dict[int, bytes]:
+    """Who applies retention forgets it for directories that are gone, sooner or later."""
+    return {directory: value for directory, value in policies.items() if directory in nodes}
+
+
 async def volume_facts(store: Store, volume: str) -> Facts:
     """The same of the volume, as of one revision; seals that stand as of now."""
     keys = Keys(volume)
@@ -257,9 +277,18 @@ async def volume_facts(store: Store, volume: str) -> Facts:
         ino, name = keys.parse_xattr(kv.key)
         if ino in nodes:  # else an unlinked file's
             nodes[ino].xattrs[name] = kv.value
-    policies = {keys.parse_numbers(kv.key)[0]: kv.value async for kv in pages(store, keys.policies, revision=revision)}
+    policies, retentions = [
+        {keys.parse_numbers(kv.key)[0]: kv.value async for kv in pages(store, prefix, revision=revision)}
+        for prefix in (keys.policies, keys.retentions)
+    ]
     seals = {seal.root: seal.term_s for seal in await read_seals(store, keys) if seal.phase is Phase.SEALED}
-    return {"nodes": nodes, "names": names, "policies": policies, "seals": seals}
+    return {
+        "nodes": nodes,
+        "names": names,
+        "policies": policies,
+        "retentions": _of_living(retentions, nodes),
+        "seals": seals,
+    }
 
 
 def _node_of(inode: Inode) -> Node:

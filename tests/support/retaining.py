@@ -19,8 +19,9 @@ from apollofs.fs.retention.series import TRACKER_BYTES_MAX
 from apollofs.fs.value_bodies import ValueBodies
 from apollofs.metadata.errors import NoSuchEntry
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.ops.retention import SetRetention
 from apollofs.metadata.records import ROOT_INO
-from apollofs.metadata.retention import Retention, set_retention
+from apollofs.metadata.retention import Retention
 from apollofs.metadata.session import SessionOptions
 from apollofs.metadata.store import Store
 from apollofs.metadata.volume import Volume, open_volume
@@ -56,7 +57,11 @@ async def apply(
 
 
 async def keep(pair: Pair, policy: Retention, directory: int = ROOT_INO) -> None:
-    assert await set_retention(pair.store, KEYS, directory, policy)
+    await set_retention(pair.volume, directory, policy)
+
+
+async def set_retention(volume: Volume, directory: int, policy: Retention | None) -> None:
+    await volume.transact(lambda scope: SetRetention(scope, directory, policy))
 
 
 async def mkdir(fs: Filesystem, name: bytes, parent: int = ROOT_INO) -> int:

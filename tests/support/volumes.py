@@ -50,7 +50,7 @@ async def mounted(store: Store, options: SessionOptions = OPTIONS) -> AsyncItera
 async def assert_sound(store: Store) -> None:
     """The whole-namespace checker finds nothing."""
     violations = [violation async for violation in check_volume(store, VOLUME)]
-    assert violations == []
+    assert violations == [], violations
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from contextlib import aclosing
 import pytest
 import trio
 
+from apollofs.fs.change_facts import change_facts
 from apollofs.metadata.changes.history import mark_end
 from apollofs.metadata.changes.log import within
 from apollofs.metadata.changes.position import Position, parse_position
@@ -18,10 +19,12 @@ from apollofs.metadata.journal import Kind
 from apollofs.metadata.ops.seal import BeginSeal
 from apollofs.metadata.policy import Policy, decode_policy
 from apollofs.metadata.records import ROOT_INO, BodyChange, RenameFlag, SetAttr
+from apollofs.metadata.retention import Retention, decode_retention
 from apollofs.metadata.sealing import Sealing
 from apollofs.metadata.volume import Volume
 from tests.support.change_logs import KEYS, World, made_world
 from tests.support.rebuilt import Rebuilt, differences, volume_facts
+from tests.support.retaining import set_retention
 from tests.support.volumes import ME, VOLUME, mounted
 
 TERM_S = 3600.0
@@ -262,6 +265,22 @@ async def test_policies_are_told(world: World) -> None:
         assert told(found) == [(Kind.POLICY, b"/d", None)] * 3
         values = [record.change.value for record in found]
         assert [decode_policy(value) if value else None for value in values] == policies
+
+
+async def test_retention_policies_are_told(world: World) -> None:
+    policies = [Retention(last=3, patterns=("run-{step}",)), Retention(every=100, is_recursive=True), None]
+    async with mounted(world.store) as volume:
+        directory = (await volume.mkdir(ROOT_INO, b"d", 0o755, ME)).ino
+        start = await world.log().now()
+        for policy in policies:
+            await set_retention(volume, directory, policy)
+            await rebuilt(world)
+        found = await world.read(start)
+        assert told(found) == [(Kind.RETENTION, b"/d", None)] * 3
+        values = [record.change.value for record in found]
+        assert [decode_retention(value) if value else None for value in values] == policies
+        facts = [change_facts(record, {}) for record in found]
+        assert [each["retention"] and each["retention"]["keep_every"] for each in facts] == [0, 100, None]
 
 
 async def rebuilt(world: World) -> dict[int, float]:

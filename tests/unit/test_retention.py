@@ -10,9 +10,9 @@ import trio
 
 from apollofs.fs.retention import ApplyOptions, RetentionReport
 from apollofs.fs.retention.applying import is_due, run_once
-from apollofs.metadata.errors import RoleTaken, SessionLost
+from apollofs.metadata.errors import RoleTaken, SessionLost, StaleInode
 from apollofs.metadata.records import ROOT_INO, InodeFlag, RenameFlag, SetAttr
-from apollofs.metadata.retention import read_retentions, set_retention
+from apollofs.metadata.retention import read_retentions
 from apollofs.metadata.sealing import Sealing
 from apollofs.metadata.usage import UsageKeeper
 from apollofs.metadata.volume import open_volume
@@ -172,7 +172,8 @@ async def test_one_at_a_time_and_forgotten_with_the_directory(pair: Pair) -> Non
             await apply(pair)
         assert caught.group_contains(RoleTaken)
     assert await read_retentions(pair.store, KEYS) == {}
-    assert not await set_retention(pair.store, KEYS, gone, NOW)
+    with pytest.raises(StaleInode):
+        await keep(pair, NOW, gone)
 
 
 async def test_a_mount_that_does_not_answer_keeps_everything(pair: Pair) -> None:

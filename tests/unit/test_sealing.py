@@ -13,6 +13,7 @@ from apollofs.metadata.errors import HoldsSealed, NoSuchEntry, Sealed, SealRefus
 from apollofs.metadata.format import pages
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.memory import MemoryStore, Moment, Request
+from apollofs.metadata.ops.seal import Mark
 from apollofs.metadata.records import ROOT_INO, BodyChange, Inode, InodeFlag, RenameFlag, SetAttr
 from apollofs.metadata.seal_records import Phase
 from apollofs.metadata.sealing import Sealing, SealProgress, read_seals
@@ -152,6 +153,31 @@ async def test_what_is_interrupted_goes_on(store: MemoryStore, after: int) -> No
         assert await read_seals(store, KEYS) == []
         await a.rename(ROOT_INO, b"data", ROOT_INO, b"moved")
         await a.unlink(tree.part, b"file")
+    await assert_sound(store)
+
+
+async def test_who_seals_stops_when_somebody_unseals(store: MemoryStore) -> None:
+    """What it marked afterwards would have a number that nobody takes out again."""
+    async with mounted(store) as a, mounted(store) as b:
+        tree, other = await Tree(store, a).make(), Sealing(store, b)
+        failed: list[SealRefused] = []
+
+        async def seal(begun: trio.Event) -> None:
+            try:
+                await tree.seal(lambda progress: begun.set())
+            except SealRefused as exc:
+                failed.append(exc)
+
+        async with trio.open_nursery() as nursery:
+            begun = trio.Event()
+            nursery.start_soon(seal, begun)
+            await begun.wait()
+            number = (await read_seals(store, KEYS))[0].number
+            await other.unseal(number)
+        assert failed
+        with pytest.raises(SealRefused, match="not sealed any more"):
+            await a.transact(lambda scope: Mark(scope, tree.root, (b"f00",), 0, number))
+        await b.unlink(tree.part, b"file")
     await assert_sound(store)
 
 
