@@ -84,9 +84,10 @@ def read_all(tree: Path) -> None:
 
 
 def trusts(mount: Mount, tree: Path, groups: int) -> bool:
-    """Whether a mount has cached so many directories of the tree under its seal; reads it all once more."""
+    """Whether a mount has cached so many directories of the tree under its seal, and has read it all since."""
+    trusted = mount.status()["seals"]["groups"] >= groups
     read_all(tree)
-    return bool(mount.status()["seals"]["groups"] >= groups)
+    return bool(trusted)
 
 
 def has_no_session(mount: Mount) -> bool:
