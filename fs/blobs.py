@@ -28,6 +28,7 @@ from apollofs.blobstore import (
 )
 from apollofs.blobstore.footer import Footer
 from apollofs.blobstore.listing import closing
+from apollofs.fs.arrivals import Arrivals, NotComing
 from apollofs.fs.errors import BodyError, BodyUnavailable, CorruptBody, MissingBlob
 from apollofs.fs.hedging import Hedged
 from apollofs.fs.nearness import Nearness
@@ -125,12 +126,19 @@ class BlobSource:
     """How long a copy of a block that is written may take to get to another site before that is left for later."""
 
     def __init__(
-        self, open_store: OpenStore, block_bytes: int, here: int = 0, copies_of: CopiesOf | None = None
+        self,
+        open_store: OpenStore,
+        block_bytes: int,
+        here: int = 0,
+        copies_of: CopiesOf | None = None,
+        arrivals: Arrivals | None = None,
     ) -> None:
-        """`here`: the reader's site, 0 if it has none. Without `copies_of` each blob is read at its own site."""
+        """`here`: the reader's site, 0 if it has none. Without `copies_of` each blob is read at its own site.
+        `arrivals`: what is being brought here."""
         self.block_bytes = block_bytes
         self.nearness = Nearness(here)
         self._copies_of = copies_of
+        self._arrivals = arrivals
         self._spread: dict[int, set[int]] = {}
         """Blobs that are being written to other sites too; where one block could not be put, the site is taken out."""
         self._open_store = open_store
@@ -165,6 +173,9 @@ class BlobSource:
         if self._copies_of is None:
             return await read(home)
         copies_of = self._copies_of
+        if self._arrivals is not None and self._arrivals.expects(block.blob):
+            with contextlib.suppress(NotComing):
+                return await self._arrivals.read(block.blob, lambda: read(near.here))
 
         async def sites() -> list[int]:
             return near.order((home, *await copies_of(block.blob)))
@@ -284,10 +295,14 @@ class BlobSource:
 
 @contextlib.asynccontextmanager
 async def open_blob_source(
-    open_store: OpenStore, block_bytes: int, here: int = 0, copies_of: CopiesOf | None = None
+    open_store: OpenStore,
+    block_bytes: int,
+    here: int = 0,
+    copies_of: CopiesOf | None = None,
+    arrivals: Arrivals | None = None,
 ) -> AsyncIterator[BlobSource]:
     """A BlobSource that closes its stores at the end."""
-    source = BlobSource(open_store, block_bytes, here, copies_of)
+    source = BlobSource(open_store, block_bytes, here, copies_of, arrivals)
     try:
         yield source
     finally:

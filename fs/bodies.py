@@ -400,10 +400,12 @@ async def open_bodies(
     At the end nothing is committed any more: `commit_all` comes before. Raises CacheDirectoryUnusable.
     """
     cache_dir = os.fspath(config.cache_dir)
-    sites = MountSites(placement)
+    sites = MountSites(placement, volume.superblock.block_bytes)
     async with (
         open_staging(cache_dir, config.disk_free_bytes_min) as staging,
-        open_blob_source(open_store, volume.superblock.block_bytes, sites.here, sites.copies_of) as source,
+        open_blob_source(
+            open_store, volume.superblock.block_bytes, sites.here, sites.copies_of, sites.arrivals
+        ) as source,
         contextlib.AsyncExitStack() as last,
         trio.open_nursery() as nursery,
     ):

@@ -1,5 +1,6 @@
 """What a mount does about other sites: it reads from the nearest, and has what it reads from afar kept at its own site
-where a policy says so. Who has only one site, or no policy, pays nothing.
+where a policy says so; large files it then leaves to the agent that brings them (`arrivals.py`). Who has only one site,
+or no policy, pays nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from apollofs.fs.blobs import BlobSource, site_of
+from apollofs.fs.arrivals import Arrivals
+from apollofs.fs.blobs import BlobSource, block_count, site_of
 from apollofs.fs.commit_copies import CommitCopies
 from apollofs.fs.known_copies import KnownCopies
 from apollofs.metadata.errors import MetadataError
@@ -21,13 +23,17 @@ WISHES_MAX = 1024
 """Files that were asked for lately."""
 AGAIN_S = 60.0
 """A file that is read again is asked for again after this."""
+LARGE_BLOCKS = 4
+"""Less is fetched sooner than an agent has brought it."""
 
 
 class MountSites:
     """`placement` None: bodies are read where they were written, and nothing else is done."""
 
-    def __init__(self, placement: Placement | None) -> None:
+    def __init__(self, placement: Placement | None, block_bytes: int) -> None:
+        self.arrivals = Arrivals()
         self._placement = placement
+        self._block_bytes = block_bytes
         self._known = KnownCopies(placement.replicas) if placement is not None else None
         self._wished: dict[int, float] = {}
         self._nursery: trio.Nursery | None = None
@@ -56,19 +62,38 @@ class MountSites:
         self._wished[inode.ino] = now + AGAIN_S
         while len(self._wished) > WISHES_MAX:
             self._wished.pop(next(iter(self._wished)))
+        policy = self._placement.policies.peek(inode.policy)
+        if policy is not None and self.here in policy.read:
+            self.arrivals.expect(self._large(inode))
         nursery.start_soon(self._wish, self._placement, inode)
 
     def _is_afar(self, inode: Inode) -> bool:
         return bool(inode.extent_pages) or any(site_of(extent.blob) != self.here for extent in inode.extents)
 
+    def _large(self, inode: Inode) -> set[int]:
+        """The blobs of other sites that a reader had better leave to the agent."""
+        blobs = {extent.blob: extent.blob_length for extent in inode.extents if site_of(extent.blob) != self.here}
+        return {blob for blob, length in blobs.items() if block_count(length, self._block_bytes) >= LARGE_BLOCKS}
+
     async def _wish(self, placement: Placement, inode: Inode) -> None:
+        large = self._large(inode)
         try:
             policy = await placement.policies.get(inode.policy)
             if policy is None or placement.here not in policy.read:
+                self.arrivals.forget(large)
                 return
             blobs = {extent.blob for extent in inode.extents if site_of(extent.blob) != placement.here}
             known = await placement.replicas.read(blobs)
             if inode.extent_pages or any(placement.here not in copies.complete for copies in known.values()):
                 await placement.want_here(inode.ino)
+                await self._wait_for_agent(placement, large)
         except MetadataError as exc:
+            self.arrivals.forget(large)
             log.info("inode %#x is not asked for: %s", inode.ino, exc)
+
+    async def _wait_for_agent(self, placement: Placement, large: set[int]) -> None:
+        """Leave blobs to this site's agent, if there is one."""
+        if large and await placement.has_agent():
+            self.arrivals.expect(large)
+        else:
+            self.arrivals.forget(large)

@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 import trio
 
 from apollofs.metadata import codec
+from apollofs.metadata.election import read_winner
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.ops.common import Location, Scope
 from apollofs.metadata.ops.policy import InheritPolicy, SetPolicy
@@ -60,6 +61,10 @@ class Placement:
     async def inherit_policy(self, ino: int, location: Location, number: int) -> bool:
         """Give what was there before a policy was set its number; whether it has that now. One request. StaleInode."""
         return await self._volume.transact(lambda scope: InheritPolicy(scope, ino, location, number))
+
+    async def has_agent(self) -> bool:
+        """Whether this site has an agent now. One request."""
+        return await retry(lambda: read_winner(self._store, self._keys.agent(self.here)), READ_S) is not None
 
     async def want_here(self, ino: int) -> None:
         """Ask this site's agent for copies of a file's blobs. One request; the wish ends with the session."""

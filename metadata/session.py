@@ -283,7 +283,7 @@ class Session:
                 raise self._ended(in_doubt=slot.doubtful) from exc
             except (OutcomeUnknown, StoreUnavailable) as exc:
                 slot.doubtful = slot.doubtful or isinstance(exc, OutcomeUnknown)
-                if trio.current_time() > deadline or patience.is_over(began):
+                if trio.current_time() > deadline or patience.gives_up(began):
                     outcome = "may have been applied" if slot.doubtful else "was not applied"
                     raise DeadlineExceeded(f"metadata store: {exc} (the operation {outcome})") from exc
             await trio.sleep(backoff_s * (0.5 + random.random()))

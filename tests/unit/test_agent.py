@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+from contextlib import AsyncExitStack
+
 import pytest
 import trio
 import trio.testing
@@ -21,6 +25,7 @@ from tests.support.values import kv_client
 __all__ = ["sites"]
 SOON_B = Policy(soon=(B,))
 FILES = 24
+BLOCK_BYTES = 1 << 16
 
 
 async def mkdir(filesystem: Filesystem, name: bytes, parent: int = ROOT_INO) -> int:
@@ -233,6 +238,43 @@ async def test_what_is_read_afar_is_kept_where_the_policy_says_so(sites: Sites) 
             await trio.testing.wait_all_tasks_blocked(0.001)
         await until_done(agent)
         assert await sites.copied_to(B, volume, ino)
+
+
+async def test_a_large_file_that_many_nodes_read_comes_from_afar_once(sites: Sites) -> None:
+    await sites.set_policy(Policy(read=(B,)))
+    data = random.Random(1).randbytes(12 * BLOCK_BYTES + 5)
+    async with AsyncExitStack() as stack:
+        here, _ = await stack.enter_async_context(sites.mount(A))
+        await save(here, b"small", LARGE)
+        others = await sites.objects(A)
+        await save(here, b"f", data)
+        await stack.enter_async_context(sites.agent(B))
+        nodes = [(await stack.enter_async_context(sites.mount(B)))[0] for _ in range(4)]
+        for node in nodes:  # they know the policy from now on
+            assert await content(node, b"small") == LARGE
+        found: list[bytes] = []
+
+        async def read(node: Filesystem) -> None:
+            found.append(await content(node))
+
+        async with trio.open_nursery() as nursery:
+            for node in nodes:
+                nursery.start_soon(read, node)
+        assert found == [data] * len(nodes)
+        reads = Counter(name for name, _, _ in sites.blobs[A].reads if name not in others)
+        assert len(reads) == 13
+        assert set(reads.values()) == {1}
+
+
+async def test_a_large_file_that_no_agent_brings_is_read_from_afar(
+    sites: Sites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apollofs.fs.arrivals.STALL_S", 0.2)
+    await sites.set_policy(Policy(read=(B,)))
+    data = random.Random(1).randbytes(12 * BLOCK_BYTES + 5)
+    async with sites.mount(A) as (here, _), sites.agent(B, duties=()), sites.mount(B) as (there, _):
+        await save(here, b"f", data)
+        assert await content(there) == data
 
 
 @pytest.mark.expects_log("can't be copied", "corrupt data")
