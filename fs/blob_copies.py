@@ -67,8 +67,8 @@ async def copy_blob(
 
     async def one(block: Block) -> None:
         nonlocal copied
-        await limits.turn(block.length)
         async with limits.room:
+            await limits.turn(block.length)
             try:
                 sealed = await source.fetch_block(block, _sealed)
             except MissingBlob:

@@ -87,6 +87,7 @@ class Agent:
             replicas = Replicas(self._store, self._keys)
             known_copies = KnownCopies(replicas)
             block_bytes = superblock.block_bytes
+            blocks, rate = self._options.blocks_in_memory, ByteRate(self._options.bytes_per_s)
             async with open_blob_source(self._open_store, block_bytes, site.id, known_copies.of) as source:
                 context = AgentContext(
                     store=self._store,
@@ -103,9 +104,8 @@ class Agent:
                     options=self._options,
                     state=await read_state(self._store, self._keys, site.id),
                     progress=Progress(),
-                    limits=CopyLimits(
-                        trio.CapacityLimiter(self._options.blocks_in_memory), ByteRate(self._options.bytes_per_s).turn
-                    ),
+                    limits=CopyLimits(trio.CapacityLimiter(blocks), rate.turn),
+                    first_limits=CopyLimits(trio.CapacityLimiter(max(1, blocks // 4)), rate.first_turn),
                 )
                 log.info("session %d is the agent of site %s", session.number, site.name)
                 elected(context)

@@ -106,11 +106,11 @@ class Backlog:
         self._open.add(job)
         self._offer(job)
 
-    async def take(self, count_max: int) -> list[Job]:
-        """The next ones, all of one rank, once there is one. `done` or `again` must follow for each."""
+    async def take(self, count_max: int, rank_max: int = MOVED) -> list[Job]:
+        """The next ones, all of one rank up to `rank_max`, once there is one. `done` or `again` must follow each."""
         while True:
             self._wake_resting()
-            for queue in self._ready:
+            for queue in self._ready[: rank_max + 1]:
                 taken: list[Job] = []
                 while queue and len(taken) < count_max:
                     job = queue.popleft()

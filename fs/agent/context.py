@@ -34,6 +34,7 @@ class AgentOptions:
     workers: int = 4
     """Batches of up to 30 files that are copied side by side."""
     blocks_in_memory: int = 16
+    """And a quarter as many of what readers wait for."""
     gc_every_s: float = 3600.0
     """Between two runs of the collector; 0: never."""
     gc_grace_s: float = 3600.0
@@ -100,6 +101,8 @@ class AgentContext:
     state: AgentState
     progress: Progress
     limits: CopyLimits
+    first_limits: CopyLimits
+    """Of what readers wait for."""
     backlog: Backlog = field(default_factory=Backlog)
     policies: LivePolicies = field(default_factory=LivePolicies)
 

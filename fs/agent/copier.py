@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import trio
 
 from apollofs.blobstore import BlobStoreError
-from apollofs.fs.agent.backlog import WANTED, Job
+from apollofs.fs.agent.backlog import MOVED, WANTED, Job
 from apollofs.fs.agent.context import AgentContext
 from apollofs.fs.agent.finding import Found, find_bodies
 from apollofs.fs.blob_copies import copy_blob, note_copies, referred_blocks, remove_copy
@@ -54,13 +54,15 @@ class _Blob:
 async def copy(context: AgentContext) -> None:
     """The duty: work off the backlog until cancelled. Raises SessionLost, StoreError."""
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(_work, context, WANTED)
         for _ in range(context.options.workers):
-            nursery.start_soon(_work, context)
+            nursery.start_soon(_work, context, MOVED)
 
 
-async def _work(context: AgentContext) -> None:
+async def _work(context: AgentContext, rank_max: int) -> None:
+    """One is there for what readers wait for alone: it never waits for a batch of other files to be done."""
     while True:
-        jobs = await context.backlog.take(BATCH_MAX)
+        jobs = await context.backlog.take(BATCH_MAX, rank_max)
         await _Batch(context, jobs).run()
 
 
@@ -114,13 +116,15 @@ class _Batch:
     async def _copy_all(self, blobs: dict[int, _Blob]) -> list[int]:
         """Those of which everything is here now."""
         done: list[int] = []
+        wanted = self._jobs[0].rank == WANTED
+        limits = self._context.first_limits if wanted else self._context.limits
 
         async def one(item: tuple[int, _Blob]) -> None:
             number, blob = item
             context = self._context
             try:
                 size_bytes = await copy_blob(
-                    context.source, number, blob.length, blob.referred, context.site.id, context.limits
+                    context.source, number, blob.length, blob.referred, context.site.id, limits
                 )
             except (BodyError, BlobStoreError, UserError) as exc:
                 self._again(blob.jobs, exc)

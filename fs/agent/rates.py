@@ -19,17 +19,25 @@ class ByteRate:
 
     def __init__(self, bytes_per_s: int) -> None:
         self._bytes_per_s = bytes_per_s
-        self._paid_until = 0.0
+        self._paid_until = self._first_until = 0.0
 
     async def turn(self, size_bytes: int) -> None:
         """Wait until so many bytes may be moved. Always a checkpoint."""
-        if not self._bytes_per_s:
-            await trio.lowlevel.checkpoint()
-            return
-        now = trio.current_time()
+        now, cost_s = self._cost(size_bytes)
         at = max(self._paid_until, now - 1.0)
-        self._paid_until = at + size_bytes / self._bytes_per_s
+        self._paid_until = at + cost_s
         await trio.sleep_until(max(now, at))
+
+    async def first_turn(self, size_bytes: int) -> None:
+        """As `turn`, but not behind those who wait there: who comes later makes up for it."""
+        now, cost_s = self._cost(size_bytes)
+        at = max(self._first_until, now - 1.0)
+        self._first_until = at + cost_s
+        self._paid_until = max(self._paid_until, now - 1.0) + cost_s
+        await trio.sleep_until(max(now, at))
+
+    def _cost(self, size_bytes: int) -> tuple[float, float]:
+        return trio.current_time(), size_bytes / self._bytes_per_s if self._bytes_per_s else 0.0
 
 
 @dataclass(slots=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import pytest
 import trio
@@ -13,19 +15,22 @@ import trio.testing
 from apollofs.fs.agent.context import AgentContext
 from apollofs.fs.agent.duties import DUTIES
 from apollofs.fs.agent.feed import follow_policies
+from apollofs.fs.agent.rates import ByteRate
 from apollofs.fs.filesystem import Filesystem
 from apollofs.metadata.memory import MemoryStore, Moment, Request
 from apollofs.metadata.policy import Policy
 from apollofs.metadata.records import ROOT_INO, RenameFlag
 from apollofs.metadata.store import Range
 from tests.support.filesystems import LARGE, USER, content, save
-from tests.support.sites import KEYS, A, B, C, Sites, sites, until_done
+from tests.support.retaining import write
+from tests.support.sites import KEYS, OPTIONS_OF_AGENTS, A, B, C, Sites, sites, until_done
 from tests.support.values import kv_client
 
 __all__ = ["sites"]
 SOON_B = Policy(soon=(B,))
 FILES = 24
 BLOCK_BYTES = 1 << 16
+LARGE_RATE = 1 << 30
 
 
 async def mkdir(filesystem: Filesystem, name: bytes, parent: int = ROOT_INO) -> int:
@@ -238,6 +243,51 @@ async def test_what_is_read_afar_is_kept_where_the_policy_says_so(sites: Sites) 
             await trio.testing.wait_all_tasks_blocked(0.001)
         await until_done(agent)
         assert await sites.copied_to(B, volume, ino)
+
+
+async def test_what_a_reader_waits_for_does_not_wait_for_what_is_copied(sites: Sites) -> None:
+    await sites.set_policy(Policy(read=(B,)))
+    options = replace(OPTIONS_OF_AGENTS, workers=1, blocks_in_memory=1, bytes_per_s=LARGE_RATE)
+    stuck, go_on = trio.Event(), trio.Event()
+
+    async def hold_the_first() -> None:
+        if not stuck.is_set():
+            stuck.set()
+            await go_on.wait()
+
+    async with sites.mount(A) as (here, volume), sites.agent(B, options) as agent, sites.mount(B) as (there, _):
+        directory = await mkdir(here, b"d")
+        await sites.set_policy(SOON_B, directory)
+        sites.blobs[B].before_put = hold_the_first
+        await write(here, b"slow", LARGE, directory)
+        await stuck.wait()
+        ino = await save(here, b"f", LARGE)
+        assert await content(there) == LARGE
+        while not agent.progress.blobs:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        assert not go_on.is_set()
+        go_on.set()
+        await until_done(agent)
+        assert await sites.copied_to(B, volume, ino)
+
+
+async def test_a_bound_of_the_rate_holds_for_all_together(autojump_clock: trio.testing.MockClock) -> None:
+    rate, done = ByteRate(100), dict[str, list[float]](first=[], others=[])
+
+    async def move(name: str, turn: Callable[[int], Awaitable[None]]) -> None:
+        for _ in range(5):
+            await turn(100)
+            done[name].append(autojump_clock.current_time())
+
+    await trio.sleep(10)
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(move, "others", rate.turn)
+        await trio.sleep(0.5)
+        nursery.start_soon(move, "first", rate.first_turn)
+    first, others = [[time - began for time in done[name]] for name in ("first", "others")]
+    assert first[-1] <= 4.5, "as if nobody else were there"
+    assert others[-1] == 8.0, "a second for each, but for what was saved up"
 
 
 async def test_a_large_file_that_many_nodes_read_comes_from_afar_once(sites: Sites) -> None:
