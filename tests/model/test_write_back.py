@@ -38,6 +38,7 @@ WITHOUT: dict[str, tuple[Scenario, str]] = {
     "turn_after_keys": (scenarios.TURN_AGAIN, REFUSED),
     "turn_shared": (scenarios.BOTH_TURNS, REFUSED),
     "turn_own": (scenarios.TURNS, STALE),
+    "turn_landing": (scenarios.TURN_LANDS, REFUSED),
     "pending": (scenarios.ALONE, LOST),
     "wait_for_queue": (scenarios.CRASH, MIDDLE),
     "read_after_queue": (scenarios.ALONE, STALE),

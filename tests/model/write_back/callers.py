@@ -222,7 +222,11 @@ def _landed(world: World, mount: Mount, index: int, directory: int, *, applied: 
         return mount._replace(held=replaced(mount.held, directory, held))
     held, back = rules.landed(held, caller.claim, applied=applied)
     mount = mount._replace(held=replaced(mount.held, directory, held))
-    return shared(world, mount, directory) if back else mount
+    if not back:
+        return mount
+    if mount.reader.takes_turn(directory) and world.on("turn_landing"):
+        mount = mount._replace(reader=mount.reader._replace(poisoned=True))
+    return shared(world, mount, directory)
 
 
 def _returned(world: World, mount: Mount, index: int, operation: Operation) -> Mount:

@@ -148,8 +148,7 @@ def _left(world: World, mount: Mount, flight: Flight) -> Mount:
 def _hear(world: World, state: State, at: int, directory: int, what: str) -> Step:
     mount = state.mounts[at]
     mount = mount._replace(events=mount.events - {(directory, what)})
-    turn = mount.reader.turn and mount.reader.takes == directory and mount.reader.phase in ("asked", "replied")
-    if turn and what == SHARE and world.on("turn_shared"):
+    if mount.reader.takes_turn(directory) and what == SHARE and world.on("turn_shared"):
         mount = mount._replace(reader=mount.reader._replace(poisoned=True))
     for index, caller in enumerate(mount.callers):
         if caller.phase in ("sent", "replied"):

@@ -35,6 +35,7 @@ RULES = {
     "turn_after_keys": "no turn is taken while the deletion of a key of the group is under way",
     "turn_shared": "a turn on what was wanted for reading before the reply has come is given up",
     "turn_own": "what this mount wrote before the reply has come is newer than what was read with the turn",
+    "turn_landing": "a turn that is being taken when a claim lands whose group was wanted before is given up",
     "pending": "what a transaction in flight changes is no fact for what is answered ahead",
     "wait_for_queue": "what is not answered ahead is done after all that was answered before",
     "read_after_queue": "what was answered before a read is in etcd when it is read",

@@ -192,5 +192,13 @@ TURN_LAPSES = Scenario(
     turns=(0, 1),
     lapses=(0,),
 )
+TURN_LANDS = Scenario(
+    "a mount takes a turn on what was recalled from it, while its claim is under way",
+    (0,),
+    programs=(((WRITE_1, WRITE_2),), ((WRITE_3,),)),
+    reads=(((0,),), ()),
+    turns=(0,),
+    held=((0, 0),),
+)
 
 QUICK = tuple(value for value in list(globals().values()) if isinstance(value, Scenario))

@@ -125,6 +125,10 @@ class Reader(NamedTuple):
     own: tuple[tuple[int, int, int], ...] = ()
     """Own writes that returned meanwhile: key, value, revision."""
 
+    def takes_turn(self, directory: int) -> bool:
+        """Whether a turn on it was asked for, and its reply has not been taken."""
+        return self.turn and self.takes == directory and self.phase in ("asked", "replied")
+
 
 class Mount(NamedTuple):
     """`session`: 0 between a lost one and the next. `returns`, `shares`: for each directory. `events`: notices."""
