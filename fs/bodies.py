@@ -9,10 +9,12 @@ async with open_bodies(volume, config, open_store) as bodies:
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import trio
@@ -89,7 +91,7 @@ class Bodies:
         """Inodes whose open file is used by what has no handle of it."""
         self._failing: set[int] = set()
         self._retiring: set[int] = set()
-        self.renew: Callable[[OpenFile], OpenFile] = lambda file: file
+        self.renewing: Callable[[OpenFile], AbstractContextManager[OpenFile]] = contextlib.nullcontext
         """Asked for a file that is about to be brought up to date: `passing.py` may make another object of it."""
 
     # -- open files --------------------------------------------------------------------------------------------------
@@ -137,10 +139,12 @@ class Bodies:
 
     async def refresh(self, file: OpenFile, inode: Inode, body: Body | None = None) -> OpenFile:
         """As `OpenFile.refresh`; the file may be another object after that."""
-        if inode.body_version > file.version:
-            file = self.renew(file)
-        await file.refresh(inode, body)
-        return file
+        if inode.body_version <= file.version:
+            await file.refresh(inode, body)
+            return file
+        with self.renewing(file) as renewed:
+            await renewed.refresh(inode, body)
+            return renewed
 
     def open_known(self, body: Body) -> OpenFile:
         """As `open`, of a body that was just read, or of an inode that was just created. No request."""
@@ -243,6 +247,9 @@ class Bodies:
         """
         copy = self._open_copy(file, image.path)
         try:
+            if not os.path.samestat(os.fstat(copy.fd), os.fstat(image.fd)):
+                # what the kernel goes on to read and write has no name any more: another file was put in its place
+                raise BlockingIOError(errno.EAGAIN, "the image was replaced by another one", image.path)
             self.images.detach(image)
         except OSError:
             copy.close()
@@ -376,6 +383,10 @@ class Bodies:
                 except (BodyError, MetadataError, BlobStoreError) as exc:
                     errors.append(exc)
                     self._complain(file, exc)
+                except Exception as exc:
+                    # a bug in one file's commit must not end the mount
+                    errors.append(exc)
+                    log.exception("inode %#x could not be committed", file.ino)
                 else:
                     self._failing.discard(file.ino)
                 self._forget_if_unused(file)

@@ -16,7 +16,7 @@ from apollofs.fs.bodies import Bodies
 from apollofs.fs.cache_orders import CacheOrders
 from apollofs.fs.copying import copy_range
 from apollofs.fs.directory import DirectoryHandle
-from apollofs.fs.errors import BodyError, BodyLost
+from apollofs.fs.errors import BodyLost
 from apollofs.fs.following import Following
 from apollofs.fs.handles import FileHandle, HandleTable, closes_for_opener
 from apollofs.fs.images import Image
@@ -80,12 +80,14 @@ class FileCalls:
             _check_guards(file.inode, flags)
             if flags & os.O_TRUNC:
                 self._pages.written(ino)
-                file = self.passing.changing(file)
-                await file.truncate(SetAttr(size_bytes=0))
+                with self.passing.changing(file) as changed:
+                    await changed.truncate(SetAttr(size_bytes=0))
+            file = self._bodies.find(ino) or file
             image = await self.passing.image_for(file, flags)
         except BaseException:
             self._bodies.release(self._bodies.find(ino) or file)
             raise
+        file = self._bodies.find(ino) or file  # others may have made another object of it
         if flags & os.O_ACCMODE != os.O_WRONLY:
             self._bodies.will_read(file)
         return self._opened(file, flags, caller, image=image)
@@ -113,7 +115,7 @@ class FileCalls:
     ) -> OpenFlags:
         try:
             served = self.passing.open(file, flags, directory, image)
-        except BodyError:
+        except BaseException:
             self._bodies.release(self._bodies.find(file.ino) or file)
             raise
         file, passing = served.file, bool(served.backing_id)

@@ -195,8 +195,8 @@ class Filesystem(FileCalls):
     async def _setattr_open(self, file: OpenFile, change: SetAttr) -> Attributes:
         if change.size_bytes is not None:
             self._pages.written(file.ino)
-            file = self.passing.changing(file)
-            await file.truncate(change)
+            with self.passing.changing(file) as file:
+                await file.truncate(change)
             if file.orphaned:
                 mtime_ns = NOW if change.mtime_ns is None else change.mtime_ns
                 await self._change(file, replace(change, size_bytes=None, mtime_ns=mtime_ns))

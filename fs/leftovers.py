@@ -42,6 +42,9 @@ class Leftover:
     place: Place | None
     size_bytes: int
     written_ns: int
+    """Its mtime, which a program may have set."""
+    left_ns: int
+    """When it was left behind, or written to after that."""
     in_use: bool
     """Whether a process still has it open or mapped, and may be writing."""
 
@@ -102,6 +105,7 @@ def _described(name: str, path: str) -> Leftover:
             _place_of(fd),
             found.st_size,
             found.st_mtime_ns,
+            found.st_ctime_ns,
             not is_released(fd),
         )
     finally:
@@ -144,7 +148,7 @@ async def settle(cache_dir: str, volume: Names) -> None:
 
 
 async def _is_settled(leftover: Leftover, volume: Names) -> bool:
-    if time.time_ns() - leftover.written_ns > KEEP_S * 1e9:
+    if time.time_ns() - leftover.left_ns > KEEP_S * 1e9:
         return True
     if leftover.place is None:
         return False

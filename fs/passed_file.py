@@ -27,7 +27,7 @@ from apollofs.fs.late_errors import ErrorCursor
 from apollofs.fs.open_file import BodyTools, OpenFile, check_range
 from apollofs.fs.reader import AccessPattern
 from apollofs.fs.stored_blocks import StoredBlocks
-from apollofs.fs.taking_over import TakingOver
+from apollofs.fs.taking_over import Taken, TakingOver, as_committed
 from apollofs.fs.working_copy import Moment, WorkingCopy
 from apollofs.fs.writer import CONFLICTS_MAX
 from apollofs.metadata import extents
@@ -52,8 +52,7 @@ class PassedFile(OpenFile):
         self._clean: Moment | None = copy.moment()
         self._attempted: BodyChange | None = None
         """Sent, and its outcome is not known."""
-        self._append_from: int | None = None
-        self._merging = trio.Lock()
+        self._taken = Taken()
         self._block_bytes = tools.uploads.block_bytes
         self._mtime_told_ns = 0
         """The copy's mtime after a change that the inode knows of already: a later write would have moved it."""
@@ -167,7 +166,7 @@ class PassedFile(OpenFile):
             size = self.copy.size_bytes
             if offset is None:
                 offset = size
-                self._append_from = size if self._append_from is None else self._append_from
+                self._taken.append_from = size if self._taken.append_from is None else self._taken.append_from
             if offset + len(data) > FILE_BYTES_MAX:
                 raise FileTooLarge(f"a file has at most {FILE_BYTES_MAX} bytes")
             await self.copy.write(offset, data)
@@ -178,7 +177,8 @@ class PassedFile(OpenFile):
         assert size is not None
         self._yield_to_truncation()
         async with self._committing, self._writing:
-            await self._settle_doubt()
+            if self._attempted is not None:
+                await self._take_over_now()
             before, inode, body = self._state.base(), None, None
             if not self._state.orphaned:
                 try:
@@ -188,12 +188,12 @@ class PassedFile(OpenFile):
             self._stored.forget([(size, max(size, self.copy.size_bytes))])
             self.copy.resize(size)
             self._mtime_told_ns = self.copy.moment().mtime_ns
-            self._append_from = None
+            self._taken.truncated(size)
             self._state.truncated(size, inode, None)
             if body is not None:
                 # others have changed it too: what they did is newer than the base, which is only cut
                 self._state.replace_base(before)
-                await self._take_over()
+                await self._take_over_now()
         return self.inode
 
     async def punch(self, offset: int, length: int, *, keep_size: bool, cursor: ErrorCursor | None = None) -> None:
@@ -256,16 +256,16 @@ class PassedFile(OpenFile):
                 change = await self._prepare(moment)
                 if change is None:
                     break
-                self._attempted = change
+                before, self._attempted = self._attempted, change
                 with self._state.transacting(change):
                     inode = await self._tools.volume.commit_body(self.ino, change, session)
             except CopyCut:
                 continue
             except BodyConflict:
-                self._attempted = None
+                self._attempted = before  # it may have been applied after all
                 await self._take_over()
             except TooManyExtents:
-                self._attempted = None
+                self._attempted = before
                 self._stored.clear()
             except BaseException as exc:
                 if is_certain(exc):
@@ -320,37 +320,41 @@ class PassedFile(OpenFile):
         return self.copy.moment().mtime_ns or 1
 
     def _committed(self, body: Body) -> None:
-        self._append_from = None
+        self._taken.committed(body.inode.size_bytes, self.copy.size_bytes)
         self._state.replace_base(body)
 
     async def _settle_doubt(self) -> None:
-        """What has become of a change whose outcome was unknown."""
-        change = self._attempted
-        if change is None:
-            return
-        newest = await self._tools.volume.read_body(self.ino)
-        self._attempted = None
-        if newest.inode.body_version == self._state.version:
-            return
-        shows_inline = change.inline is not None and newest.inline == change.inline
-        if shows_inline or (change.extents and newest.inode.extents == change.extents):
-            self._committed(newest)
-        else:
+        if self._attempted is not None:
             await self._take_over()
 
     # -- what others have written ------------------------------------------------------------------------------------
 
     async def _take_over(self) -> None:
-        """Bring the newest body into the copy. Not while a transaction is under way. Raises what reading does."""
-        async with self._merging:
-            base, newest = self._state.base(), await self._tools.volume.read_body(self.ino)
-            if newest.inode.body_version <= base.inode.body_version or self._state.is_transacting:
-                return
-            told = self._is_told(self.copy.moment())
-            taking = TakingOver(self.copy, self._stored, self._tools.reader, self._block_bytes, base, newest)
-            self._append_from = await taking.run(self._append_from)
-            self._state.replace_base(newest)
-            self._clean = None
-            if told:
-                self.copy.set_times(newest.inode.mtime_ns)
-                self._mtime_told_ns = newest.inode.mtime_ns
+        """Bring the newest body into the copy. What the daemon is to write waits meanwhile. Not while a transaction is
+        under way. Raises what reading does."""
+        async with self._writing:
+            await self._take_over_now()
+
+    async def _take_over_now(self) -> None:
+        """`_writing` is held. A change of unknown outcome that the newest body shows is ours, and nobody else's."""
+        attempted = self._attempted if not self._state.is_transacting else None
+        newest = await self._tools.volume.read_body(self.ino)
+        if self._state.is_transacting:
+            return
+        if attempted is not None and attempted is self._attempted:
+            shown = as_committed(attempted, self._state.base(), newest)
+            if shown is not None:
+                self._attempted = None
+                self._committed(shown)
+        base = self._state.base()
+        if newest.inode.body_version <= base.inode.body_version:
+            return
+        told = self._is_told(self.copy.moment())
+        await TakingOver(
+            self.copy, self._stored, self._tools.reader, self._block_bytes, base, newest, self._taken
+        ).run()
+        self._state.replace_base(newest)
+        self._clean = None
+        if told:
+            self.copy.set_times(newest.inode.mtime_ns)
+            self._mtime_told_ns = newest.inode.mtime_ns

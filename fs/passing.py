@@ -18,6 +18,7 @@ import os
 import stat
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
@@ -68,9 +69,11 @@ class Passing:
         self._on_replaced = on_replaced
         self._images: dict[int, Image] = {}
         """By inode: what is read by passthrough, held."""
+        self._in_change: Counter[int] = Counter()
+        """Inodes whose body is being changed: nobody new may be shown what it was."""
         self._verifying: set[str] = set()
         self._early_from_s = 0.0
-        bodies.renew = self._renew
+        bodies.renewing = self._renewing
 
     def attach(self, device: BackingDevice, *, negotiated: bool) -> None:
         """The mount answers: from now on local files are passed through, if the kernel takes one for a trial."""
@@ -125,7 +128,7 @@ class Passing:
         if not isinstance(file, PassedFile) and self.modes.is_passing(file.ino):
             if flags & os.O_ACCMODE == os.O_RDONLY and not file.is_dirty:
                 return Served(file, self._backing(file.ino, self._images[file.ino].fd))
-            file = self.changing(file)
+            file = self._private(file)
         if isinstance(file, PassedFile):
             file.check_usable()
             return self._pass(file, flags)
@@ -147,6 +150,8 @@ class Passing:
 
     def _may_read(self, file: OpenFile, flags: int) -> bool:
         if not self.modes.available or flags & os.O_ACCMODE != os.O_RDONLY or isinstance(file, PassedFile):
+            return False
+        if self._in_change[file.ino]:
             return False
         body = file.body
         if file.is_dirty or file.orphaned or file.is_unsure or not is_large(body):
@@ -186,14 +191,32 @@ class Passing:
 
     # -- what is read by passthrough and changes ---------------------------------------------------------------------
 
-    def changing(self, file: OpenFile) -> OpenFile:
-        """The file, about to be changed in place: if it is read by passthrough, then from a working copy from now on.
+    @contextlib.contextmanager
+    def changing(self, file: OpenFile) -> Iterator[OpenFile]:
+        """Until the end of the block the file is changed: if it is read by passthrough, then from a working copy from
+        now on, which is given; and nobody begins to read it so meanwhile.
 
         Raises ImageShared, StagingFull, StagingFailed.
         """
+        with self._noted_change(file.ino):
+            yield self._private(file)
+
+    @contextlib.contextmanager
+    def _noted_change(self, ino: int) -> Iterator[None]:
+        self._in_change[ino] += 1
+        try:
+            yield
+        finally:
+            self._in_change[ino] -= 1
+            if not self._in_change[ino]:
+                del self._in_change[ino]
+
+    def _private(self, file: OpenFile) -> OpenFile:
         image = self._images.get(file.ino)
         if image is None or isinstance(file, PassedFile):
             return file
+        if not is_large(file.body) or body_key(file.body) != image.key:
+            raise ImageShared(f"inode {file.ino:#x} is read as of an older version")
         try:
             passed = self._bodies.make_private(file, image)
         except BlockingIOError as exc:
@@ -203,13 +226,15 @@ class Passing:
         self._on_replaced(file, passed)
         return passed
 
-    def _renew(self, file: OpenFile) -> OpenFile:
-        """The file, about to be brought up to date. Where it can't be, its passthrough readers go on as before."""
-        try:
-            return self.changing(file)
-        except (ImageShared, StagingFull, StagingFailed) as exc:
-            log.warning("readers of what they have open are not shown a change: %s", exc)
-            return file
+    @contextlib.contextmanager
+    def _renewing(self, file: OpenFile) -> Iterator[OpenFile]:
+        """The file, while it is brought up to date. Where it can't be, its passthrough readers go on as before."""
+        with self._noted_change(file.ino):
+            try:
+                file = self._private(file)
+            except (ImageShared, StagingFull, StagingFailed) as exc:
+                log.warning("readers of what they have open are not shown a change: %s", exc)
+            yield file
 
     # -- closing -----------------------------------------------------------------------------------------------------
 
@@ -262,4 +287,9 @@ class Passing:
             yield
         except (BodyError, BlobStoreError, MetadataError) as exc:
             log.info("a block could not be stored ahead of its commit: %s", exc)
-            self._early_from_s = trio.current_time() + EARLY_REST_S
+        except Exception:
+            # nor may a bug in it end the mount
+            log.exception("a block could not be stored ahead of its commit")
+        else:
+            return
+        self._early_from_s = trio.current_time() + EARLY_REST_S

@@ -17,7 +17,7 @@ import trio
 
 from apollofs.blobstore.footer import Footer, footer_of, pack_footer, sealed_length
 from apollofs.fs.blobs import BlobSource, Block, block_count
-from apollofs.fs.errors import CopyCut
+from apollofs.fs.errors import BodyUnavailable, CopyCut
 from apollofs.fs.growing_blob import BlockPlace, GrowingBlob
 from apollofs.fs.upload_limit import UploadLimit
 from apollofs.fs.workers import share_out
@@ -58,7 +58,7 @@ class BlockUploads:
         `known`; those, and the block if it was put. Raises CopyCut, StagingFailed, and what `put_block` does."""
         length = sum(count for _, count in stretches)
         async with self._limit.place(length):
-            room = self._rooms.pop() if self._rooms else mmap.mmap(-1, sealed_length(self.block_bytes))
+            room = self._rooms.pop() if self._rooms else self._new_room()
             try:
                 view = memoryview(room)
                 footer = await self._in_thread(partial(_load, fd, stretches, view[:length]))
@@ -73,6 +73,12 @@ class BlockUploads:
                 return footer, block
             finally:
                 self._rooms.append(room)
+
+    def _new_room(self) -> mmap.mmap:
+        try:
+            return mmap.mmap(-1, sealed_length(self.block_bytes))
+        except OSError as exc:
+            raise BodyUnavailable(f"there is no memory for a block that is to be stored: {exc}") from exc
 
     async def _in_thread(self, call: Callable[[], Footer]) -> Footer:
         return await trio.to_thread.run_sync(call, limiter=self._threads)

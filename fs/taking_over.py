@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from apollofs.blobstore.footer import footer_of
 from apollofs.fs.differences import differing, without
@@ -11,12 +11,59 @@ from apollofs.fs.reader import Reader
 from apollofs.fs.stored_blocks import StoredBlocks
 from apollofs.fs.working_copy import WorkingCopy
 from apollofs.metadata import extents
-from apollofs.metadata.records import Body
+from apollofs.metadata.records import Body, BodyChange
+
+
+@dataclass(slots=True)
+class Taken:
+    """How far a working copy has come; kept where taking over is interrupted, so that it goes on from there."""
+
+    append_from: int | None = None
+    """Where what was appended here begins; None: nothing was."""
+    size_bytes: int | None = None
+    """The size of the version that the copy was brought to; None: still that of the base."""
+    blocks: dict[int, Body] = field(default_factory=dict)
+    """By their start, blocks that are of a later version than the base."""
+
+    def done(self) -> None:
+        """The copy is of the newest version now, which becomes the base."""
+        self.size_bytes = None
+        self.blocks.clear()
+
+    def committed(self, size: int, size_here: int) -> None:
+        """The first `size` bytes of the copy are a version; what was appended since is not, if it is longer by now."""
+        appended = self.append_from is not None and size_here > size
+        self.append_from = max(size, self.append_from or 0) if appended else None
+
+    def truncated(self, size: int) -> None:
+        """The copy is to have so many bytes."""
+        self.append_from = None
+        if self.size_bytes is not None:
+            self.size_bytes = size
+
+
+def as_committed(change: BodyChange, base: Body, newest: Body) -> Body | None:
+    """The body as `change` of a working copy has made it from `base`, if `newest` shows that it was applied.
+
+    A change that others have wholly overwritten since looks as if it never was.
+    """
+    inode, version = newest.inode, base.inode.body_version + 1
+    if inode.body_version < version:
+        return None
+    if change.inline is not None:
+        shown = bool(change.inline) and inode.is_inline and newest.inline.startswith(change.inline)
+    else:
+        new = {extent.blob for extent in change.extents} - {extent.blob for extent in base.inode.extents}
+        shown = not new.isdisjoint(extent.blob for extent in inode.extents) or inode.extents == change.extents
+    if not shown:
+        return None
+    made = inode._replace(body_version=version, size_bytes=change.size_at_least, extents=change.extents)
+    return newest if inode.body_version == version else Body(made, change.inline or b"")
 
 
 @dataclass(frozen=True, slots=True)
 class TakingOver:
-    """From `base`, of which the copy was a version, to `newest`."""
+    """From `base`, of which the copy was a version but for what is `taken`, to `newest`."""
 
     copy: WorkingCopy
     stored: StoredBlocks
@@ -24,28 +71,34 @@ class TakingOver:
     block_bytes: int
     base: Body
     newest: Body
+    taken: Taken
 
-    async def run(self, append_from: int | None) -> int | None:
-        """Do it; where what was appended here (from `append_from` on, None: nothing) begins now.
+    async def run(self) -> None:
+        """Do it; nothing else of the daemon may write to the copy meanwhile.
 
-        Raises what reading does, StagingFull, StagingFailed; doing it again is harmless.
+        Raises what reading does, StagingFull, StagingFailed; another run, to this or a later version, then goes on
+        where this one was.
         """
-        size = self.newest.inode.size_bytes
-        if append_from is not None and size > append_from:
-            await self._move_appended(append_from, size - append_from)
-            append_from = size
-        grown_here = self.copy.size_bytes > self.base.inode.size_bytes
+        size, taken = self.newest.inode.size_bytes, self.taken
+        if taken.append_from is not None and size > taken.append_from:
+            await self._move_appended(taken.append_from, size - taken.append_from)
+            taken.append_from = size
+        before = self.base.inode.size_bytes if taken.size_bytes is None else taken.size_bytes
+        grown_here = self.copy.size_bytes > before
         if size > self.copy.size_bytes or not grown_here:
             self.stored.forget([(size, max(size, self.copy.size_bytes))])
             self.copy.resize(size)
+        taken.size_bytes = size
         for start in range(0, size, self.block_bytes):
-            if not self._is_same(start):
-                await self._take_block(start)
-        return append_from
+            base = taken.blocks.get(start, self.base)
+            if not self._is_same(base, start):
+                await self._take_block(base, start)
+                taken.blocks[start] = self.newest
+        taken.done()
 
-    def _is_same(self, start: int) -> bool:
+    def _is_same(self, base: Body, start: int) -> bool:
         """Whether both versions refer to the same bytes in the block at `start`."""
-        base, newest = self.base, self.newest
+        newest = self.newest
         length = min(self.block_bytes, newest.inode.size_bytes - start)
         if base.inode.is_inline or newest.inode.is_inline or base.inode.size_bytes < start + length:
             return False
@@ -54,13 +107,16 @@ class TakingOver:
     def _pieces(self, body: Body, start: int, length: int) -> list[extents.Piece]:
         return extents.pieces(body.inode.extents, start, length)
 
-    async def _take_block(self, start: int) -> None:
+    async def _take_block(self, base: Body, start: int) -> None:
         theirs = bytes(await self.reader.pread(self.newest, start, self.block_bytes))
-        ours = await self.copy.read(start, self.block_bytes)
         try:
-            before = bytes(await self.reader.pread(self.base, start, self.block_bytes))
+            before = bytes(await self.reader.pread(base, start, self.block_bytes))
         except MissingBlob:
-            before = ours  # collected since: nothing tells what was changed here
+            before = None  # collected since: nothing tells what was changed here
+        # last: the kernel may write to the copy at any moment
+        ours = await self.copy.read(start, self.block_bytes)
+        if before is None:
+            before = ours
         # Past the old end, what is more than the hole that a resize leaves was written here.
         changed = list(differing(before.ljust(len(ours), b"\0"), ours, start))
         for low, high in without(differing(before, theirs, start), changed):

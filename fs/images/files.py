@@ -216,13 +216,16 @@ class ImageFiles:
         finally:
             os.close(fd)
 
-    def adopt(self, path: str, key: str, block_bytes: int, footers: Sequence[Footer]) -> int:
-        """The finished file at `path`, on this disk, becomes the image, whole and trusted. Bytes that it takes.
+    def adopt(self, path: str, key: str, block_bytes: int, footers: Sequence[Footer]) -> int | None:
+        """The finished file at `path`, on this disk, becomes the image, whole and trusted. Bytes that it takes; None if
+        there is an image that somebody has open: a kernel may write to that, when it is to be changed in place.
 
         Nobody may write to it any more. Raises OSError; the file is then where it was, or is an image without a map.
         """
         target = self.path(key)
-        with self._making(target):
+        with self._making(target), _alone(target) as is_free:
+            if not is_free:
+                return None
             os.rename(path, target)
             status = os.stat(target)
             trust = Trust(status.st_ino, status.st_size, status.st_ctime_ns)
@@ -306,6 +309,20 @@ class ImageFiles:
 def is_full(exc: OSError) -> bool:
     """Whether the disk has no room, rather than a fault."""
     return exc.errno in _FULL
+
+
+@contextlib.contextmanager
+def _alone(path: str) -> Iterator[bool]:
+    """Whether nobody else has the file at `path` open, if there is one; nobody opens it before the end of the block."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        yield True
+        return
+    try:
+        yield _try_lock(fd, fcntl.LOCK_EX)
+    finally:
+        os.close(fd)
 
 
 def _try_lock(fd: int, kind: int) -> bool:

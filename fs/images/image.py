@@ -164,6 +164,8 @@ class Image:
                 partial(self._verified_bytes, offset, length, _read_all)
             )
         except CorruptBlob as exc:
+            if self.is_detached:
+                return None  # it was changed by its owner, and is no image any more
             log.warning("an image in the cache is damaged and is fetched again: %s", exc)
             await self._discard(index)
         except OSError as exc:

@@ -208,7 +208,7 @@ class ImageStore:
 
     def detach(self, image: Image) -> None:
         """Take the image out of the shared directory for good: it is then private to who holds it, who may change it in
-        place, after `ensure` of what is changed, and until the release of the last hold.
+        place until the release of the last hold. From then on nothing is fetched into it.
 
         Raises BlockingIOError if something is on its way into it, or if it is open elsewhere: in another mount, or of
         another inode, whose clone has the same image; OSError. It is shared as before then.
@@ -229,14 +229,17 @@ class ImageStore:
 
     def adopt(self, path: str, body: Body, footers: Sequence[Footer]) -> None:
         """A finished file of this mount, on the same disk, becomes the image of `body`, by a rename; trusted, since
-        `footers` (one a block) were computed from it. Nobody may have it open for writing any more. Raises OSError.
+        `footers` (one a block) were computed from it. Nobody may have it open for writing any more. Where somebody has
+        the body's image open, here or in another mount, that stays, and nothing is done. Raises OSError.
         """
         key = body_key(body)
         assert len(footers) == -(-body.inode.size_bytes // self._block_bytes)
+        if key in self._open or key in self._opening:
+            return
+        self.forget(key)
         taken = self._files.adopt(path, key, self._block_bytes, footers)
-        former = self._idle.pop(key, None)
-        if former is not None:
-            former.file.close()
+        if taken is None:
+            return
         self._room.add(self, key, taken + MAP_BYTES)
         if self._room.bytes > self._room.bytes_max:
             self._nursery.start_soon(self._make_room, 0)
@@ -309,9 +312,9 @@ class ImageStore:
         length = image.file.map.length(index)
         stored = counted = False
         try:
-            # a private one is its owner's, and counted nowhere
+            # a private one is its owner's, who may have changed it: nothing is ever written to it from here
             counted = not image.is_detached and await self._reserve(image, length)
-            stored = await self._bring(image, index, fetch, takes=counted or image.is_detached)
+            stored = await self._bring(image, index, fetch, takes=counted)
         except Exception as exc:  # handed to every waiter
             if fetch.data is None:
                 fetch.error = exc
@@ -321,7 +324,7 @@ class ImageStore:
             self._under_way -= 1
             if counted and not stored:
                 self._room.grow(image.key, -length)
-            if fetch.data is not None and not (stored and image.is_detached):
+            if fetch.data is not None:
                 self.recent.add(image, index, fetch.data)
             image.fetched(index, stored=stored)
             self.release(image)
