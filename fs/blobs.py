@@ -173,9 +173,12 @@ class BlobSource:
         if self._copies_of is None:
             return await read(home)
         copies_of = self._copies_of
-        if self._arrivals is not None and self._arrivals.expects(block.blob):
-            with contextlib.suppress(NotComing):
+        if self._arrivals is not None and self._arrivals.expects(block.blob) and near.is_well(near.here):
+            try:
                 return await self._arrivals.read(block.blob, lambda: read(near.here))
+            except NotComing as exc:
+                if exc.trouble:
+                    near.troubled(near.here, exc.trouble)
 
         async def sites() -> list[int]:
             return near.order((home, *await copies_of(block.blob)))

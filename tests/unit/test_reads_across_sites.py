@@ -8,6 +8,7 @@ import trio.testing
 
 from apollofs.blobstore import BlobStoreError, BlobStoreRefused, BlobStoreUnavailable, BlockStore
 from apollofs.blobstore.memory import MemoryStore as MemoryBlobs
+from apollofs.fs.arrivals import EXPECTED_S, STALL_S, Arrivals
 from apollofs.fs.blobs import BlobSource, Block, open_blob_source
 from apollofs.fs.errors import BodyUnavailable, MissingBlob
 from apollofs.fs.nearness import REST_FIRST_S, Nearness
@@ -54,6 +55,47 @@ async def test_a_block_is_read_at_home_if_it_is_there(here: int) -> None:
         assert bytes(await source.read_block(BLOCK)) == b"one"
         assert stores.reads() == {A: here == A, B: here == B, C: 0}
         assert stores.asked == (here == B)
+
+
+async def test_what_is_being_brought_is_waited_for_at_this_site(autojump_clock: trio.testing.MockClock) -> None:
+    stores, arrivals = Stores(), Arrivals()
+    async with open_blob_source(stores.open, 64, B, stores.copies_of, arrivals) as source:
+        await source.put_block(BLOCK, b"one")
+        arrivals.expect([BLOCK.blob])
+
+        async def bring() -> None:
+            await trio.sleep(STALL_S - 1)
+            await source.put_block(BLOCK, b"one", B)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bring)
+            assert bytes(await source.read_block(BLOCK)) == b"one"
+        assert not stores.blobs[A].reads
+        await trio.sleep(EXPECTED_S + 1)
+        assert not arrivals.expects(BLOCK.blob)
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_a_store_that_does_not_answer_is_waited_for_once(
+    hangs: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    stores, arrivals = Stores(), Arrivals()
+    blobs = [BLOCK, Block(A << 56 | 2, 0, 3)]
+
+    async def refuse() -> None:
+        if hangs:
+            await trio.sleep_forever()
+        raise BlobStoreUnavailable("down")
+
+    async with open_blob_source(stores.open, 64, B, stores.copies_of, arrivals) as source:
+        for block in blobs:
+            await source.put_block(block, b"one")
+        arrivals.expect([block.blob for block in blobs])
+        stores.blobs[B].before_read = refuse
+        began = autojump_clock.current_time()
+        for block in blobs:
+            assert bytes(await source.read_block(block)) == b"one"
+        assert autojump_clock.current_time() - began < 2 * STALL_S, "once, and not for each blob"
 
 
 @pytest.mark.parametrize("error", [BlobStoreUnavailable("down"), BlobStoreRefused("no")])
