@@ -251,13 +251,15 @@ def decode_tombstone(data: bytes, revision: int) -> Tombstone:
 
 
 def encode_superblock(s: Superblock) -> bytes:
-    return _pack([SCHEMA, s.uuid, s.name, s.block_bytes, s.inline_bytes_max, list(s.features), s.created_ns])
+    return _pack(
+        [SCHEMA, s.uuid, s.name, s.block_bytes, s.inline_bytes_max, list(s.features), s.created_ns, s.sites_made]
+    )
 
 
 @_decoder
 def decode_superblock(data: bytes) -> Superblock:
-    _, uuid, name, block_bytes, inline_bytes_max, features, created_ns = _unpack(data)
-    return Superblock(uuid, name, block_bytes, inline_bytes_max, tuple(features), created_ns)
+    _, uuid, name, block_bytes, inline_bytes_max, features, created_ns, sites_made = _unpack(data)
+    return Superblock(uuid, name, block_bytes, inline_bytes_max, tuple(features), created_ns, sites_made)
 
 
 def encode_site(site: SiteRecord) -> bytes:

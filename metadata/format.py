@@ -6,6 +6,7 @@ import stat
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import replace
 
 from apollofs.metadata import codec, journal
 from apollofs.metadata.changes.archive_index import has_segments_at
@@ -113,30 +114,31 @@ async def list_sites(store: Store, volume: str) -> list[SiteRecord]:
 
 
 async def add_site(store: Store, volume: str, name: str, site_store: tuple[tuple[str, str], ...]) -> SiteRecord:
-    """Give the volume one more site. Raises AlreadyFormatted if it has one of this name, QuotaExceeded after 255."""
+    """Give the volume one more site. Raises AlreadyFormatted if it has one of this name, QuotaExceeded after 255, those
+    that were removed included."""
     keys = Keys(volume)
     _check_site_name(name)
     while True:
         sites = await list_sites(store, volume)
         if any(site.name == name for site in sites):
             raise AlreadyFormatted(f"volume {volume!r} has a site {name!r} already")
-        used = {site.id for site in sites}
-        free = next((number for number in range(1, SITE_ID_MAX + 1) if number not in used), None)
-        if free is None:
-            raise QuotaExceeded(f"a volume has at most {SITE_ID_MAX} sites")
-        site = SiteRecord(free, name, site_store)
-        # sites are few and change rarely: the whole range must be as it was read
-        newest = max((kv.mod_revision for kv in await _site_keys(store, keys)), default=0)
+        found = await store.range(Range(keys.superblock))
+        if not found.kvs:
+            raise NotFormatted(f"volume {volume!r} has just been destroyed")
+        superblock = codec.decode_superblock(found.kvs[0].value)
+        if superblock.sites_made >= SITE_ID_MAX:
+            raise QuotaExceeded(f"a volume can be given {SITE_ID_MAX} sites in all")
+        site = SiteRecord(superblock.sites_made + 1, name, site_store)
         compares = (
-            Compare(keys.sites, Target.MOD, Relation.LESS, newest + 1, prefix_end(keys.sites)),
+            Compare(keys.superblock, Target.MOD, Relation.EQUAL, found.kvs[0].mod_revision),
             Compare(keys.site(name), Target.VERSION, Relation.EQUAL, 0),
         )
-        if (await store.txn(compares, (Put(keys.site(name), codec.encode_site(site)),))).succeeded:
+        puts = (
+            Put(keys.superblock, codec.encode_superblock(replace(superblock, sites_made=site.id))),
+            Put(keys.site(name), codec.encode_site(site)),
+        )
+        if (await store.txn(compares, puts)).succeeded:
             return site
-
-
-async def _site_keys(store: Store, keys: Keys) -> tuple[KeyValue, ...]:
-    return (await store.range(Range(keys.sites, prefix_end(keys.sites)))).kvs
 
 
 async def remove_site(store: Store, volume: str, name: str) -> None:

@@ -243,6 +243,8 @@ class Superblock:
     """Bodies up to this size are kept in etcd."""
     features: tuple[str, ...]
     created_ns: int
+    sites_made: int = 1
+    """The id that was given to a site last. None is given twice: mounts and agents have stores open by it."""
 
 
 @dataclass(frozen=True, slots=True)

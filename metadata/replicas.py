@@ -20,7 +20,7 @@ from apollofs.metadata.copies import Copies, decode_copies, encode_copies
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.returns import NOTED
 from apollofs.metadata.session import Committed, Session, retry
-from apollofs.metadata.store import Compare, Delete, Put, Range, Relation, Store, Target, prefix_end
+from apollofs.metadata.store import Compare, Delete, KeyValue, Put, Range, Relation, Store, Target, prefix_end
 
 READ_S = 30.0
 READS_IN_TRANSACTION = 100
@@ -112,17 +112,24 @@ async def forget_site(store: Store, keys: Keys, site: int) -> int:
             READ_S,
         )
         for kv in found.kvs:
-            copies = decode_copies(kv)
-            if site not in copies.sites:
-                continue
-            left = copies.without(site)
-            write = Put(kv.key, encode_copies(left)) if left.sites else Delete(kv.key)
-            # where a mount or an agent has added a site meanwhile, the next round sees it
-            done = await store.txn((_unchanged(kv.key, kv.mod_revision),), (write,))
-            count += done.succeeded
+            count += await _forget_in(store, kv, site)
         if not found.more:
             return count
         start = found.kvs[-1].key + b"\0"
+
+
+async def _forget_in(store: Store, kv: KeyValue, site: int) -> int:
+    """1 if it was named there. A list that a mount or an agent has changed meanwhile is read again."""
+    while site in decode_copies(kv).sites:
+        left = decode_copies(kv).without(site)
+        write = Put(kv.key, encode_copies(left)) if left.sites else Delete(kv.key)
+        if (await store.txn((_unchanged(kv.key, kv.mod_revision),), (write,))).succeeded:
+            return 1
+        found = await store.range(Range(kv.key))
+        if not found.kvs:
+            break
+        kv = found.kvs[0]
+    return 0
 
 
 def _unchanged(key: bytes, revision: int) -> Compare:

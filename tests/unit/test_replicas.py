@@ -6,6 +6,7 @@ import pytest
 
 from apollofs.metadata.check import check_volume
 from apollofs.metadata.copies import Copies, decode_copies, encode_copies
+from apollofs.metadata.format import add_site, list_sites, remove_site
 from apollofs.metadata.policy import Policy, decode_policy, encode_policy
 from apollofs.metadata.records import ROOT_INO
 from apollofs.metadata.replicas import Referent, Replicas, forget_site
@@ -58,3 +59,14 @@ def test_of_any_n_each_site_knows_its_turn(home: int, wanting: set[int]) -> None
     assert {site for site in every if Policy(commit_any=3).wants_copy(site, home, every)} == wanting
     one = {site for site in every if Policy(commit_any=2).wants_copy(site, home, every)}
     assert len(one) == 1 and one < wanting
+
+
+async def test_an_id_of_a_site_is_given_once(sites: Sites) -> None:
+    """Mounts and agents have the store of the site that was removed open by it."""
+    store = (("kind", "memory"),)
+    first = await add_site(sites.store, VOLUME, "d", store)
+    await remove_site(sites.store, VOLUME, "d")
+    again = await add_site(sites.store, VOLUME, "d", store)
+    assert first.id < again.id
+    assert [site.id for site in await list_sites(sites.store, VOLUME)] == [A, B, C, again.id]
+    await remove_site(sites.store, VOLUME, "d")
