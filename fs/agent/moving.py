@@ -40,8 +40,9 @@ async def move(context: AgentContext) -> None:
         async with _tagging(context) as volume:
             for number in due:
                 revision = live.revisions.get(number, 0)
+                walked = context.state.walked  # another one if the journal is lost meanwhile
                 await _TreeWalk(context, volume, number).run()
-                context.state.walked[number] = revision
+                walked[number] = revision
         for number in context.state.walked.keys() - live.revisions.keys():
             del context.state.walked[number]
 

@@ -6,6 +6,9 @@ import pytest
 import trio
 import trio.testing
 
+from apollofs.fs.agent.context import AgentContext
+from apollofs.fs.agent.duties import DUTIES
+from apollofs.fs.agent.feed import follow_journal
 from apollofs.fs.filesystem import Filesystem
 from apollofs.metadata.errors import NoSuchEntry
 from apollofs.metadata.memory import MemoryStore, Moment, Request
@@ -112,3 +115,28 @@ async def test_a_walk_leaves_out_what_was_given_a_policy_meanwhile(sites: Sites)
                 await until_done(to_c)
         assert await sites.copied_to(C, volume, file)
         assert not await sites.objects(B)
+
+
+async def test_a_walk_does_not_count_for_a_journal_that_is_followed_from_later_on(sites: Sites) -> None:
+    """What was committed between the two is seen by neither."""
+    between: list[int] = []
+
+    async def late(context: AgentContext) -> None:
+        while not context.progress.failures:  # the root has been listed, and what was found can't be copied yet
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        between.append(await save(there, b"between", LARGE))
+        await follow_journal(context)
+
+    duties = tuple(late if duty is follow_journal else duty for duty in DUTIES)
+    await sites.set_policy(SOON_B)
+    async with sites.mount(A) as (here, _), sites.mount(C) as (there, volume):
+        await save(here, b"before", LARGE)
+        sites.stop(A)
+        async with sites.agent(B, duties=duties) as agent:
+            while not agent.state.position:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            assert agent.progress.walking
+            sites.stopped.clear()
+            await save(there, b"after", LARGE)
+            await until_done(agent)
+            assert await sites.copied_to(B, volume, between[0])
