@@ -10,6 +10,7 @@ import trio
 from apollofs.blobstore import BlobStoreError, BlockStore, NoSuchBlob
 from apollofs.blobstore.listing import closing
 from apollofs.fs.blobs import OpenStore
+from apollofs.fs.user_error import UserError
 from apollofs.metadata.changes.archive_index import SegmentEntry
 from apollofs.metadata.changes.archiver import SEGMENT_PREFIX
 from apollofs.metadata.changes.port import SegmentStore
@@ -83,5 +84,5 @@ async def open_segments(open_store: OpenStore, site: int) -> AsyncIterator[BlobS
 def _translated(what: str) -> Iterator[None]:
     try:
         yield
-    except BlobStoreError as exc:
+    except (BlobStoreError, UserError) as exc:
         raise ArchiveUnavailable(f"the archive of the change log: {what}: {exc}") from exc

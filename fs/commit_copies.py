@@ -21,6 +21,7 @@ from apollofs.fs.blobs import BlobSource, site_of
 from apollofs.fs.errors import BodyError, BodyUnavailable
 from apollofs.fs.known_copies import KnownCopies
 from apollofs.fs.user_error import UserError
+from apollofs.metadata.errors import MetadataError
 from apollofs.metadata.placement import Placement
 from apollofs.metadata.policy import Policy
 from apollofs.metadata.records import Extent
@@ -65,7 +66,7 @@ class CommitCopies:
         """Have the blobs of these extents, which are all at their own site, where the policy wants them; where they are
         then. Nothing is asked for where there is no policy.
 
-        Raises BodyUnavailable, BlobStoreFull, CorruptBody, and what reading the policy raises.
+        Raises BodyUnavailable, BlobStoreFull, CorruptBody, and what reading the policy or a site's record raises.
         """
         if self._placement is None or not policy_number or not stored:
             return ()
@@ -99,7 +100,7 @@ class CommitCopies:
                     return
                 try:
                     await self._copy(stored, site, have, put_s)
-                except (BodyError, BlobStoreError) as exc:
+                except (BodyError, BlobStoreError, MetadataError) as exc:
                     log.info("blob %#x is not at site %d yet: %s", blob, site, exc)
                     self._source.nearness.troubled(site, str(exc))
         if 1 + len(have) < policy.commit_any:

@@ -59,7 +59,8 @@ class Placement:
         await self._volume.transact(lambda scope: SetPolicy(scope, directory, policy))
 
     async def inherit_policy(self, ino: int, location: Location, number: int) -> bool:
-        """Give what was there before a policy was set its number; whether it has that now. One request. StaleInode."""
+        """Give what was there before a policy was set its number, if its directory has it; whether it has that now.
+        One request. StaleInode, NoSuchEntry: it is gone."""
         return await self._volume.transact(lambda scope: InheritPolicy(scope, ino, location, number))
 
     async def has_agent(self) -> bool:

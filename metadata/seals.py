@@ -60,8 +60,8 @@ RELOOK_S = 1.0
 @dataclass(slots=True)
 class _Trust:
     record: SealRecord
-    session: int
-    """In whose name the key stands."""
+    sessions: set[int]
+    """In whose names a key may stand: one, but where it is not known whether the next one's does."""
     until: float
     """`boot_time`."""
     waypoints: dict[int, Inode]
@@ -80,10 +80,10 @@ class _Trust:
 
 @dataclass(slots=True)
 class _Ended:
-    """A trust that is over, until its key is gone."""
+    """A trust that is over, or was never known to have begun, until its keys are gone."""
 
-    session: int
-    groups: set[int]
+    sessions: set[int]
+    groups: set[int] = field(default_factory=set)
     answering: bool = False
 
 
@@ -242,7 +242,7 @@ class Seals:
             if held is not None and held.seal == number:
                 self.cache.drop(group)
         self.dropping |= trust.groups
-        self._ended[number] = _Ended(trust.session, trust.groups)
+        self._ended[number] = _Ended(trust.sessions, trust.groups)
         self._looked[number] = trio.current_time()
         self._changed.set()
         self._wakeup.set()
@@ -309,7 +309,7 @@ class Seals:
         seals = self._keys.seals
         found = await retry(lambda: self._store.range(Range(seals, prefix_end(seals))), READ_S)
         standing = {self._keys.parse_numbers(kv.key)[0]: kv for kv in found.kvs}
-        self._asked -= asked
+        self._asked -= asked - self._ended.keys()  # those when they are answered for
         self.confirmations += 1
         for number, trust in list(self._trusts.items()):
             kv = standing.get(number)
@@ -319,7 +319,7 @@ class Seals:
                 self._end(number)
             elif not trust.lasts:
                 continue  # over already; `watch` ends it
-            elif trust.session == session.number:
+            elif trust.sessions == {session.number}:
                 trust.until = max(trust.until, sent + trust.record.term_s * CLOCK_RATE_MARGIN)
             else:
                 await self._begin(session, kv)
@@ -338,29 +338,44 @@ class Seals:
         key = self._keys.trust(record.number, session.number)
         writes: list[Put | Delete] = [Put(key, b"")]
         if before is not None:
-            writes.append(Delete(self._keys.trust(record.number, before.session)))
+            others = before.sessions - {session.number}
+            writes += [Delete(self._keys.trust(record.number, other)) for other in others]
         above = [Range(self._keys.inode(ino)) for ino, _ in record.path]
         sent = boot_time()
         unchanged = Compare(kv.key, Target.MOD, Relation.EQUAL, kv.mod_revision)
-        outcome = await session.commit((unchanged,), (*writes, *above), NOTED, time_ns=time.time_ns())
+        try:
+            outcome = await session.commit((unchanged,), (*writes, *above), NOTED, time_ns=time.time_ns())
+        except (MetadataError, trio.Cancelled):
+            self._may_stand(record.number, session)
+            raise
         if not isinstance(outcome, Committed) or outcome.ranges is None:
-            self._asked.add(record.number)  # it has just changed, or the reply was lost
+            if isinstance(outcome, Committed):  # the reply was lost
+                self._may_stand(record.number, session)
+            self._asked.add(record.number)
             self._wakeup.set()
             return
         found = [answer.kvs[0] for answer in outcome.ranges[len(writes) :] if answer is not None and answer.kvs]
         inodes = [codec.decode_inode(one.value, one.mod_revision) for one in found]
         if record.number in self._ended:
-            return  # its term was over meanwhile: `_answer` takes the key away
+            self._may_stand(record.number, session)  # its term was over meanwhile: `_answer` takes the key away
+            return
         until = sent + record.term_s * CLOCK_RATE_MARGIN
-        trust = _Trust(record, session.number, until, {inode.ino: inode for inode in inodes})
+        trust = _Trust(record, {session.number}, until, {inode.ino: inode for inode in inodes})
         if before is not None and self._trusts.get(record.number) is before:
-            before.session, before.until = session.number, until
+            before.sessions, before.until = {session.number}, until
             return
         self._trusts[record.number] = trust
         self._changed.set()
         for group, held in list(self.cache.groups.items()):
             if not held.seal and self._members.get(group) == record.number:
                 self._give_back(group)
+
+    def _may_stand(self, number: int, session: Session) -> None:
+        """A key in the session's name may be in the store though nothing rests on it. Nobody would take it away when
+        the session has ended, and who unseals would wait for it: it goes with the trust's, or by itself."""
+        held = self._trusts.get(number) or self._ended.setdefault(number, _Ended(set()))
+        held.sessions.add(session.number)
+        self._asked.add(number)
 
     async def _deny(self, session: Session, number: int) -> None:
         """A seal that has ended is not trusted here: whether or not a key of this session says that it is."""
@@ -374,8 +389,7 @@ class Seals:
         """When nothing of it is cached here or in the kernel, the key goes that says that the seal is trusted."""
         while self.dropping & ended.groups:
             await self._dropped.wait()
-        sessions = dict.fromkeys((ended.session, session.number))
-        gone = [Delete(self._keys.trust(number, each)) for each in sessions]
+        gone = [Delete(self._keys.trust(number, each)) for each in ended.sessions | {session.number}]
         gone.append(Delete(self._keys.seal_notice(session.number, number)))
         try:
             await session.commit((), gone, NOTED, time_ns=time.time_ns())
@@ -387,11 +401,14 @@ class Seals:
             return
         if self._ended.get(number) is ended:
             del self._ended[number]
+            if number in self._asked:
+                self._wakeup.set()
 
     async def leave(self, session: Session) -> None:
         """The mount ends, and with it what it has cached: nobody need wait for it. Raises MetadataError."""
-        keys = [self._keys.trust(number, trust.session) for number, trust in self._trusts.items()]
-        keys += [self._keys.trust(number, ended.session) for number, ended in self._ended.items()]
+        held = [(number, trust.sessions) for number, trust in self._trusts.items()]
+        held += [(number, ended.sessions) for number, ended in self._ended.items()]
+        keys = [self._keys.trust(number, each) for number, sessions in held for each in sessions]
         self._trusts.clear()
         for at in range(0, len(keys), 100):
             part = [Delete(key) for key in keys[at : at + 100]]

@@ -108,6 +108,8 @@ class Session:
         self.lease_id = 0
         self._slots: list[_Slot] = []
         self._free = trio.Semaphore(0, max_value=options.slots)
+        self._settling = 0
+        """Slots that are being settled: until that has ended they are in doubt as they were."""
         self._sequence = 0
         self._inos = 0
         self._blobs = 0
@@ -149,7 +151,7 @@ class Session:
     @property
     def in_doubt(self) -> bool:
         """Whether a transaction that was given up may still be applied."""
-        return any(slot.doubtful for slot in self._slots)
+        return self._settling > 0 or any(slot.doubtful for slot in self._slots)
 
     @property
     def proven(self) -> bool:
@@ -228,10 +230,14 @@ class Session:
         record = SlotRecord(self._sequence, self.site_id, 0, (Change(Kind.NOTHING),))
         compare = Compare(slot.key, Target.MOD, Relation.EQUAL, slot.mod_revision)
         put = Put(slot.key, journal.encode(record), self.lease_id)
-        with self._patience.bounded():
-            result = await retry(
-                lambda: self._store.txn((compare,), (put,), (Range(slot.key),)), self._options.operation_deadline_s
-            )
+        self._settling += 1
+        try:
+            with self._patience.bounded():
+                result = await retry(
+                    lambda: self._store.txn((compare,), (put,), (Range(slot.key),)), self._options.operation_deadline_s
+                )
+        finally:
+            self._settling -= 1
         if result.succeeded:
             slot.mod_revision = result.revision
         else:

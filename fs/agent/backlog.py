@@ -150,6 +150,9 @@ class Backlog:
             else:
                 newer.absorb(job)
                 self._open.discard(job)
+                if job.rank < newer.rank:
+                    newer.rank = job.rank
+                    self._offer(newer)
 
     def _offer(self, job: Job) -> None:
         job.taken = False

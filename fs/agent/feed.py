@@ -46,10 +46,11 @@ async def follow_journal(context: AgentContext) -> None:
 
 
 async def _begin_anew(context: AgentContext) -> None:
-    """Nothing is known to have been done: every tree is walked, and the journal followed from now on."""
+    """Nothing is known to have been done: every tree is walked, and the journal followed from now on. A walk that is
+    under way has begun before that, and is noted in the old mapping: it does not count."""
     slots = context.keys.slots
     found = await retry(lambda: context.store.range(Range(slots, prefix_end(slots), limit=1, keys_only=True)), READ_S)
-    context.state.walked.clear()
+    context.state.walked = {}
     context.state.position = found.revision
     context.policies.changed_now()
 

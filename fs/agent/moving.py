@@ -1,7 +1,8 @@
 """A policy that was set or changed moves what is there already: its tree is walked, once for each change.
 
 What was created before the policy was set gets its number on the way, directories before what is in them is listed, so
-that whatever comes later inherits it. Subtrees that have a policy of their own are left out.
+that whatever comes later inherits it. Subtrees that have a policy of their own are left out, those too that were given
+one after the walk had begun: each transaction compares that the directory above still has the number.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import trio
 
 from apollofs.fs.agent.backlog import MOVED, Job, Walk
 from apollofs.fs.agent.context import AgentContext
-from apollofs.metadata.errors import StaleInode
+from apollofs.metadata.errors import NoSuchEntry, StaleInode
 from apollofs.metadata.listing import listed
 from apollofs.metadata.records import DirectoryEntry
 from apollofs.metadata.session import SessionOptions
@@ -39,8 +40,9 @@ async def move(context: AgentContext) -> None:
         async with _tagging(context) as volume:
             for number in due:
                 revision = live.revisions.get(number, 0)
+                walked = context.state.walked  # another one if the journal is lost meanwhile
                 await _TreeWalk(context, volume, number).run()
-                context.state.walked[number] = revision
+                walked[number] = revision
         for number in context.state.walked.keys() - live.revisions.keys():
             del context.state.walked[number]
 
@@ -113,7 +115,7 @@ class _TreeWalk:
         """False: another policy's, or gone."""
         try:
             return await self._volume.placement.inherit_policy(ino, (directory, name), self._number)
-        except StaleInode:
+        except (StaleInode, NoSuchEntry):
             return False
 
     async def _found(self, ino: int, directory: int, name: bytes) -> None:

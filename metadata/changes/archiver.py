@@ -128,7 +128,7 @@ class Archiver:
                 ends = batch is not None and 0 < until <= batch.revision
                 if ends or trio.current_time() >= flush_at:
                     draft = await self._flush(role, draft, once=bool(until))
-                    await self._retire(role, once=bool(until))
+                    await self._retire(role)
                     flush_at = trio.current_time() + self._options.flush_s
                 if ends:
                     return
@@ -189,13 +189,15 @@ class Archiver:
 
     # -- what goes ---------------------------------------------------------------------------------------------------
 
-    async def _retire(self, role: Role, *, once: bool) -> None:
-        """Remove the oldest segments as retention says."""
+    async def _retire(self, role: Role) -> None:
+        """Remove the oldest segments as retention says. An object that can't be deleted stays where it is: archiving
+        does not wait for the store of another site, which may be lost. `_sweep` finds it when that site archives."""
         options = self._options
         if not options.keep_s and not options.keep_bytes:
             return
         total = await self._total_bytes() if options.keep_bytes else 0
         old_ns = time.time_ns() - int(options.keep_s * 1e9)
+        down: set[int] = set()
         while True:
             gone = []
             for entry in (await self._index.page(0, REMOVED_AT_ONCE)).entries:
@@ -209,8 +211,17 @@ class Archiver:
                 return
             await self._index.remove(role, gone)
             for entry in gone:
-                await self._persistently(partial(self._segments.delete, entry), once=once)
+                if entry.site not in down and not await self._delete(entry):
+                    down.add(entry.site)
             self.report.removed_segments += len(gone)
+
+    async def _delete(self, entry: SegmentEntry) -> bool:
+        try:
+            await self._segments.delete(entry)
+        except ArchiveUnavailable as exc:
+            log.warning("old segments stay in the store of site %d until that archives again: %s", entry.site, exc)
+            return False
+        return True
 
     async def _total_bytes(self) -> int:
         total, revision, more = 0, 0, True

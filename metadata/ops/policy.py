@@ -50,14 +50,16 @@ class SetPolicy:
 
 @dataclass(frozen=True, slots=True)
 class InheritPolicy:
-    """Gives a file or directory the number of a policy above it, unless it is where another policy was set.
+    """Gives a file or directory the number of a policy above it, if its directory has that number, and unless it is
+    where another policy was set: what is below a policy that was set meanwhile is not for this one any more.
 
-    Replies whether it has that number now. StaleInode.
+    Replies whether it has that number now. StaleInode; NoSuchEntry where the directory has been removed.
     """
 
     scope: Scope
     ino: int
-    location: Location | None
+    location: Location
+    """Where it was seen. It is followed to where it is now; but one that has several names counts as here."""
     number: int
 
     def decide(self, view: View) -> Decision[bool]:
@@ -65,6 +67,10 @@ class InheritPolicy:
         inode = home.inode
         if inode.policy == self.number:
             return Decision(lambda _, __: True)
+        parent = self.scope.place(home)[0] or self.location[0]
+        if self.scope.directory(view, parent).policy != self.number:
+            return Decision(lambda _, __: False)
         if inode.policy == self.ino and view.get(self.scope.keys.policy(self.ino)) is not None:
             return Decision(lambda _, __: False)
-        return Decision(lambda _, __: True, [self.scope.store(home, inode._replace(policy=self.number))])
+        tagged = self.scope.store(home, inode._replace(policy=self.number))
+        return Decision(lambda _, __: True, [tagged], rests_elsewhere=True)

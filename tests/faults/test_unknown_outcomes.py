@@ -12,6 +12,7 @@ import trio
 from apollofs.metadata.errors import BodyConflict, DeadlineExceeded, NamespaceError, OutcomeUnknown, StoreUnavailable
 from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.memory import MemoryStore, Moment, Request
+from apollofs.metadata.records import SetAttr
 from apollofs.metadata.session import SessionOptions
 from apollofs.metadata.store import Put, Store
 from apollofs.metadata.volume import Volume
@@ -146,6 +147,36 @@ async def test_given_up_is_done_once_or_not_at_all(
         if isinstance(error, OutcomeUnknown):
             await _arrive_late(it.raw, strike.spoilt)
         assert await it.count(kind) == done
+
+
+async def test_nothing_is_held_while_a_slot_is_settled(autojump_clock: trio.testing.MockClock) -> None:
+    """A copy that was on its way may arrive until then: what was read before it would be stale for ever."""
+    settling, go_on = trio.Event(), trio.Event()
+
+    async def hold(moment: Moment, request: Request) -> None:
+        if moment is Moment.BEFORE and request.method == "txn" and request.arguments[0] == fence:
+            settling.set()
+            await go_on.wait()
+
+    async with world(assert_sound_after_a_crash) as it:
+        volume, directory = it.volume, it.places.directory
+        it.store.hook = strike = Strike(0, Moment.BEFORE, OutcomeUnknown("lost by the test"), times=1_000_000)
+        with pytest.raises(DeadlineExceeded):
+            await volume.setattr(directory, SetAttr(mode=0o700))
+        late = next(request for request in strike.spoilt if request.method == "txn")
+        fence = late.arguments[0][:1]  # type: ignore[index]
+        it.store.hook = hold
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(volume.session.settle)
+            await settling.wait()
+            assert volume.session.in_doubt
+            for _ in range(4):
+                assert (await volume.getattr(directory)).mode & 0o777 == 0o755
+            assert volume.delegations.cache.usable(directory) is None
+            assert (await it.raw.txn(*late.arguments)).succeeded  # type: ignore[arg-type]
+            go_on.set()
+        assert not it.volume.session.in_doubt
+        assert (await volume.getattr(directory)).mode & 0o777 == 0o700
 
 
 async def _use_all_slots(volume: Volume) -> None:

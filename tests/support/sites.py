@@ -51,10 +51,14 @@ class Sites:
     blobs: dict[int, BrokenBlobs] = field(default_factory=dict)
     stopped: set[int] = field(default_factory=set)
     """Sites whose stores can't be reached."""
+    unopened: dict[int, Exception] = field(default_factory=dict)
+    """Sites whose stores can't be opened, and why; one that is open stays so."""
     mounts: int = 0
 
     async def open_store(self, site: int) -> BlockStore:
         await trio.lowlevel.checkpoint()
+        if site in self.unopened:
+            raise self.unopened[site]
         return self.blobs[site]
 
     def stop(self, site: int) -> None:

@@ -17,6 +17,7 @@ from apollofs.fs.agent.duties import DUTIES
 from apollofs.fs.agent.feed import follow_policies
 from apollofs.fs.agent.rates import ByteRate
 from apollofs.fs.filesystem import Filesystem
+from apollofs.fs.user_error import UserError
 from apollofs.metadata.memory import MemoryStore, Moment, Request
 from apollofs.metadata.policy import Policy
 from apollofs.metadata.records import ROOT_INO, RenameFlag
@@ -192,6 +193,18 @@ async def test_a_store_that_is_down_is_waited_for(sites: Sites) -> None:
             await trio.testing.wait_all_tasks_blocked(0.001)
         assert len(agent.backlog) in (1, 2)  # the journal speaks of it, and the walk may too
         sites.stopped.clear()
+        await until_done(agent)
+        assert await sites.copied_to(B, volume, ino)
+
+
+async def test_a_store_that_cant_be_opened_is_tried_again(sites: Sites) -> None:
+    await sites.set_policy(SOON_B)
+    sites.unopened[B] = UserError("the volume has no such site")
+    async with sites.mount(A) as (here, volume), sites.agent(B) as agent:
+        ino = await save(here, b"f", LARGE)
+        while not agent.progress.failures:
+            await trio.testing.wait_all_tasks_blocked(0.001)
+        sites.unopened.clear()
         await until_done(agent)
         assert await sites.copied_to(B, volume, ino)
 

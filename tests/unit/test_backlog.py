@@ -96,6 +96,21 @@ async def test_what_failed_comes_again_later(autojump_clock: trio.testing.MockCl
     assert (trio.current_time() - began, taken.attempts) == (10.0, 1)
 
 
+async def test_what_a_reader_waits_for_stays_that_when_it_comes_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    backlog = Backlog()
+    await backlog.add(job(1, WANTED))
+    (wanted,) = await backlog.take(1)
+    backlog.again(wanted, 10.0)
+    await backlog.add(job(1, COMMITTED, 7))
+    await trio.sleep(10.0)
+    (taken,) = await backlog.take(10)
+    assert (taken.rank, taken.revision, len(backlog)) == (WANTED, 7, 1)
+    await backlog.add(job(2))
+    assert [each.ino for each in await backlog.take(10)] == [2], "it is taken once"
+
+
 async def test_a_walk_waits_for_its_jobs_also_where_others_absorb_them() -> None:
     backlog, walk = Backlog(), Walk()
     await backlog.add(job(1, COMMITTED, 3))

@@ -11,7 +11,7 @@ import trio.testing
 
 from apollofs.fs.blobs import block_named
 from apollofs.metadata.changes import archiver as archiver_module
-from apollofs.metadata.changes.archive_index import POINTS_MAX, ArchiveIndex, ArchiveState
+from apollofs.metadata.changes.archive_index import POINTS_MAX, ArchiveIndex, ArchiveState, SegmentEntry
 from apollofs.metadata.changes.archiver import SEGMENT_PREFIX, ArchiveOptions, Archiver
 from apollofs.metadata.changes.compaction import CompactionOptions, compact_behind_archive
 from apollofs.metadata.changes.position import Position, parse_position
@@ -129,6 +129,35 @@ async def test_retention_by_size_and_by_age(world: World) -> None:
         with pytest.raises(ChangesLost) as caught:
             await world.read(whole[-1].position)
         assert len(await world.read(parse_position(caught.value.first))) == 1
+
+
+@pytest.mark.expects_log("old segments stay in the store of site 1")
+async def test_retention_does_not_wait_for_a_store_that_is_lost(world: World) -> None:
+    segments, asked = world.segments(), 0
+
+    async def refuse(entry: SegmentEntry) -> None:
+        nonlocal asked
+        asked += 1
+        await trio.lowlevel.checkpoint()
+        raise ArchiveUnavailable("by the test")
+
+    segments.delete = refuse  # type: ignore[method-assign]
+    async with mounted(world.store) as volume:
+        await make(volume, 12)
+        assert (await world.archive(SMALL)).segments == 3
+        await make(volume, 1, b"new")
+        newest = (await world.log().now()).revision
+        archiver = Archiver(world.store, KEYS, segments, ArchiveOptions(keep_s=1e-6, flush_s=0.01))
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: archiver.run(once=False))
+                while archiver.report.through < newest or archiver.report.removed_segments < 4:
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+        assert asked < 4, "one failure is enough for a while"
+        assert (len(await world.objects()), await world.keys_in("a")) == (4, [])
+        assert (await world.archive(SMALL)).orphans == 4
+        assert await world.objects() == []
 
 
 async def test_a_site_with_segments_stays(world: World) -> None:

@@ -12,6 +12,8 @@ from apollofs.fs.arrivals import EXPECTED_S, STALL_S, Arrivals
 from apollofs.fs.blobs import BlobSource, Block, open_blob_source
 from apollofs.fs.errors import BodyUnavailable, MissingBlob
 from apollofs.fs.nearness import REST_FIRST_S, Nearness
+from apollofs.fs.user_error import UserError
+from apollofs.metadata.errors import StoreUnavailable
 from apollofs.metadata.policy import Policy
 from apollofs.metadata.records import ROOT_INO
 from apollofs.metadata.replicas import Replicas
@@ -21,6 +23,7 @@ from tests.support.sites import KEYS, A, B, C, Sites, sites
 
 __all__ = ["sites"]
 BLOCK = Block(A << 56 | 1, 0, 3)
+UNOPENED = (StoreUnavailable("etcd does not say where it is"), UserError("the volume has no such site"))
 
 
 class Stores:
@@ -188,6 +191,16 @@ async def test_of_any_n_sites_one_may_be_down(sites: Sites) -> None:
             assert await sites.copied_to(C, volume, ino)
 
 
+@pytest.mark.parametrize("error", UNOPENED)
+async def test_of_any_n_sites_one_may_have_a_store_that_cant_be_opened(sites: Sites, error: Exception) -> None:
+    await sites.set_policy(Policy(commit_any=2))
+    sites.unopened[B] = error
+    async with sites.mount(A) as (here, volume):
+        for name in (b"first", b"second"):
+            ino = await save(here, name, LARGE)
+            assert await sites.copied_to(C, volume, ino)
+
+
 async def test_of_any_n_sites_one_may_hang(sites: Sites, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BlobSource, "haste_s", 0.05)
     await sites.set_policy(Policy(commit_any=2))
@@ -233,6 +246,24 @@ async def test_a_commit_fails_where_a_named_site_is_down(sites: Sites) -> None:
         await close(here, fh)
         found = await here.lookup(ROOT_INO, b"f")
         assert await sites.copied_to(B, volume, found.ino)
+
+
+@pytest.mark.expects_log("could not be committed")
+@pytest.mark.parametrize(("error", "told"), [(UNOPENED[0], StoreUnavailable), (UNOPENED[1], BodyUnavailable)])
+async def test_a_commit_fails_while_the_store_of_a_named_site_cant_be_opened(
+    sites: Sites, error: Exception, told: type[Exception]
+) -> None:
+    await sites.set_policy(Policy(commit=(B,)))
+    async with sites.mount(A) as (here, volume):
+        _, fh = await create(here)
+        await here.write(fh, 0, LARGE)
+        sites.unopened[B] = error
+        with pytest.raises(told):
+            await here.fsync(fh, data_only=False)
+        sites.unopened.clear()
+        await here.fsync(fh, data_only=False)
+        await close(here, fh)
+        assert await sites.copied_to(B, volume, (await here.lookup(ROOT_INO, b"f")).ino)
 
 
 async def test_a_commit_keeps_what_agents_have_noted(sites: Sites) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 import trio
 import trio.testing
 
-from apollofs.metadata.errors import HoldsSealed, NoSuchEntry, Sealed, SealRefused, StoreUnavailable
+from apollofs.metadata.errors import HoldsSealed, NoSuchEntry, OutcomeUnknown, Sealed, SealRefused, StoreUnavailable
 from apollofs.metadata.format import pages
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.memory import MemoryStore, Moment, Request
@@ -17,9 +18,9 @@ from apollofs.metadata.ops.seal import Mark
 from apollofs.metadata.records import ROOT_INO, BodyChange, Inode, InodeFlag, RenameFlag, SetAttr
 from apollofs.metadata.seal_records import Phase
 from apollofs.metadata.sealing import Sealing, SealProgress, read_seals
-from apollofs.metadata.store import Range
+from apollofs.metadata.store import Put, Range
 from apollofs.metadata.volume import Volume
-from tests.support.volumes import ME, VOLUME, assert_sound, make_volume, mounted
+from tests.support.volumes import ME, OPTIONS, VOLUME, assert_sound, make_volume, mounted
 
 KEYS = Keys(VOLUME)
 TERM_S = 3600.0
@@ -269,6 +270,50 @@ async def test_a_new_session_goes_on_trusting(store: MemoryStore) -> None:
         assert b.asked == asked
         await tree.unseal(number)
         await b.mknod(tree.root, b"new", FILE, 0, ME)
+
+
+@pytest.mark.expects_log("has lost its lease", "no new session yet")
+@pytest.mark.parametrize("cut_off_s", [0, 60])
+async def test_a_key_whose_reply_was_lost_with_the_session_is_taken_away(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock, cut_off_s: float
+) -> None:
+    """Nobody trusts the seal by it, and who unseals would wait a whole term for it."""
+    for module in ("seals", "session"):
+        monkeypatch.setattr(f"apollofs.metadata.{module}.boot_time", trio.current_time)
+    begun, back = trio.Event(), trio.Event()
+
+    async def hook(moment: Moment, request: Request) -> None:
+        if back.is_set():
+            return
+        if begun.is_set():
+            raise StoreUnavailable("cut off")
+        writes = request.arguments[1] if request.method == "txn" else ()
+        assert isinstance(writes, tuple | list)
+        if moment is Moment.AFTER and any(isinstance(op, Put) and op.key.startswith(KEYS.table(b"z")) for op in writes):
+            begun.set()
+            raise OutcomeUnknown("the reply was lost by the test")
+
+    async with mounted(store) as a, mounted(store.another(hook), replace(OPTIONS, write_back=False)) as b:
+        tree = await Tree(store, a).make()
+        number = await tree.seal()
+        lost = b.session
+        await b.lookup(ROOT_INO, b"data")
+        await b.readdir(tree.root, b"", 1000)
+        await begun.wait()
+        assert await tree.keys_of("z") == 1
+        if not cut_off_s:
+            lost.give_up()
+        await trio.sleep(cut_off_s)
+        back.set()
+        with trio.fail_after(60):
+            async with store.watch(KEYS.trust(number, lost.number), start_revision=1) as changes:
+                while not (await anext(changes)).events[-1].deleted:
+                    pass
+        assert not lost.alive
+        await trusted(b, tree)
+        assert await tree.keys_of("z") == 1
+        with trio.fail_after(60):
+            await tree.unseal(number)
 
 
 async def test_a_silent_mount_is_waited_for_its_term_and_answers_nothing_after_it(
