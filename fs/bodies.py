@@ -382,11 +382,13 @@ class Bodies:
                     await file.commit()
                 except (BodyError, MetadataError, BlobStoreError) as exc:
                     errors.append(exc)
-                    self._complain(file, exc)
+                    if self._fails_anew(file):
+                        log.error("inode %#x could not be committed and is tried again: %s", file.ino, exc)
                 except Exception as exc:
                     # a bug in one file's commit must not end the mount
                     errors.append(exc)
-                    log.exception("inode %#x could not be committed", file.ino)
+                    if self._fails_anew(file):
+                        log.exception("inode %#x could not be committed and is tried again", file.ino)
                 else:
                     self._failing.discard(file.ino)
                 self._forget_if_unused(file)
@@ -395,11 +397,11 @@ class Bodies:
             for _ in range(min(COMMITS_MAX, len(files))):
                 nursery.start_soon(worker)
 
-    def _complain(self, file: OpenFile, exc: Exception) -> None:
-        """Once for each file that fails, until it has been committed."""
-        if file.ino not in self._failing:
-            self._failing.add(file.ino)
-            log.error("inode %#x could not be committed and is tried again: %s", file.ino, exc)
+    def _fails_anew(self, file: OpenFile) -> bool:
+        """Whether it is to be told: once for each file that fails, until it has been committed."""
+        is_new = file.ino not in self._failing
+        self._failing.add(file.ino)
+        return is_new
 
 
 @contextlib.asynccontextmanager

@@ -82,12 +82,11 @@ class FileCalls:
                 self._pages.written(ino)
                 with self.passing.changing(file) as changed:
                     await changed.truncate(SetAttr(size_bytes=0))
-            file = self._bodies.find(ino) or file
-            image = await self.passing.image_for(file, flags)
+            image = await self.passing.image_for(self._now(file), flags)
         except BaseException:
-            self._bodies.release(self._bodies.find(ino) or file)
+            self._bodies.release(self._now(file))
             raise
-        file = self._bodies.find(ino) or file  # others may have made another object of it
+        file = self._now(file)
         if flags & os.O_ACCMODE != os.O_WRONLY:
             self._bodies.will_read(file)
         return self._opened(file, flags, caller, image=image)
@@ -116,7 +115,7 @@ class FileCalls:
         try:
             served = self.passing.open(file, flags, directory, image)
         except BaseException:
-            self._bodies.release(self._bodies.find(file.ino) or file)
+            self._bodies.release(self._now(file))
             raise
         file, passing = served.file, bool(served.backing_id)
         watched = self.page_watch.add(file.ino)
@@ -135,6 +134,10 @@ class FileCalls:
         )
         keep = self._pages.opened(file.ino, file.version) and not passing
         return OpenFlags(self._handles.add(handle), direct, keep, served.backing_id)
+
+    def _now(self, file: OpenFile) -> OpenFile:
+        """The file as it is open now: while somebody waited, another object may have been made of it."""
+        return self._bodies.find(file.ino) or file
 
     def _replaced(self, before: OpenFile, after: OpenFile) -> None:
         for handle in self._handles.all():

@@ -62,10 +62,10 @@ class MountSites:
         self._wished[inode.ino] = now + AGAIN_S
         while len(self._wished) > WISHES_MAX:
             self._wished.pop(next(iter(self._wished)))
-        policy = self._placement.policies.peek(inode.policy)
+        large, policy = self._large(inode), self._placement.policies.peek(inode.policy)
         if policy is not None and self.here in policy.read:
-            self.arrivals.expect(self._large(inode))
-        nursery.start_soon(self._wish, self._placement, inode)
+            self.arrivals.expect(large)
+        nursery.start_soon(self._wish, self._placement, inode, large)
 
     def _is_afar(self, inode: Inode) -> bool:
         return bool(inode.extent_pages) or any(site_of(extent.blob) != self.here for extent in inode.extents)
@@ -75,8 +75,7 @@ class MountSites:
         blobs = {extent.blob: extent.blob_length for extent in inode.extents if site_of(extent.blob) != self.here}
         return {blob for blob, length in blobs.items() if block_count(length, self._block_bytes) >= LARGE_BLOCKS}
 
-    async def _wish(self, placement: Placement, inode: Inode) -> None:
-        large = self._large(inode)
+    async def _wish(self, placement: Placement, inode: Inode, large: set[int]) -> None:
         try:
             policy = await placement.policies.get(inode.policy)
             if policy is None or placement.here not in policy.read:
@@ -86,13 +85,13 @@ class MountSites:
             known = await placement.replicas.read(blobs)
             if inode.extent_pages or any(placement.here not in copies.complete for copies in known.values()):
                 await placement.want_here(inode.ino)
-                await self._wait_for_agent(placement, large)
+                await self._leave_to_agent(placement, large)
         except MetadataError as exc:
             self.arrivals.forget(large)
             log.info("inode %#x is not asked for: %s", inode.ino, exc)
 
-    async def _wait_for_agent(self, placement: Placement, large: set[int]) -> None:
-        """Leave blobs to this site's agent, if there is one."""
+    async def _leave_to_agent(self, placement: Placement, large: set[int]) -> None:
+        """If this site has an agent, it brings them."""
         if large and await placement.has_agent():
             self.arrivals.expect(large)
         else:

@@ -120,8 +120,8 @@ async def forget_site(store: Store, keys: Keys, site: int) -> int:
 
 async def _forget_in(store: Store, kv: KeyValue, site: int) -> int:
     """1 if it was named there. A list that a mount or an agent has changed meanwhile is read again."""
-    while site in decode_copies(kv).sites:
-        left = decode_copies(kv).without(site)
+    while site in (copies := decode_copies(kv)).sites:
+        left = copies.without(site)
         write = Put(kv.key, encode_copies(left)) if left.sites else Delete(kv.key)
         if (await store.txn((_unchanged(kv.key, kv.mod_revision),), (write,))).succeeded:
             return 1

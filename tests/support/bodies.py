@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
 import trio
 
 from apollofs.blobstore import BlobMetrics, BlobStat, BlobStoreOptions, BlockStore, Buffer
@@ -200,9 +201,26 @@ class World:
                 yield Mount(volume, bodies)
 
 
+BLOCK = 4096
+"""Of the fixture `world`."""
+
+
 @contextlib.asynccontextmanager
 async def body_world(directory: Path, *, inline_bytes_max: int = 64, block_bytes: int = 256) -> AsyncIterator[World]:
     """A fresh volume; small limits, so that small data has many blocks."""
     store = MemoryStore()
     await make_volume(store, inline_bytes_max=inline_bytes_max)
     yield World(store, BrokenBlobs(MemoryBlobs()), directory, block_bytes)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """Blocks of 4 KiB, so that small files have several."""
+    async with body_world(tmp_path, block_bytes=BLOCK) as made:
+        yield made
+
+
+@pytest.fixture
+async def mount(world: World) -> AsyncIterator[Mount]:
+    async with world.mount() as made:
+        yield made

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import trio
@@ -16,26 +14,14 @@ from apollofs.fs.errors import BodyLost, BodyUnavailable
 from apollofs.fs.open_file import OpenFile
 from apollofs.fs.passing import Passing
 from apollofs.metadata.records import ROOT_INO, SetAttr
-from tests.support.bodies import Mount, World, body_world
+from tests.support.bodies import BLOCK, Mount, World, mount, world
 
-BLOCK = 4096
+__all__ = ["mount", "world"]
 
 
 @pytest.fixture(autouse=True)
 def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "MEMORY_BYTES_MAX", 0)
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with body_world(tmp_path, block_bytes=BLOCK) as made:
-        yield made
-
-
-@pytest.fixture
-async def mount(world: World) -> AsyncIterator[Mount]:
-    async with world.mount() as made:
-        yield made
 
 
 def noise(seed: int, size: int) -> bytes:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import trio
@@ -16,21 +14,9 @@ from apollofs.fs.open_file import OpenFile
 from apollofs.fs.passed_file import PassedFile
 from apollofs.metadata.errors import OutcomeUnknown, StoreUnavailable
 from apollofs.metadata.records import ROOT_INO, SetAttr
-from tests.support.bodies import Mount, World, body_world
+from tests.support.bodies import BLOCK, Mount, World, mount, world
 
-BLOCK = 4096
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with body_world(tmp_path, block_bytes=BLOCK) as made:
-        yield made
-
-
-@pytest.fixture
-async def mount(world: World) -> AsyncIterator[Mount]:
-    async with world.mount() as made:
-        yield made
+__all__ = ["mount", "world"]
 
 
 async def passed(mount: Mount, ino: int) -> PassedFile:
