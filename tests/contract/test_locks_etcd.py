@@ -264,7 +264,7 @@ async def test_a_circle_over_inodes_on_one_mount(mounts: Mounts) -> None:
     async with trio.open_nursery() as nursery:
         for owner, wanted in ((1, 2), (2, 3)):
             nursery.start_soon(partial(one.acquire, owner, ino=wanted))
-            await waiting(one, 1, wanted)
+            await until(partial(one.sleeps, wanted))
         with pytest.raises(LockDeadlock):
             await one.acquire(3, ino=1)
         assert (await in_store(one.store, one.keys, 1))[1] == []
@@ -279,7 +279,7 @@ async def test_two_mounts_upgrade_at_once(mounts: Mounts) -> None:
     await two.acquire(1, SHARED)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one.acquire, 1, EXCLUSIVE)
-        await waiting(one, 1)
+        await until(one.sleeps)
         with pytest.raises(LockDeadlock):
             await two.acquire(1, EXCLUSIVE)
         assert two.locks.holds(INO, POSIX, 1)

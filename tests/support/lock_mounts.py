@@ -67,6 +67,12 @@ class LockMount:
         """Where it decides alone."""
         return {place for place, board in self.locks._boards.items() if board.alone}
 
+    def sleeps(self, ino: int = INO, kind: LockKind = POSIX) -> bool:
+        """Whether a request of this mount sleeps there: only then has it been found to close no circle. (The store's
+        queue has it before.)"""
+        board = self.locks._boards.get((ino, kind))
+        return board is not None and board._watcher is not None
+
     async def hear(self, nursery: trio.Nursery) -> None:
         """From now on, as long as `nursery` lives, recalls reach it: it may decide alone."""
         nursery.start_soon(self.locks.serve)
