@@ -36,6 +36,7 @@ ERRNO: Final[Mapping[type[BaseException], int]] = MappingProxyType(
         meta.UnsupportedFormat: errno.EIO,
         meta.UnknownSite: errno.EIO,
         meta.SiteInUse: errno.EBUSY,
+        meta.SiteLeaving: errno.EBUSY,
         meta.CollectorBusy: errno.EBUSY,
         meta.ChangesLost: errno.EIO,
         meta.RoleLost: errno.EIO,

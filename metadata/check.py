@@ -24,7 +24,7 @@ from apollofs.metadata.retention import decode_retention
 from apollofs.metadata.seal_records import decode_count, decode_seal
 from apollofs.metadata.store import KeyValue, Range, Store
 
-TABLES = b"SNDPmsuZzYrbpiwtcdvxekgEGRICQAHLafFWlyKO"
+TABLES = b"SNDPXmsuZzYrbpiwtcdvxekgEGRICQAHLafFWlyKO"
 """In the order in which they are read: who shares blobs before the inodes, inodes before the names that refer to them.
 """
 

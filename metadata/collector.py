@@ -37,7 +37,8 @@ from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import Extent, MountRecord
 from apollofs.metadata.replicas import Replicas
 from apollofs.metadata.returns import NOTED
-from apollofs.metadata.session import Committed, Session, SessionOptions, open_session, retry
+from apollofs.metadata.session import Committed, Session, SessionOptions, retry
+from apollofs.metadata.session_opening import open_session
 from apollofs.metadata.store import (
     Compare,
     Delete,

@@ -90,6 +90,10 @@ class SiteInUse(MetadataError):
     """The site can't be removed: mounts or bodies depend on it."""
 
 
+class SiteLeaving(MetadataError):
+    """The site is being removed: nobody may begin to use it."""
+
+
 class CollectorBusy(MetadataError):
     """Garbage of this volume is being collected already; the message says by whom."""
 

@@ -6,9 +6,10 @@ import stat
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 
-from apollofs.metadata import codec, journal
+from apollofs.metadata import codec, journal, retired_sites
 from apollofs.metadata.changes.archive_index import has_segments_at
 from apollofs.metadata.errors import (
     AlreadyFormatted,
@@ -142,16 +143,36 @@ async def add_site(store: Store, volume: str, name: str, site_store: tuple[tuple
 
 
 async def remove_site(store: Store, volume: str, name: str) -> None:
-    """Take a site away; copies there are forgotten, and stay in its store. Raises UnknownSite; SiteInUse while it is
-    mounted, a policy names it, bodies were written there, or it is the last one."""
+    """Take a site away; copies there are forgotten, and stay in its store. Nobody begins to use it meanwhile.
+
+    Raises UnknownSite; SiteInUse while it is mounted, a policy names it, bodies were written there, or it is the last
+    one. Interrupted for good, it leaves the site marked: called again it ends that, or takes the mark away.
+    """
     keys = Keys(volume)
     sites = await list_sites(store, volume)
     site = next((site for site in sites if site.name == name), None)
     if site is None:
         raise UnknownSite(f"volume {volume!r} has no site {name!r}")
-    if len(sites) == 1:
-        raise SiteInUse(f"{name!r} is the only site of volume {volume!r}")
-    for mount in await list_mounts(store, volume):
+    async with retired_sites.leaving(store, keys, site.id) as ours:
+        other = next((each for each in sites if each is not site), None)
+        if other is None:
+            raise SiteInUse(f"{name!r} is the only site of volume {volume!r}")
+        await _check_unused(store, keys, site)
+        await forget_site(store, keys, site.id)
+        compares = (ours, Compare(keys.site(other.name), Target.VERSION, Relation.GREATER, 0))
+        puts = (
+            Put(keys.retired_site(site.id), retired_sites.REMOVED),
+            Delete(keys.site(name)),
+            Delete(keys.agent_state(site.id)),
+        )
+        if not (await store.txn(compares, puts)).succeeded:
+            raise SiteInUse("somebody else has just removed, or tried to remove, a site: try again")
+
+
+async def _check_unused(store: Store, keys: Keys, site: SiteRecord) -> None:
+    """Raises SiteInUse."""
+    name = site.name
+    for mount in await list_mounts(store, keys.volume):
         if mount.site == name:
             raise SiteInUse(_user_of(mount))
     if await has_segments_at(store, keys, site.id):
@@ -160,11 +181,9 @@ async def remove_site(store: Store, volume: str, name: str) -> None:
     if holder is not None:
         raise SiteInUse(f"site {name!r} holds bodies of {holder}")
     policies, _ = await read_policies(store, keys)
-    named = sum(decode_policy(kv.value).names(site.id) for kv in policies.values())
+    named = sum(site.id in decode_policy(kv.value).named for kv in policies.values())
     if named:
         raise SiteInUse(f"site {name!r} is named by {named} policies: see `apollofs policy list`")
-    await forget_site(store, keys, site.id)
-    await store.txn((), (Delete(keys.site(name)), Delete(keys.agent_state(site.id))))
 
 
 def _user_of(mount: MountRecord) -> str:
@@ -176,9 +195,10 @@ def _user_of(mount: MountRecord) -> str:
 async def _first_body_at(store: Store, keys: Keys, site_id: int) -> str | None:
     """Which table names a blob in this site's store, or None. Reads the whole namespace, in pages."""
     for letter, blobs_of in BLOBS_IN.items():
-        async for kv in pages(store, keys.table(letter)):
-            if any(blob >> 56 == site_id for blob in blobs_of(kv.value)):
-                return "removed files" if letter == b"g" else "files"
+        async with aclosing(pages(store, keys.table(letter))) as found:
+            async for kv in found:
+                if any(blob >> 56 == site_id for blob in blobs_of(kv.value)):
+                    return "removed files" if letter == b"g" else "files"
     return None
 
 

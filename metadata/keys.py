@@ -37,6 +37,7 @@ class Keys:
         self.session_counter = self.prefix + b"N"
         self.dirmove = self.prefix + b"D"
         self.sites = self.prefix + b"P/"
+        self.retired_sites = self.prefix + b"X/"
         self.mounts = self.prefix + b"m/"
         self.slots = self.prefix + b"s/"
         self.usages = self.prefix + b"u/"
@@ -80,6 +81,10 @@ class Keys:
 
     def site(self, name: str) -> bytes:
         return self.sites + name.encode()
+
+    def retired_site(self, site: int) -> bytes:
+        """The site is being removed, or has been: no session begins there."""
+        return self.retired_sites + _U64.pack(site)
 
     def mount(self, session: int) -> bytes:
         return self.mounts + _U64.pack(session)

@@ -55,7 +55,8 @@ class Placement:
         return ids
 
     async def set_policy(self, directory: int, policy: Policy | None) -> None:
-        """Give a directory a policy of its own; None: that of its parent. One request. NotADirectory, StaleInode."""
+        """Give a directory a policy of its own; None: that of its parent. One request. NotADirectory, StaleInode,
+        UnknownSite, SiteLeaving."""
         await self._volume.transact(lambda scope: SetPolicy(scope, directory, policy))
 
     async def inherit_policy(self, ino: int, location: Location, number: int) -> bool:

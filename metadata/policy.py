@@ -45,8 +45,9 @@ class Policy:
     def holds_up_commits(self) -> bool:
         return bool(self.commit) or self.commit_any > 1
 
-    def names(self, site: int) -> bool:
-        return site in (*self.commit, *self.soon, *self.read)
+    @property
+    def named(self) -> tuple[int, ...]:
+        return (*self.commit, *self.soon, *self.read)
 
     def wants_copy(self, site: int, home: int, sites: Sequence[int]) -> bool:
         """Whether an agent at `site` is to have a copy of what was written at `home`; `sites`: all of the volume.

@@ -19,21 +19,19 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import trio
 
-from apollofs.metadata import codec, journal
+from apollofs.metadata import journal
 from apollofs.metadata.errors import (
     DeadlineExceeded,
     LeaseNotFound,
-    NotFormatted,
     OutcomeUnknown,
     SessionLost,
     StoreError,
     StoreUnavailable,
-    UnsupportedFormat,
 )
 from apollofs.metadata.journal import Change, Kind, SlotRecord
 from apollofs.metadata.keys import Keys
@@ -53,8 +51,6 @@ from apollofs.metadata.store import (
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-SESSION_MAX = (1 << 24) - 1
-"""Session numbers are 24 bits of a blob's number."""
 CLOCK_RATE_MARGIN = 0.95
 """How much of a lease is trusted here, for a clock that runs slower than etcd's."""
 BACKOFF_FIRST_S = 0.02
@@ -89,14 +85,16 @@ class Conflict:
 
 
 @dataclass(slots=True)
-class _Slot:
+class Slot:
+    """A journal slot, and what the session knows of it."""
+
     key: bytes
     mod_revision: int
     doubtful: bool = False
 
 
 class Session:
-    """Made by `open_session`. All methods raise SessionLost once the lease is known to have ended."""
+    """Made by `session_opening.open_session`. All methods raise SessionLost once the lease is known to have ended."""
 
     def __init__(self, store: Store, keys: Keys, options: SessionOptions, record: MountRecord, site_id: int) -> None:
         self._store = store
@@ -106,7 +104,7 @@ class Session:
         self.number = record.session
         self.site_id = site_id
         self.lease_id = 0
-        self._slots: list[_Slot] = []
+        self._slots: list[Slot] = []
         self._free = trio.Semaphore(0, max_value=options.slots)
         self._settling = 0
         """Slots that are being settled: until that has ended they are in doubt as they were."""
@@ -123,7 +121,7 @@ class Session:
         """Set once, when the lease is known to have ended."""
         self._bound: set[trio.CancelScope] = set()
 
-    def begin(self, slots: list[_Slot], lease_asked: float) -> None:
+    def begin(self, slots: list[Slot], lease_asked: float) -> None:
         """Take the slots that `open_session` made; the lease was asked for at `lease_asked` (`boot_time`)."""
         self._valid_until = lease_asked + self._renewed_for_s
         self._slots = slots
@@ -217,7 +215,7 @@ class Session:
         finally:
             self._put_back(slot)
 
-    def _put_back(self, slot: _Slot) -> None:
+    def _put_back(self, slot: Slot) -> None:
         """Settled slots are taken first, so that a doubtful one disturbs nobody while others are free."""
         if slot.doubtful:
             self._slots.insert(0, slot)
@@ -225,7 +223,7 @@ class Session:
             self._slots.append(slot)
         self._free.release()
 
-    async def _settle(self, slot: _Slot) -> None:
+    async def _settle(self, slot: Slot) -> None:
         self._sequence += 1
         record = SlotRecord(self._sequence, self.site_id, 0, (Change(Kind.NOTHING),))
         compare = Compare(slot.key, Target.MOD, Relation.EQUAL, slot.mod_revision)
@@ -263,7 +261,7 @@ class Session:
 
     async def _transact(
         self,
-        slot: _Slot,
+        slot: Slot,
         record: SlotRecord,
         compares: Sequence[Compare],
         writes: Sequence[Op],
@@ -298,7 +296,7 @@ class Session:
 
     def _outcome(
         self,
-        slot: _Slot,
+        slot: Slot,
         record: SlotRecord,
         succeeded: bool,
         revision: int,
@@ -316,7 +314,7 @@ class Session:
         slot.mod_revision = held.mod_revision
         return Committed(held.mod_revision, None)
 
-    def _slot_value(self, slot: _Slot, found: RangeResult | None) -> KeyValue:
+    def _slot_value(self, slot: Slot, found: RangeResult | None) -> KeyValue:
         assert found is not None
         if not found.kvs:
             self._lose()
@@ -398,47 +396,3 @@ async def retry(call: Callable[[], Awaitable[T]], deadline_s: float) -> T:
             await trio.sleep(backoff_s * (0.5 + random.random()))
             backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
     raise DeadlineExceeded(f"metadata store: {failure or f'no answer within {deadline_s:g} s'}") from failure
-
-
-async def open_session(store: Store, keys: Keys, options: SessionOptions, record: MountRecord, site_id: int) -> Session:
-    """Take a number and a lease, and make the slots: three requests. `record.session` is filled in here."""
-    number = await _next_number(store, keys, options)
-    session = Session(store, keys, options, replace(record, session=number, started_ns=time.time_ns()), site_id)
-    asked = boot_time()
-    lease = await retry(lambda: store.lease_grant(options.lease_ttl_s), options.operation_deadline_s)
-    session.lease_id = lease.id
-    opened = journal.encode(SlotRecord(0, site_id, session.record.started_ns, (Change(Kind.OPEN),)))
-    slots = [keys.slot(number, index) for index in range(options.slots)]
-    puts = [Put(keys.mount(number), codec.encode_mount(session.record), lease.id)]
-    puts += [Put(key, opened, lease.id) for key in slots]
-    compares = (
-        Compare(keys.superblock, Target.VERSION, Relation.GREATER, 0),
-        Compare(slots[0], Target.VERSION, Relation.EQUAL, 0),
-    )
-    result = await retry(lambda: store.txn(compares, puts, (Range(slots[0]),)), options.operation_deadline_s)
-    revision = result.revision
-    if not result.succeeded:
-        found = result.ranges[0]
-        assert found is not None
-        if not found.kvs:
-            raise NotFormatted(f"volume {keys.volume} has been destroyed")
-        revision = found.kvs[0].mod_revision  # an earlier copy of this transaction, whose reply was lost, made them
-    session.begin([_Slot(key, revision) for key in slots], asked)
-    return session
-
-
-async def _next_number(store: Store, keys: Keys, options: SessionOptions) -> int:
-    """Count the volume's sessions up. If a reply is lost a number is skipped, never used twice."""
-    while True:
-        found = await retry(lambda: store.range(Range(keys.session_counter)), options.operation_deadline_s)
-        held = found.kvs[0] if found.kvs else None
-        number = (codec.decode_counter(held.value) if held else 0) + 1
-        if number > SESSION_MAX:
-            raise UnsupportedFormat(f"volume {keys.volume} has used all its {SESSION_MAX} session numbers")
-        compare = Compare(keys.session_counter, Target.MOD, Relation.EQUAL, held.mod_revision if held else 0)
-        try:
-            put = Put(keys.session_counter, codec.encode_counter(number))
-            if (await store.txn((compare,), (put,))).succeeded:
-                return number
-        except (OutcomeUnknown, StoreUnavailable):
-            await trio.sleep(BACKOFF_FIRST_S)

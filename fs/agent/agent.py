@@ -28,7 +28,8 @@ from apollofs.metadata.format import list_sites, read_superblock
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import MountRecord, SiteRecord
 from apollofs.metadata.replicas import Replicas
-from apollofs.metadata.session import Session, SessionOptions, open_session
+from apollofs.metadata.session import Session, SessionOptions
+from apollofs.metadata.session_opening import open_session
 from apollofs.metadata.store import Store
 
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from apollofs.metadata.journal import Kind
 from apollofs.metadata.ops.common import Location, Scope
 from apollofs.metadata.policy import Policy, encode_policy
 from apollofs.metadata.records import ROOT_INO
+from apollofs.metadata.retired_sites import refusal
 from apollofs.metadata.store import Delete, Put
 from apollofs.metadata.transact import Decision
 from apollofs.metadata.view import View
@@ -16,7 +17,8 @@ from apollofs.metadata.view import View
 
 @dataclass(frozen=True, slots=True)
 class SetPolicy:
-    """Gives a directory a policy of its own, or (None) that of its parent. NotADirectory, StaleInode.
+    """Gives a directory a policy of its own, or (None) that of its parent. NotADirectory, StaleInode; UnknownSite,
+    SiteLeaving where it names a site that is gone or going.
 
     Where the parent's applies from now on, its key is put again as it was: so the agents look at the tree once more.
     """
@@ -41,6 +43,10 @@ class SetPolicy:
             if above is not None:
                 writes.append(Put(above.key, above.value))
         else:
+            for site in self.policy.named:
+                retired = view.get(keys.retired_site(site))
+                if retired is not None:
+                    raise refusal(retired.value, f"number {site}")
             value = encode_policy(self.policy)
             writes.append(Put(own, value))
         writes.append(self.scope.store(home, home.inode._replace(policy=number)))

@@ -25,7 +25,8 @@ from apollofs.metadata.format import format_volume
 from apollofs.metadata.journal import Change, Kind, SlotRecord
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import ROOT_INO, MountRecord
-from apollofs.metadata.session import Session, SessionOptions, open_session
+from apollofs.metadata.session import Session, SessionOptions
+from apollofs.metadata.session_opening import open_session
 from apollofs.metadata.store import Store
 from tests.support.etcd_server import EtcdCluster
 

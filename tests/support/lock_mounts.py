@@ -18,7 +18,8 @@ from apollofs.metadata.lock_queue import has_lock
 from apollofs.metadata.lock_ranges import add
 from apollofs.metadata.lock_records import Arrival, decode_held, decode_waiting
 from apollofs.metadata.locks import RANGE_END, Lock, LockKind, LockManager, LockType
-from apollofs.metadata.session import Session, SessionOptions, open_session
+from apollofs.metadata.session import Session, SessionOptions
+from apollofs.metadata.session_opening import open_session
 from apollofs.metadata.store import Range, Store, prefix_end
 from tests.support.volumes import SITE, mount_record
 

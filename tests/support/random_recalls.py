@@ -32,7 +32,8 @@ from apollofs.metadata.patience import Patience
 from apollofs.metadata.recalls import Recalls
 from apollofs.metadata.records import MountRecord
 from apollofs.metadata.returns import NOTED
-from apollofs.metadata.session import Session, SessionOptions, open_session
+from apollofs.metadata.session import Session, SessionOptions
+from apollofs.metadata.session_opening import open_session
 from apollofs.metadata.store import KeyValue, Op, Put, Range, RangeResult, Store, prefix_end
 
 ROOT = Path(__file__).parents[2]

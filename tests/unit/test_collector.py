@@ -17,7 +17,7 @@ from apollofs.fs.collector import FAILED, IN_USE, SILENT
 from apollofs.metadata.collector import open_collector
 from apollofs.metadata.errors import CollectorBusy
 from apollofs.metadata.records import ROOT_INO, Body, RenameFlag, SetAttr
-from apollofs.metadata.session import open_session
+from apollofs.metadata.session_opening import open_session
 from tests.support.collecting import KEYS, collect, keys_in, objects
 from tests.support.filesystems import LARGE, OWNER, USER, Pair, close, content, create, save
 from tests.support.volumes import OPTIONS, mount_record, mounted
