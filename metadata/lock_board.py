@@ -430,6 +430,7 @@ class Board:
                 if await self._try(waiter.lock, waiter, ask=False):
                     return
                 waiter.ready = trio.Event()
+                waiter.sleeps = True
             if self.alone or self._watcher is not None:
                 await waiter.ready.wait()
             else:

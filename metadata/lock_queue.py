@@ -35,6 +35,8 @@ class Waiter:
     ready: trio.Event = field(default_factory=trio.Event)
     watching: trio.CancelScope | None = None
     """While it reads the watch."""
+    sleeps: bool = False
+    """It has found that it must wait, and closes no circle."""
 
     def wake(self) -> None:
         self.ready.set()

@@ -135,6 +135,7 @@ class LockManager:
         """Counters for `status`."""
         return {
             "inodes": len(self._boards),
+            "waiting": sum(waiter.sleeps for board in self._boards.values() for waiter in board.waiters),
             "decided_alone": sum(board.alone for board in self._boards.values()),
             "recalls_heard": self.recalls_heard,
             "recalls_sent": self.recalls_sent,

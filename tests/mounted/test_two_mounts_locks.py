@@ -8,20 +8,39 @@ import os
 import signal
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.faults.mount_faults import until
 from tests.mounted import clients
 from tests.mounted.client import Client
 from tests.mounted.clients import errno_of
-from tests.mounted.conftest import Places
+from tests.mounted.conftest import Pair, Places
 
 pytestmark = pytest.mark.mounted
 
 EX, SH, UN, NB = fcntl.LOCK_EX, fcntl.LOCK_SH, fcntl.LOCK_UN, fcntl.LOCK_NB
 Lock = Callable[..., None]
 KINDS: list[Lock] = [clients.flock, clients.lockf]
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What the processes of both mounts wait for."""
+
+    pair: Pair
+
+    def until(self, count: int) -> None:
+        """Return when so many requests wait, each found to have to."""
+        mounts = (self.pair.west, self.pair.east)
+        until(lambda: sum(each.status()["locks"]["waiting"] for each in mounts) == count, f"{count} requests wait")
+
+
+@pytest.fixture
+def queue(places: Places) -> Queue:
+    return Queue(places.pair)
 
 
 @pytest.fixture
@@ -66,15 +85,15 @@ def test_a_lock_that_was_used_on_one_mount_only_is_free_for_a_try_on_the_other(
 @pytest.mark.usefixtures("file")
 @pytest.mark.parametrize("lock", KINDS)
 def test_a_lock_that_goes_round_on_one_mount_goes_on_to_the_other(
-    lock: Lock, here: Path, client: Client, other_client: Client
+    lock: Lock, here: Path, client: Client, other_client: Client, queue: Queue
 ) -> None:
     with Client.started() as third:
         third.call(clients.open_as, "f", here / "file", os.O_RDWR)
         client.call(lock, "f", EX)
         first = third.start(lock, "f", EX)
-        assert not first.is_done(0.3)
+        queue.until(1)
         second = other_client.start(lock, "f", EX)
-        assert not second.is_done(0.3)
+        queue.until(2)
         client.call(lock, "f", UN)
         first.result()
         assert client.call(errno_of, lock, "f", SH | NB) == errno.EAGAIN
@@ -98,10 +117,12 @@ def test_getlk_sees_what_is_held_and_no_more(here: Path, there: Path, client: Cl
 
 @pytest.mark.usefixtures("file")
 @pytest.mark.parametrize("lock", KINDS)
-def test_a_waiter_gets_the_lock_when_it_is_given_up(lock: Lock, client: Client, other_client: Client) -> None:
+def test_a_waiter_gets_the_lock_when_it_is_given_up(
+    lock: Lock, client: Client, other_client: Client, queue: Queue
+) -> None:
     client.call(lock, "f", EX)
     waiting = other_client.start(lock, "f", EX)
-    assert not waiting.is_done(0.3)
+    queue.until(1)
     client.call(lock, "f", UN)
     waiting.result()
     assert client.call(errno_of, lock, "f", EX | NB) == errno.EAGAIN
@@ -110,20 +131,20 @@ def test_a_waiter_gets_the_lock_when_it_is_given_up(lock: Lock, client: Client, 
 @pytest.mark.usefixtures("file")
 @pytest.mark.parametrize("lock", KINDS)
 @pytest.mark.parametrize("way", ["close", "kill"])
-def test_a_lock_ends_with_its_holder(lock: Lock, way: str, client: Client, other_client: Client) -> None:
+def test_a_lock_ends_with_its_holder(lock: Lock, way: str, client: Client, other_client: Client, queue: Queue) -> None:
     client.call(lock, "f", EX)
     waiting = other_client.start(lock, "f", EX)
-    assert not waiting.is_done(0.1)
+    queue.until(1)
     client.call(clients.close, "f") if way == "close" else client.kill()
     waiting.result()
 
 
 @pytest.mark.usefixtures("file")
 @pytest.mark.parametrize("lock", KINDS)
-def test_a_waiter_that_is_interrupted_lets_go(lock: Lock, client: Client, other_client: Client) -> None:
+def test_a_waiter_that_is_interrupted_lets_go(lock: Lock, client: Client, other_client: Client, queue: Queue) -> None:
     client.call(lock, "f", EX)
     waiting = other_client.start(clients.interruptible, lock, "f", EX)
-    assert not waiting.is_done(0.3)
+    queue.until(1)
     other_client.signal(signal.SIGUSR1)
     assert waiting.result() == "interrupted"
     client.call(lock, "f", UN)
@@ -134,10 +155,12 @@ def test_a_waiter_that_is_interrupted_lets_go(lock: Lock, client: Client, other_
 
 @pytest.mark.usefixtures("file")
 @pytest.mark.parametrize("lock", KINDS)
-def test_a_waiter_that_is_killed_does_not_get_the_lock(lock: Lock, client: Client, other_client: Client) -> None:
+def test_a_waiter_that_is_killed_does_not_get_the_lock(
+    lock: Lock, client: Client, other_client: Client, queue: Queue
+) -> None:
     client.call(lock, "f", EX)
-    waiting = other_client.start(lock, "f", EX)
-    assert not waiting.is_done(0.1)
+    other_client.start(lock, "f", EX)
+    queue.until(1)
     other_client.kill()
     client.call(lock, "f", UN)
     client.call(lock, "f", EX)
@@ -191,20 +214,20 @@ def test_locks_need_a_fitting_descriptor(there: Path, client: Client) -> None:
     client.call(clients.flock, "readable", EX | NB)
 
 
-def test_a_cycle_of_two_waiters_is_edeadlk(here: Path, client: Client, other_client: Client) -> None:
+def test_a_cycle_of_two_waiters_is_edeadlk(here: Path, client: Client, other_client: Client, queue: Queue) -> None:
     (here / "file").write_bytes(b"0" * 100)
     for each in (client, other_client):
         each.call(clients.open_as, "f", here / "file", os.O_RDWR)
     client.call(clients.lockf, "f", EX, 1, 0)
     other_client.call(clients.lockf, "f", EX, 1, 1)
     waiting = client.start(clients.lockf, "f", EX, 1, 1)
-    assert not waiting.is_done(0.3)
+    queue.until(1)
     assert other_client.call(errno_of, clients.lockf, "f", EX, 1, 0) == errno.EDEADLK
     other_client.call(clients.lockf, "f", UN, 1, 1)
     waiting.result()
 
 
-def test_waiters_are_served_in_the_order_of_arrival(here: Path, there: Path, client: Client) -> None:
+def test_waiters_are_served_in_the_order_of_arrival(here: Path, there: Path, client: Client, queue: Queue) -> None:
     (here / "file").touch()
     client.call(clients.open_as, "f", here / "file", os.O_RDWR)
     client.call(clients.flock, "f", EX)
@@ -212,9 +235,9 @@ def test_waiters_are_served_in_the_order_of_arrival(here: Path, there: Path, cli
         first.call(clients.open_as, "f", there / "file", os.O_RDWR)
         second.call(clients.open_as, "f", here / "file", os.O_RDWR)
         one = first.start(clients.flock, "f", EX)
-        assert not one.is_done(0.3)
+        queue.until(1)
         two = second.start(clients.flock, "f", EX)
-        assert not two.is_done(0.3)
+        queue.until(2)
         client.call(clients.flock, "f", UN)
         one.result()
         assert not two.is_done(0.1)

@@ -72,7 +72,7 @@ class LockMount:
         """Whether a request of this mount sleeps there: only then has it been found to close no circle. (The store's
         queue has it before.)"""
         board = self.locks._boards.get((ino, kind))
-        return board is not None and board._watcher is not None
+        return board is not None and any(waiter.sleeps for waiter in board.waiters)
 
     async def hear(self, nursery: trio.Nursery) -> None:
         """From now on, as long as `nursery` lives, recalls reach it: it may decide alone."""
