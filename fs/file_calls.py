@@ -32,6 +32,7 @@ from apollofs.metadata.errors import (
     NotSupported,
     OperationNotPermitted,
     Sealed,
+    SessionLost,
     StaleInode,
 )
 from apollofs.metadata.locks import RANGE_END, Lock, LockKind, LockType
@@ -193,7 +194,16 @@ class FileCalls:
         before. Raises as `flush`."""
         handle = self._handles.get(fh)
         await self._commit(handle)
-        await self._volume.settle()
+        await self.settle_names(handle)
+
+    async def settle_names(self, handle: FileHandle | DirectoryHandle) -> None:
+        """On return all names that were answered before are in etcd. Raises SessionLost or BodyLost, once for each
+        handle, if some are lost."""
+        try:
+            await self._volume.settle()
+        except SessionLost:
+            handle.losses = self._volume.losses
+            raise
         self._report_losses(handle)
 
     def _report_losses(self, handle: FileHandle | DirectoryHandle) -> None:

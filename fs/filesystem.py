@@ -340,9 +340,7 @@ class Filesystem(FileCalls):
 
     async def fsyncdir(self, fh: int) -> None:
         """On return all names that were answered before are in etcd. Raises BodyLost if some are lost, SessionLost."""
-        handle = self._directories.get(fh)
-        await self._volume.settle()
-        self._report_losses(handle)
+        await self.settle_names(self._directories.get(fh))
 
     def releasedir(self, fh: int) -> None:
         self._directories.release(fh)

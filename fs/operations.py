@@ -27,7 +27,7 @@ from apollofs.fs.wire_interrupts import Interruptible
 from apollofs.fs.wire_load import pyfuse3
 from apollofs.fs.wire_structs import SetattrDetails, decode_flush, decode_release, decode_setattr, decode_write
 from apollofs.metadata.errors import NamespaceError, NoSuchEntry
-from apollofs.metadata.records import NOW, RenameFlag, SetAttr
+from apollofs.metadata.records import NOW, RenameFlag, SetAttr, storable_time
 
 MAY_WAIT = (
     "create fsync fsyncdir flush getxattr link listxattr mkdir mknod open read readlink "
@@ -288,4 +288,4 @@ def change_of(details: SetattrDetails) -> SetAttr:
 def _time(valid: int, given: int, now: int, time_ns: int) -> int | None:
     if valid & now:
         return NOW
-    return time_ns if valid & given else None
+    return storable_time(time_ns) if valid & given else None

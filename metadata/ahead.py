@@ -29,7 +29,15 @@ from dataclasses import dataclass, field
 
 import trio
 
-from apollofs.metadata.errors import DeadlineExceeded, MetadataError, SessionLost
+from apollofs.metadata.errors import (
+    DeadlineExceeded,
+    MetadataError,
+    RequestTooLarge,
+    SessionLost,
+    StoreAuthFailed,
+    StoreFull,
+    StoreMisuse,
+)
 from apollofs.metadata.group_cache import GroupCache
 from apollofs.metadata.groups import groups_written
 from apollofs.metadata.journal import Change
@@ -95,6 +103,8 @@ class Ahead:
         """How many operations were queued, and how many of them have left the queue, committed or lost."""
         self._stuck = False
         """The last attempt failed, or takes long: nothing more is answered before it is committed."""
+        self._refused: StoreFull | StoreAuthFailed | None = None
+        """Why it failed, where that will not pass by itself."""
         self._late_at = math.inf
         self._newest = 0
         self.losses = 0
@@ -157,9 +167,11 @@ class Ahead:
         if not self._stuck:
             log.warning("what was answered can't be committed yet: %s", why)
         self._stuck = True
+        self._refused = why if isinstance(why, (StoreFull, StoreAuthFailed)) else None
+        self._moved.unpark_all()
 
     def _on_time(self) -> None:
-        self._stuck = False
+        self._stuck, self._refused = False, None
         self._late_at = math.inf
 
     @property
@@ -210,7 +222,8 @@ class Ahead:
     async def settled(self, place: int | None = None) -> None:
         """Wait until everything up to `place` (None: all that is queued now) is in the store. No checkpoint if it is.
 
-        Raises SessionLost if some of it is lost, DeadlineExceeded.
+        Raises SessionLost if some of it is lost, StoreFull and StoreAuthFailed at once where it is refused (it stays
+        queued), DeadlineExceeded.
         """
         place = self._added if place is None else place
         losses = self.losses
@@ -255,11 +268,11 @@ class Ahead:
     async def wait_for(
         self, compares: Iterable[Compare], writes: Iterable[Put | Delete] = (), asked: Iterable[Range] = ()
     ) -> None:
-        """Wait until `touches` says no, or all is gone with the session. Raises DeadlineExceeded."""
+        """Wait until `touches` says no, or all is gone with the session. Raises as `settled`, but for SessionLost."""
         await self._until(lambda: not self.touches(compares, writes, asked))
 
     async def before_reading(self, asked: Sequence[Range]) -> None:
-        """Wait until of what is asked nothing is queued that was before this call. Raises DeadlineExceeded."""
+        """Wait until of what is asked nothing is queued that was before this call. Raises as `wait_for`."""
         place = self._added
         await self._until(lambda: self._done >= place or not self.touches((), (), asked))
 
@@ -268,6 +281,8 @@ class Ahead:
             return
         with self._hurried(), self._patience.bounded(), trio.move_on_after(self._wait_s):
             while not reached():
+                if self._refused is not None:
+                    raise type(self._refused)(*self._refused.args) from self._refused
                 await self._moved.park()
             return
         raise DeadlineExceeded("what was answered before can't be committed")
@@ -325,17 +340,26 @@ class Ahead:
                 outcome = await session.commit(compares, ops, changes, time_ns=batch[-1].time_ns, deadline_s=math.inf)
             except SessionLost:
                 return
-            except MetadataError as exc:
+            except (StoreMisuse, RequestTooLarge) as exc:
+                self._give_up(session, exc)
+                return
+            except MetadataError as exc:  # it was not applied, and never will be
                 self._get_stuck(exc)
                 await trio.sleep(RETRY_S)
-                await session.settle()
                 continue
+            except Exception as exc:  # noqa: BLE001  (a bug; what is queued behind it could not be committed in order)
+                self._give_up(session, exc)
+                return
             if isinstance(outcome, Committed):
                 self._leave(batch, outcome.revision)
             else:
                 log.error("a group that was held exclusively has been taken away: the session is given up")
                 session.give_up()
             return
+
+    def _give_up(self, session: Session, why: Exception) -> None:
+        log.error("what was answered can't ever be committed: the session is given up", exc_info=why)
+        session.give_up()
 
     def _held(self, group: int, session: Session) -> Compare:
         return Compare(self._keys.exclusive(group, session.number), Target.CREATE, Relation.GREATER, 0)

@@ -66,7 +66,7 @@ class Exclusives:
 
     def claim(self, session: Session, writes: Sequence[Put | Delete]) -> list[Exclusion]:
         """What a transaction that proves that nobody else holds what it writes puts to keep it so, but for directories
-        that it removes. Its outcome is for `land`."""
+        that it removes. Its outcome is for `land`. Nothing while an earlier deletion of such a key may still arrive."""
         claims = []
         removed = {write.key for write in writes if isinstance(write, Delete)}
         for group in groups_written(self._keys, writes) if self.enabled else ():
@@ -76,7 +76,7 @@ class Exclusives:
             if held is None or held.exclusive or held.exclusion_asked:
                 continue
             held.changes += 1
-            if held.changes >= CHANGES_BEFORE and self._is_free(group):
+            if held.changes >= CHANGES_BEFORE and self._is_free(group) and not session.in_doubt:
                 self._claims += 1
                 held.exclusion_asked = self._claims
                 claims.append(Exclusion(group, self._claims, self.key(session, group)))

@@ -204,6 +204,15 @@ NOW = -(1 << 63)
 """In `SetAttr.atime_ns` and `mtime_ns`: the time of the operation (UTIME_NOW)."""
 
 
+TIME_MIN_NS, TIME_MAX_NS = -(1 << 62), (1 << 63) - 1
+"""What can be stored, as nanoseconds since 1970: from 1823 to 2262. Differences of such times from now fit 64 bits."""
+
+
+def storable_time(time_ns: int) -> int:
+    """As with other filesystems, a time that can't be stored becomes the nearest one that can."""
+    return min(max(time_ns, TIME_MIN_NS), TIME_MAX_NS)
+
+
 def without_suid(mode: int) -> int:
     """A file's mode after a write or a chown: no setuid bit, and no setgid bit if the group may execute."""
     return mode & ~stat.S_ISUID & (~stat.S_ISGID if mode & stat.S_IXGRP else ~0)

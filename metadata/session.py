@@ -202,6 +202,8 @@ class Session:
         One transaction, more only while replies are lost, for `deadline_s` (None: that of an operation), and no longer
         than `patience.py` has it unless that is inf. Raises SessionLost (nothing was changed), DeadlineExceeded (the
         message says whether it may have been applied), StoreError. Cancellation is taken between attempts only.
+        With inf, any other error but SessionLost means that it was not applied and never will be; a Conflict ends the
+        session, as an earlier copy may still be under way.
         """
         await self._free.acquire()
         slot = self._slots.pop()
@@ -223,7 +225,8 @@ class Session:
             self._slots.append(slot)
         self._free.release()
 
-    async def _settle(self, slot: Slot) -> None:
+    async def _settle(self, slot: Slot) -> int:
+        """Take a slot out of doubt; the sequence number of what is in it now."""
         self._sequence += 1
         record = SlotRecord(self._sequence, self.site_id, 0, (Change(Kind.NOTHING),))
         compare = Compare(slot.key, Target.MOD, Relation.EQUAL, slot.mod_revision)
@@ -236,11 +239,13 @@ class Session:
                 )
         finally:
             self._settling -= 1
+        slot.doubtful = False
         if result.succeeded:
             slot.mod_revision = result.revision
-        else:
-            slot.mod_revision = self._slot_value(slot, result.ranges[0]).mod_revision
-        slot.doubtful = False
+            return record.sequence
+        held = self._slot_value(slot, result.ranges[0])
+        slot.mod_revision = held.mod_revision
+        return journal.decode(held.value).sequence
 
     async def settle(self) -> None:
         """Take slots out of doubt that nobody uses now, so that the session as a whole gets out of it. Best effort."""
@@ -285,14 +290,20 @@ class Session:
             except LeaseNotFound as exc:
                 self._lose()
                 raise self._ended(in_doubt=slot.doubtful) from exc
-            except (OutcomeUnknown, StoreUnavailable) as exc:
+            except StoreError as exc:
                 slot.doubtful = slot.doubtful or isinstance(exc, OutcomeUnknown)
+                in_this_slot = slot.doubtful and deadline == math.inf
+                if not (in_this_slot or isinstance(exc, (OutcomeUnknown, StoreUnavailable))):
+                    raise
                 if trio.current_time() > deadline or patience.gives_up(began):
-                    outcome = "may have been applied" if slot.doubtful else "was not applied"
-                    raise DeadlineExceeded(f"metadata store: {exc} (the operation {outcome})") from exc
+                    fate = "may have been applied" if slot.doubtful else "was not applied"
+                    raise DeadlineExceeded(f"metadata store: {exc} (the operation {fate})") from exc
             await trio.sleep(backoff_s * (0.5 + random.random()))
             backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
-        return self._outcome(slot, record, result.succeeded, result.revision, result.ranges)
+        outcome = self._outcome(slot, record, result.succeeded, result.revision, result.ranges)
+        if isinstance(outcome, Conflict) and slot.doubtful and deadline < math.inf:
+            return await self._refused(slot, record, outcome)
+        return outcome
 
     def _outcome(
         self,
@@ -306,13 +317,20 @@ class Session:
             slot.mod_revision, slot.doubtful = revision, False
             return Committed(revision, ranges[1:])
         held = self._slot_value(slot, ranges[0])
-        doubted, slot.doubtful = slot.doubtful, False
         if held.mod_revision == slot.mod_revision:
             return Conflict(revision, ranges[1:])
-        assert doubted, "a slot of ours was written by somebody else"
+        assert slot.doubtful, "a slot of ours was written by somebody else"
         assert journal.decode(held.value).sequence == record.sequence, "a settled slot was written by an old request"
-        slot.mod_revision = held.mod_revision
+        slot.mod_revision, slot.doubtful = held.mod_revision, False
         return Committed(held.mod_revision, None)
+
+    async def _refused(self, slot: Slot, record: SlotRecord, conflict: Conflict) -> Committed | Conflict:
+        """A copy of a transaction was refused while another one may still be on its way: what it found in the way may
+        be gone when that one arrives. So the slot is settled before anybody is told."""
+        written = await self._settle(slot)
+        if written == record.sequence:
+            return Committed(slot.mod_revision, None)
+        return conflict
 
     def _slot_value(self, slot: Slot, found: RangeResult | None) -> KeyValue:
         assert found is not None
@@ -324,7 +342,20 @@ class Session:
     # -- life --------------------------------------------------------------------------------------------------------
 
     async def keep_alive(self) -> None:
-        """Renew the lease until it is lost or this is cancelled. A mount that can't renew in time has lost it."""
+        """Renew the lease until it is lost or this is cancelled. A mount that can't renew in time has lost it.
+
+        Slots in doubt are settled beside it: that may have to wait where renewing does not."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._settle_always)
+            await self._renew()
+            nursery.cancel_scope.cancel()
+
+    async def _settle_always(self) -> None:
+        while True:
+            await trio.sleep(self._options.lease_ttl_s / 3)
+            await self.settle()
+
+    async def _renew(self) -> None:
         ttl_s = self._options.lease_ttl_s
         pause_s = ttl_s / 3
         while self.alive:
@@ -347,7 +378,6 @@ class Session:
             self._valid_until = sent + self._renewed_for_s
             self.proven_hook(self._valid_until)
             self._patience.prove(self.proven_s)
-            await self.settle()
 
     def give_up(self) -> None:
         """End the session now: what was known under it can't be relied on any more."""

@@ -30,7 +30,7 @@ from typing import Protocol
 import trio
 
 from apollofs.metadata.ahead import Ahead
-from apollofs.metadata.errors import MetadataError, StaleInode
+from apollofs.metadata.errors import DeadlineExceeded, MetadataError, StaleInode
 from apollofs.metadata.group_cache import GroupCache
 from apollofs.metadata.groups import Acquisition, Claim, Group
 from apollofs.metadata.keys import Keys
@@ -188,6 +188,8 @@ class Turns:
         if group in self._cache.groups:
             self._holder.give_back(group)
         await self._returns.through(group)  # from here to the request: no checkpoint, or a deletion could come after it
+        if session.in_doubt:
+            raise DeadlineExceeded("a transaction of this mount is in doubt")
         began = trio.current_time()
         asked = self._questions(group)
         others = Range(self._keys.writers_on(group), prefix_end(self._keys.writers_on(group)), keys_only=True)

@@ -21,40 +21,57 @@ class Unread(Exception):
 class Recollection:
     """Bounded memory of keys: value or absence, and as of which revision. Oldest leave first."""
 
-    def __init__(self, keys_max: int = 16_384) -> None:
+    def __init__(self, keys_max: int = 16_384, bytes_max: int = 16 << 20) -> None:
+        """`bytes_max`: of all values together."""
         self._keys_max = keys_max
+        self._bytes_max = bytes_max
         self._known: dict[bytes, tuple[KeyValue | None, int]] = {}
+        self._bytes = 0
 
     def get(self, key: bytes) -> tuple[KeyValue | None, int] | None:
         return self._known.get(key)
 
     def note(self, key: bytes, kv: KeyValue | None, revision: int) -> None:
         """What the store said of `key` as of `revision`; an older saying never replaces a newer one."""
-        known = self._known.pop(key, None)
+        known = self._known.get(key)
         if known is not None and known[1] > revision:
-            self._known[key] = known
-            return
+            kv, revision = known
+        self._drop(key)
         self._known[key] = (kv, revision)
+        self._bytes += _size(kv)
         if len(self._known) > self._keys_max:
             for oldest in list(self._known)[: self._keys_max // 8]:
-                del self._known[oldest]
+                self._drop(oldest)
+        while self._bytes > self._bytes_max:
+            self._drop(next(iter(self._known)))
 
     def note_range(self, asked: Range, found: RangeResult) -> None:
         """Take over what a read returned. Only a read of a single key tells that something is absent, and one that
         asked for keys only tells nothing of their values."""
         if asked.keys_only:
             return
+        revision = asked.revision or found.revision
         for kv in found.kvs:
-            self.note(kv.key, kv, found.revision)
+            self.note(kv.key, kv, revision)
         if not asked.range_end and not found.kvs:
-            self.note(asked.key, None, found.revision)
+            self.note(asked.key, None, revision)
 
     def forget(self, keys: Iterable[bytes]) -> None:
         for key in keys:
-            self._known.pop(key, None)
+            self._drop(key)
 
     def clear(self) -> None:
         self._known.clear()
+        self._bytes = 0
+
+    def _drop(self, key: bytes) -> None:
+        known = self._known.pop(key, None)
+        if known is not None:
+            self._bytes -= _size(known[0])
+
+
+def _size(kv: KeyValue | None) -> int:
+    return len(kv.value) if kv is not None else 0
 
 
 class NotHeld(Exception):

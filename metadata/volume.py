@@ -132,6 +132,9 @@ class Volume(HeldVolume):
         scope = self._scope()
         source, target = (parent, name), (new_parent, new_name)
         done = await self._transactor.run(self.session, Rename(scope, source, target, flags), time_ns=scope.now_ns)
+        if done.replaced is not None and done.replaced.ino == done.moved.ino:
+            await self.settle()  # nothing was written: what came before is durable all the same
+            return done
         self._relocate(done.moved, target)
         if flags & RenameFlag.EXCHANGE and done.replaced is not None:
             self._relocate(done.replaced, source)

@@ -10,9 +10,14 @@ import logging
 import re
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.support.running_order import rank
+
+# no test is about how fast this machine is
+hypothesis.settings.register_profile("apollofs", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("apollofs")
 
 # a machine whose checks are explained as those of a test are
 pytest.register_assert_rewrite("tests.model.two_mounts")

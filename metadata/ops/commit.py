@@ -16,7 +16,7 @@ from apollofs.metadata.errors import (
 from apollofs.metadata.journal import Kind
 from apollofs.metadata.ops.body import BodyKeys
 from apollofs.metadata.ops.common import Home, Location, Scope, check_unsealed
-from apollofs.metadata.records import FILE_BYTES_MAX, BodyChange, Inode, InodeFlag, Usage
+from apollofs.metadata.records import FILE_BYTES_MAX, BodyChange, Inode, InodeFlag, Usage, storable_time
 from apollofs.metadata.store import Put
 from apollofs.metadata.transact import Decision
 from apollofs.metadata.view import View
@@ -47,7 +47,7 @@ class CommitBody:
         body = BodyKeys(self.scope, home.location)
         before = body.load(view, home.inode)
         self._check_mergeable(before)
-        mtime_ns = self.change.mtime_ns or self.scope.now_ns
+        mtime_ns = storable_time(self.change.mtime_ns or self.scope.now_ns)
         after = before._replace(mtime_ns=mtime_ns, ctime_ns=self.scope.now_ns, body_version=before.body_version + 1)
         if self.change.inline is not None:
             after = after._replace(size_bytes=max(before.size_bytes, self.change.size_at_least))

@@ -38,6 +38,8 @@ class SetPolicy:
         if self.policy is None:
             is_root = self.directory == ROOT_INO
             number = 0 if is_root else self.scope.directory(view, home.inode.parent).policy
+            if number == self.directory:
+                number = 0  # the directory was moved below one that had inherited from it
             writes.append(Delete(own))
             above = view.get(keys.policy(number)) if number else None
             if above is not None:

@@ -12,7 +12,16 @@ from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.ops.body import BodyKeys
 from apollofs.metadata.ops.common import Home, Location, Scope, check_unsealed
 from apollofs.metadata.ops.inspect import directory_questions, with_answers
-from apollofs.metadata.records import FILE_BYTES_MAX, NOW, Inode, InodeFlag, SetAttr, Usage, without_suid
+from apollofs.metadata.records import (
+    FILE_BYTES_MAX,
+    NOW,
+    Inode,
+    InodeFlag,
+    SetAttr,
+    Usage,
+    storable_time,
+    without_suid,
+)
 from apollofs.metadata.store import Delete, Put
 from apollofs.metadata.transact import Decision
 from apollofs.metadata.view import View
@@ -92,7 +101,7 @@ class SetAttributes:
     # -- the new inode -----------------------------------------------------------------------------------------------
 
     def _time(self, time_ns: int) -> int:
-        return self.scope.now_ns if time_ns == NOW else time_ns
+        return self.scope.now_ns if time_ns == NOW else storable_time(time_ns)
 
     def _apply(self, inode: Inode) -> Inode:
         attr = self.attr
