@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -117,6 +118,27 @@ def test_times_of_any_year(here: Path, there: Path, when: int) -> None:
     os.utime(here / "file", ns=(when, when + 5))
     found = (there / "file").stat()
     assert (found.st_atime_ns, found.st_mtime_ns) == (when, when + 5)
+
+
+@pytest.mark.parametrize("year_s", [-8_520_336_000, -11_644_473_600, 10**11], ids=["1700", "1601", "5138"])
+@pytest.mark.parametrize("what", ["file", "open", "directory"])
+def test_a_time_that_can_not_be_stored_becomes_the_nearest_that_can(
+    here: Path, there: Path, year_s: int, what: str
+) -> None:
+    path = here / what
+    with contextlib.ExitStack() as stack:
+        if what == "directory":
+            path.mkdir()
+        else:
+            file = stack.enter_context(path.open("wb"))
+            file.write(b"x" * 100_000)
+            if what == "file":
+                file.close()
+        os.utime(path, (year_s, year_s))
+        (here / "other").touch()
+    found = (there / what).stat()
+    nearest = -(1 << 62) if year_s < 0 else (1 << 63) - 1
+    assert (found.st_atime_ns, found.st_mtime_ns) == (nearest, nearest)
 
 
 def test_utime_now_and_omit(here: Path, there: Path) -> None:

@@ -12,8 +12,16 @@ import trio.testing
 
 from apollofs.fs.errors import BodyLost
 from apollofs.fs.filesystem import Filesystem
-from apollofs.metadata.errors import InvalidArgument, LockConflict, StaleInode, StoreUnavailable
+from apollofs.metadata.errors import (
+    InvalidArgument,
+    LockConflict,
+    OutcomeUnknown,
+    SessionLost,
+    StaleInode,
+    StoreUnavailable,
+)
 from apollofs.metadata.locks import RANGE_END, LockKind, LockType
+from apollofs.metadata.memory import Moment, Request
 from apollofs.metadata.records import NOW, ROOT_INO, Inode, RenameFlag, SetAttr
 from apollofs.metadata.store import Range
 from tests.support.filesystems import LARGE, OWNER, USER, Pair, close, content, create, save
@@ -261,3 +269,45 @@ def _failing(release: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable
         raise StoreUnavailable("by the test")
 
     return failing
+
+
+@pytest.mark.expects_log("lost")
+async def test_a_loss_during_fsync_is_told_once(pair: Pair) -> None:
+    """The session is lost while fsync waits for names that were answered: that call says so, and no later one."""
+    while not pair.volume.delegations.may_take():
+        await trio.testing.wait_all_tasks_blocked(0.001)
+    made = await pair.here.mkdir(ROOT_INO, b"d", 0o755, USER)
+    await pair.volume.settle()
+    _, opened = await pair.here.create(made.ino, b"f", 0o644, os.O_RDWR | os.O_CREAT, USER)
+    await pair.volume.settle()
+    directory = pair.here.opendir(made.ino)
+
+    async def lose(moment: Moment, request: Request) -> None:
+        if request.method == "txn" and moment is Moment.BEFORE:
+            await trio.sleep(0.001)
+            raise OutcomeUnknown("cut off")
+
+    async def fails(call: Callable[[], Awaitable[None]]) -> None:
+        with pytest.raises(SessionLost):
+            await call()
+
+    async def sync_file() -> None:
+        await pair.here.fsync(opened.fh, data_only=False)
+
+    async def sync_directory() -> None:
+        await pair.here.fsyncdir(directory.fh)
+
+    pair.store.hook = lose
+    await pair.here.mkdir(made.ino, b"sub", 0o755, USER)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fails, sync_file)
+        nursery.start_soon(fails, sync_directory)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        pair.volume.session.give_up()
+        pair.store.hook = None
+    while not pair.volume.proven:
+        await trio.testing.wait_all_tasks_blocked(0.001)
+    await sync_file()
+    await sync_directory()
+    pair.here.releasedir(directory.fh)
+    await close(pair.here, opened.fh)

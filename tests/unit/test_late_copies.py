@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
 import trio.testing
 
 from apollofs.metadata import journal
-from apollofs.metadata.errors import EntryExists, NoSuchEntry, OutcomeUnknown, StoreFull
+from apollofs.metadata.errors import EntryExists, NoSuchEntry, OutcomeUnknown, SessionLost, StoreFull
 from apollofs.metadata.journal import Kind
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.memory import MemoryStore, Moment, Request
@@ -24,6 +24,11 @@ from tests.support.volumes import ME, OPTIONS, VOLUME, assert_sound, make_volume
 KEYS = Keys(VOLUME)
 ALONE = SessionOptions(lease_ttl_s=10, operation_deadline_s=10, slots=8, delegations=False)
 FILE = 0o100644
+
+
+def writes_of(request: Request) -> Sequence[Any]:
+    """Of a transaction: what it does if its compares hold; else nothing."""
+    return cast(Sequence[Any], request.arguments[1]) if request.method == "txn" else ()
 
 
 @dataclass
@@ -40,9 +45,7 @@ class Wire:
     caught: list[tuple[Any, ...]] = field(default_factory=list)
 
     async def hook(self, moment: Moment, request: Request) -> None:
-        if request.method != "txn":
-            return
-        writes = request.arguments[1]
+        writes = writes_of(request)
         if self.full and self.caught and moment is Moment.BEFORE and any(isinstance(each, Put) for each in writes):
             self.full -= 1
             raise StoreFull("database space exceeded")
@@ -105,7 +108,7 @@ async def test_what_was_refused_may_have_been_done_just_before() -> None:
 
     async def arrive(moment: Moment, request: Request) -> None:
         await wire.hook(moment, request)
-        settles = request.method == "txn" and len(request.arguments[1]) == 1
+        settles = len(writes_of(request)) == 1
         if settles and wire.caught and moment is Moment.BEFORE and len(wire.caught) == 1:
             await there.rmdir(ROOT_INO, b"x")
             assert (await base.txn(*wire.caught[0])).succeeded
@@ -154,9 +157,9 @@ async def test_nothing_is_claimed_while_its_release_may_still_arrive() -> None:
     losing = False
 
     async def lose(moment: Moment, request: Request) -> None:
-        if not losing or moment is not Moment.BEFORE or request.method != "txn":
+        if not losing or moment is not Moment.BEFORE:
             return
-        if any(isinstance(each, Delete) and b"/E/" in each.key for each in request.arguments[1]):
+        if any(isinstance(each, Delete) and b"/E/" in each.key for each in writes_of(request)):
             late.append(request.arguments)
             raise OutcomeUnknown("late")
 
@@ -179,3 +182,76 @@ async def test_nothing_is_claimed_while_its_release_may_still_arrive() -> None:
         assert b"new" in await names(there, made.ino)
         assert here.session.alive
     await assert_sound(base)
+
+
+async def test_the_lease_is_renewed_while_a_slot_is_in_doubt(autojump_clock: trio.testing.MockClock) -> None:
+    """The store answers keepalives, and nothing else."""
+    base, silent = MemoryStore(), False
+    await make_volume(base)
+
+    async def answer_late(moment: Moment, request: Request) -> None:
+        if silent and moment is Moment.BEFORE and request.method in ("txn", "range"):
+            await trio.sleep(2)
+            raise OutcomeUnknown("request timed out")
+
+    options = SessionOptions(lease_ttl_s=4, operation_deadline_s=30, slots=8)
+    async with mounted(base.another(answer_late), options) as here:
+        session, silent = here.session, True
+        with trio.move_on_after(0.1):
+            await here.setxattr(ROOT_INO, b"user.a", b"1")
+        await trio.sleep(20)
+        in_doubt, silent = session.in_doubt, False
+        await trio.sleep(5)
+        assert (session.alive, in_doubt, session.in_doubt) == (True, True, False)
+        await here.mkdir(ROOT_INO, b"d", 0o755, ME)
+
+
+@pytest.mark.expects_log("can't be committed yet")
+async def test_a_store_that_is_full_is_told_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    base, full = MemoryStore(), False
+    await make_volume(base)
+
+    async def refuse(moment: Moment, request: Request) -> None:
+        if full and moment is Moment.BEFORE and any(isinstance(each, Put) for each in writes_of(request)):
+            raise StoreFull("database space exceeded")
+
+    async with mounted(base.another(refuse)) as here:
+        await until_hearing(here)
+        made = await here.mkdir(ROOT_INO, b"d", 0o755, ME)
+        await here.settle()
+        full = True
+        await here.mknod(made.ino, b"f", FILE, 0, ME)
+        began = trio.current_time()
+        with pytest.raises(StoreFull):
+            await here.settle()
+        with pytest.raises(StoreFull):
+            await here.setxattr(made.ino, b"user.a", b"1")
+        assert trio.current_time() - began < 1, (
+            "by the clock of the test, which stands still while something can be done"
+        )
+        full = False
+        await trio.sleep(1)
+        await here.settle()
+        async with mounted(base) as there:
+            assert await names(there, made.ino) == [b"f"]
+
+
+@pytest.mark.expects_log("can't ever be committed", "lost with the session", "has lost its lease")
+async def test_what_can_not_be_committed_ends_the_session_and_not_the_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = MemoryStore()
+    await make_volume(base)
+    async with mounted(base) as here:
+        await until_hearing(here)
+        made = await here.mkdir(ROOT_INO, b"d", 0o755, ME)
+        await here.settle()
+        with monkeypatch.context() as patched:
+            patched.setattr(journal, "encode", lambda _: 1 // 0)
+            await here.mknod(made.ino, b"f", FILE, 0, ME)
+            with pytest.raises(SessionLost):
+                await here.settle()
+        assert here.losses == 1
+        with trio.fail_after(30):
+            while not here.proven:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+        await here.mknod(made.ino, b"g", FILE, 0, ME)
+        assert await names(here, made.ino) == [b"g"]

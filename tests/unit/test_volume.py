@@ -7,6 +7,7 @@ import stat
 import pytest
 
 from apollofs.metadata import errors
+from apollofs.metadata.policy import Policy
 from apollofs.metadata.records import (
     NOW,
     ROOT_INO,
@@ -16,6 +17,8 @@ from apollofs.metadata.records import (
     RenameFlag,
     SetAttr,
 )
+from apollofs.metadata.store import KeyValue, Range, RangeResult
+from apollofs.metadata.view import Recollection
 from apollofs.metadata.volume import Volume
 from tests.support.volumes import ME, Pair
 
@@ -355,3 +358,44 @@ async def test_xattrs(volumes: Pair) -> None:
     await b.removexattr(file.ino, b"user.b")
     with pytest.raises(errors.NoSuchAttribute):
         await a.removexattr(file.ino, b"user.b")
+
+
+async def test_a_policy_ends_where_its_directory_lies_below_one_that_inherited_it(volumes: Pair) -> None:
+    a, b = volumes
+    outer = await a.mkdir(ROOT_INO, b"d", 0o755, ME)
+    await a.placement.set_policy(outer.ino, Policy(read=(1,)))
+    inner = await a.mkdir(outer.ino, b"p", 0o755, ME)
+    assert inner.policy == outer.ino
+    await a.rename(outer.ino, b"p", ROOT_INO, b"p")
+    await a.rename(ROOT_INO, b"d", inner.ino, b"d")
+    await a.placement.set_policy(outer.ino, None)
+    assert (await b.getattr(outer.ino)).policy == 0
+    await a.placement.set_policy(outer.ino, Policy(read=(1,)))
+    assert (await b.getattr(outer.ino)).policy == outer.ino
+
+
+def test_what_is_remembered_has_a_bound_in_bytes_too() -> None:
+    known = Recollection(keys_max=100, bytes_max=1000)
+    for number in range(50):
+        key = b"%d" % number
+        known.note(key, KeyValue(key, bytes(100), 1, number + 1, 1), number + 1)
+        known.note(b"absent %d" % number, None, number + 1)
+    assert [number for number in range(50) if known.get(b"%d" % number)] == list(range(40, 50))
+    known.forget([b"49"])
+    known.note(b"48", KeyValue(b"48", bytes(10), 1, 60, 2), 60)
+    known.note(b"48", KeyValue(b"48", bytes(900), 1, 59, 2), 59)
+    known.note(b"new", KeyValue(b"new", bytes(190), 1, 61, 1), 61)
+    assert known.get(b"40") is not None
+    found = known.get(b"48")
+    assert found is not None and found[1] == 60
+    known.clear()
+    known.note(b"last", KeyValue(b"last", bytes(1000), 1, 62, 1), 62)
+    assert known.get(b"last") is not None
+
+
+def test_a_page_of_an_old_moment_is_no_news() -> None:
+    known, key = Recollection(), b"k"
+    new, old = KeyValue(key, b"new", 1, 9, 2), KeyValue(key, b"old", 1, 5, 1)
+    known.note(key, new, 9)
+    known.note_range(Range(key, b"l", revision=5), RangeResult((old,), more=False, count=1, revision=20))
+    assert known.get(key) == (new, 9)
