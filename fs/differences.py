@@ -23,6 +23,17 @@ def differing(before: bytes | bytearray, after: bytes | bytearray, offset: int =
         yield offset + common, offset + tail
 
 
+def joined(ranges: Iterable[tuple[int, int]], gap: int) -> Ranges:
+    """`ranges`, those that are less than `gap` apart as one."""
+    found: Ranges = []
+    for start, end in ranges:
+        if found and start - found[-1][1] < gap:
+            found[-1] = (found[-1][0], end)
+        else:
+            found.append((start, end))
+    return found
+
+
 def without(ranges: Iterable[tuple[int, int]], taken: Ranges) -> Iterator[tuple[int, int]]:
     """`ranges` without what lies in `taken`."""
     for start, end in ranges:

@@ -24,6 +24,7 @@ from apollofs.fs.plan import Place
 from apollofs.fs.segments import Segment, SegmentMap
 from apollofs.fs.staging import StagingFile
 from apollofs.fs.stored_blocks import BlockUploads, Keep, Stretch
+from apollofs.metadata.records import BodyChange
 
 _BLOB_SHIFT = 48
 """Places in all blobs as one line: the blob's number, then the offset in it."""
@@ -139,6 +140,16 @@ class EarlyBlocks:
         self._stored.clear()
         self._blobs.clear()
         self._open = None
+
+    def forget_blobs(self, change: BodyChange) -> None:
+        """The blobs of a change may be garbage: what they have is stored anew."""
+        for number in {extent.blob for extent in change.extents} & self._blobs.keys():
+            del self._blobs[number]
+            for segment in list(self._stored.segments()):
+                if segment.at >> _BLOB_SHIFT == number:
+                    self._stored.drop(segment.offset, segment.end)
+            if self._open is not None and self._open.number == number:
+                self._open = None
 
     # -- for a commit ------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import trio
@@ -65,6 +65,8 @@ class FileState:
         self._flight_from = 0
         """body_version of the base when the flight took off; its plan may read from that."""
         self._doubt: _Doubt | None = None
+        self.denied_hook: Callable[[BodyChange], None] = lambda _: None
+        """Called with a change of unknown outcome that may have been overwritten: its blobs may be garbage by now."""
         self._transaction: trio.Event | None = None
         self._layout: tuple[int, extents.Extents] | None = None
         self._changes = 0
@@ -229,7 +231,8 @@ class FileState:
     def rebase(self, body: Body) -> None:
         """Replace the base by a newer body; what was appended here moves behind what was appended there.
 
-        Settles what is in doubt. Not while a transaction is under way: its outcome may be in `body` already.
+        Settles what is in doubt: `body` was read when no late copy of it could arrive any more. Not while a transaction
+        is under way: its outcome may be in `body` already.
         """
         if self.orphaned or body.inode.body_version < self.version:
             return
@@ -354,6 +357,8 @@ class FileState:
         self._doubt = None
         if distance is None:
             self.staged.unpin()
+            if body.inode.body_version > doubt.change.base_version:
+                self.denied_hook(doubt.change)
             return False
         self._land(doubt.flight, doubt.change.append_from, distance, body)
         return True

@@ -163,13 +163,12 @@ class OpenFile:
         what `Volume.read_body` does.
         """
         state = self._state
-        if body is not None and body.inode.body_version > state.version and not state.is_transacting:
-            state.rebase(body)
+        if body is not None and body.inode.body_version > state.version:
+            self._rebase(body)
         while not state.orphaned and inode.body_version > state.version:
             await state.wait_for_transaction()
-            body = await self._tools.volume.read_body(self.ino)
-            if not state.is_transacting:
-                state.rebase(body)
+            await self._settle_doubt()
+            self._rebase(await self._tools.volume.read_body(self.ino))
         state.adopt(inode)
         self.is_unsure = False
 
@@ -362,6 +361,7 @@ class OpenFile:
         if self._early is None:
             tools = self._tools
             self._early = EarlyBlocks(tools.uploads, self._state.staged, self._new_blob, tools.writer.keep)
+            self._state.denied_hook = self._early.forget_blobs
         return self._early.ready()
 
     def _new_blob(self) -> int:
@@ -415,8 +415,14 @@ class OpenFile:
             raise
         self._state.land(committed)
 
+    def _rebase(self, body: Body) -> None:
+        """Unless it does not tell, or may not, what becomes of a transaction of ours."""
+        if not (self._state.is_transacting or self._state.in_doubt):
+            self._state.rebase(body)
+
     async def _settle_doubt(self) -> None:
         if self._state.in_doubt:
+            await self._tools.volume.out_of_doubt()
             self._state.rebase(await self._tools.volume.read_body(self.ino))
 
 

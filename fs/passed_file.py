@@ -104,14 +104,14 @@ class PassedFile(OpenFile):
     @asynccontextmanager
     async def expecting_mtime(self, mtime_ns: int) -> AsyncIterator[None]:
         before_ns = self.copy.moment().mtime_ns
-        self.copy.set_times(mtime_ns)
+        told_ns = self.copy.set_times(mtime_ns)
         try:
             await self._state.wait_for_transaction()
             yield
         except BaseException:
             self.copy.set_times(before_ns)
             raise
-        self._mtime_told_ns = mtime_ns
+        self._mtime_told_ns = told_ns
 
     async def seek_data(self, offset: int) -> int:
         found = await self.copy.seek(offset, os.SEEK_DATA) if offset >= 0 else None
@@ -293,11 +293,12 @@ class PassedFile(OpenFile):
             if told and data == base.inline:
                 return None
             return BodyChange(base.inode.body_version, size, inline=data, mtime_ns=self._mtime_ns())
-        changed = await self._stored.bring_up(self.copy, size)
-        if told and not changed:
+        await self._stored.bring_up(self.copy, size)
+        layout = self._stored.layout(size)
+        # whether anything was stored just now does not matter: earlier uploads and commits that failed may have done so
+        if told and not base.inode.is_inline and layout == extents.merge(base.inode.extents):
             return None
         self._stored.finish_blobs()
-        layout = self._stored.layout(size)
         before = {extent.blob for extent in base.inode.extents}
         new = [extent for extent in layout if extent.blob not in before]
         return BodyChange(
@@ -317,7 +318,9 @@ class PassedFile(OpenFile):
         return unmoved or moment.mtime_ns == self._mtime_told_ns
 
     def _mtime_ns(self) -> int:
-        return self.copy.moment().mtime_ns or 1
+        """That of the copy, or what the inode has where the disk may not know that."""
+        mtime_ns = self.copy.moment().mtime_ns
+        return (self._state.inode.mtime_ns if mtime_ns == self._mtime_told_ns else mtime_ns) or 1
 
     def _committed(self, body: Body) -> None:
         self._taken.committed(body.inode.size_bytes, self.copy.size_bytes)
@@ -338,23 +341,28 @@ class PassedFile(OpenFile):
     async def _take_over_now(self) -> None:
         """`_writing` is held. A change of unknown outcome that the newest body shows is ours, and nobody else's."""
         attempted = self._attempted if not self._state.is_transacting else None
+        if attempted is not None:
+            await self._tools.volume.out_of_doubt()
         newest = await self._tools.volume.read_body(self.ino)
         if self._state.is_transacting:
             return
         if attempted is not None and attempted is self._attempted:
+            self._attempted = None
             shown = as_committed(attempted, self._state.base(), newest)
             if shown is not None:
-                self._attempted = None
                 self._committed(shown)
+            elif newest.inode.body_version > self.version:  # it may have been, and its blobs may be garbage by now
+                mine = {extent.blob for extent in self._state.base().inode.extents}
+                self._stored.forget_blobs({extent.blob for extent in attempted.extents} - mine)
         base = self._state.base()
         if newest.inode.body_version <= base.inode.body_version:
             return
-        told = self._is_told(self.copy.moment())
+        moment = self.copy.moment()
+        told, clean = self._is_told(moment), self._is_clean(moment)
         await TakingOver(
-            self.copy, self._stored, self._tools.reader, self._block_bytes, base, newest, self._taken
+            self.copy, self._stored, self._tools.reader, self._block_bytes, base, newest, self._taken, clean
         ).run()
         self._state.replace_base(newest)
         self._clean = None
         if told:
-            self.copy.set_times(newest.inode.mtime_ns)
-            self._mtime_told_ns = newest.inode.mtime_ns
+            self._mtime_told_ns = self.copy.set_times(newest.inode.mtime_ns)

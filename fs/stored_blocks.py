@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -116,6 +116,9 @@ class _Stored:
         blob, length = self.place.blob, self.footer.data_length
         return (Extent(offset, length, blob.number, self.place.offset, blob.length),)
 
+    def is_in(self, blobs: Collection[int]) -> bool:
+        return any(extent.blob in blobs for extent in self.where(0))
+
 
 class StoredBlocks:
     """What is in the store of one working copy, by block; and what a commit is to refer to."""
@@ -132,29 +135,26 @@ class StoredBlocks:
 
     # -- storing -----------------------------------------------------------------------------------------------------
 
-    async def bring_up(self, copy: WorkingCopy, size: int) -> bool:
-        """Store whatever differs of the copy's first `size` bytes; whether anything did.
+    async def bring_up(self, copy: WorkingCopy, size: int) -> None:
+        """Store whatever differs of the copy's first `size` bytes.
 
         Raises BodyUnavailable, BlobStoreFull, StagingFailed, CopyCut; what was stored then is not stored again.
         """
         count = block_count(size, self._block_bytes)
-        beyond = [index for index in self._table if index >= count]
-        self._drop(beyond)
-        found = [bool(beyond)]
+        self._drop([index for index in self._table if index >= count])
 
         async def one(job: tuple[int, int, BlockPlace | None]) -> None:
-            found.append(await self._store(copy, *job))
+            await self._store(copy, *job)
 
         data = await copy.data_within(0, size)
         holding = {index for low, end in data for index in range(low // self._block_bytes, self._behind(end))}
-        await share_out(one, self._jobs(size, holding, found), min(count, self._uploads.workers))
-        return any(found)
+        await share_out(one, self._jobs(size, holding), min(count, self._uploads.workers))
 
     def _behind(self, end: int) -> int:
         """The first block that begins at or after `end`."""
         return -(-end // self._block_bytes)
 
-    def _jobs(self, size: int, holding: set[int], found: list[bool]) -> Iterator[tuple[int, int, BlockPlace | None]]:
+    def _jobs(self, size: int, holding: set[int]) -> Iterator[tuple[int, int, BlockPlace | None]]:
         """What is not stored yet comes first: while it is on its way, the rest is compared. `holding`: the blocks that
         have any data."""
         count = block_count(size, self._block_bytes)
@@ -162,9 +162,8 @@ class StoredBlocks:
             length = min(self._block_bytes, size - index * self._block_bytes)
             if index in holding:
                 yield index, length, self._reserve(index, length)
-            elif index in self._table:
+            else:
                 self._drop([index])
-                found.append(True)
 
     async def ready(self, copy: WorkingCopy) -> list[Callable[[], Awaitable[bool]]]:
         """Uploads of blocks that look finished: whole, without holes, and so since the last call. To be started at
@@ -257,6 +256,10 @@ class StoredBlocks:
         """Ranges (offset, end) of the copy were changed by the daemon: their blocks are stored anew."""
         for start, end in ranges:
             self._drop(range(start // self._block_bytes, -(-end // self._block_bytes)))
+
+    def forget_blobs(self, blobs: Collection[int]) -> None:
+        """Blobs that a commit referred to may be garbage: what they have is stored anew."""
+        self._drop([index for index, stored in self._table.items() if stored.is_in(blobs)])
 
     def refer(self, index: int, footer: Footer, others: extents.Extents) -> None:
         """A block of the copy holds what others have stored, at `others`."""

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import trio
+
 from apollofs.blobstore.footer import footer_of
-from apollofs.fs.differences import differing, without
+from apollofs.fs.differences import differing, joined, without
 from apollofs.fs.errors import MissingBlob
 from apollofs.fs.reader import Reader
 from apollofs.fs.stored_blocks import StoredBlocks
 from apollofs.fs.working_copy import WorkingCopy
 from apollofs.metadata import extents
 from apollofs.metadata.records import Body, BodyChange
+
+SAME_BY_CHANCE = 16
+"""Fewer bytes than these between others that were written here count as written here, though they are as before."""
 
 
 @dataclass(slots=True)
@@ -24,11 +29,14 @@ class Taken:
     """The size of the version that the copy was brought to; None: still that of the base."""
     blocks: dict[int, Body] = field(default_factory=dict)
     """By their start, blocks that are of a later version than the base."""
+    kept_end: int = 0
+    """Up to where there are bytes that were written here, past the end to which others have cut the file."""
 
     def done(self) -> None:
         """The copy is of the newest version now, which becomes the base."""
         self.size_bytes = None
         self.blocks.clear()
+        self.kept_end = 0
 
     def committed(self, size: int, size_here: int) -> None:
         """The first `size` bytes of the copy are a version; what was appended since is not, if it is longer by now."""
@@ -38,6 +46,7 @@ class Taken:
     def truncated(self, size: int) -> None:
         """The copy is to have so many bytes."""
         self.append_from = None
+        self.kept_end = min(self.kept_end, size)
         if self.size_bytes is not None:
             self.size_bytes = size
 
@@ -63,7 +72,11 @@ def as_committed(change: BodyChange, base: Body, newest: Body) -> Body | None:
 
 @dataclass(frozen=True, slots=True)
 class TakingOver:
-    """From `base`, of which the copy was a version but for what is `taken`, to `newest`."""
+    """From `base`, of which the copy was a version but for what is `taken`, to `newest`.
+
+    What others have cut goes here too, but for bytes that were written here and are not committed: those count as
+    written after the cut. `clean`: nothing was written here.
+    """
 
     copy: WorkingCopy
     stored: StoredBlocks
@@ -72,6 +85,7 @@ class TakingOver:
     base: Body
     newest: Body
     taken: Taken
+    clean: bool
 
     async def run(self) -> None:
         """Do it; nothing else of the daemon may write to the copy meanwhile.
@@ -85,21 +99,31 @@ class TakingOver:
             taken.append_from = size
         before = self.base.inode.size_bytes if taken.size_bytes is None else taken.size_bytes
         grown_here = self.copy.size_bytes > before
-        if size > self.copy.size_bytes or not grown_here:
-            self.stored.forget([(size, max(size, self.copy.size_bytes))])
-            self.copy.resize(size)
-        taken.size_bytes = size
-        for start in range(0, size, self.block_bytes):
+        if size > self.copy.size_bytes or (self.clean and not grown_here):
+            self._resize(size)
+        known = max(before, size, *(body.inode.size_bytes for body in (self.base, *taken.blocks.values())))
+        for start in range(0, min(known, self.copy.size_bytes), self.block_bytes):
             base = taken.blocks.get(start, self.base)
             if not self._is_same(base, start):
                 await self._take_block(base, start)
                 taken.blocks[start] = self.newest
+        end = max(size, taken.kept_end)
+        if not grown_here and self.copy.size_bytes > size:
+            self._resize(end)
+        elif taken.append_from is not None and taken.append_from > end:
+            await self._close_up(taken.append_from, end)
+            taken.append_from = end
         taken.done()
+
+    def _resize(self, size: int) -> None:
+        self.stored.forget([(size, max(size, self.copy.size_bytes))])
+        self.copy.resize(size)
+        self.taken.size_bytes = size
 
     def _is_same(self, base: Body, start: int) -> bool:
         """Whether both versions refer to the same bytes in the block at `start`."""
         newest = self.newest
-        length = min(self.block_bytes, newest.inode.size_bytes - start)
+        length = min(self.block_bytes, max(base.inode.size_bytes, newest.inode.size_bytes) - start)
         if base.inode.is_inline or newest.inode.is_inline or base.inode.size_bytes < start + length:
             return False
         return self._pieces(base, start, length) == self._pieces(newest, start, length)
@@ -121,6 +145,12 @@ class TakingOver:
         changed = list(differing(before.ljust(len(ours), b"\0"), ours, start))
         for low, high in without(differing(before, theirs, start), changed):
             await self.copy.write(low, theirs[low - start : high - start])
+        cut = (start + len(theirs), min(start + len(ours), base.inode.size_bytes))
+        changed = joined(changed, SAME_BY_CHANCE)
+        for low, high in without([cut], changed):
+            self.copy.punch(low, high - low)
+        kept = [min(high, cut[1]) for low, high in changed if high > cut[0] and low < cut[1]]
+        self.taken.kept_end = max([self.taken.kept_end, *kept])
         if changed or len(ours) > len(theirs):
             self.stored.forget([(start, start + self.block_bytes)])
         else:
@@ -135,3 +165,12 @@ class TakingOver:
         # What lay there is not ours any more; what was appended elsewhere is written over it.
         self.copy.punch(start, min(distance, end - start))
         self.stored.forget([(start, end + distance)])
+
+    async def _close_up(self, start: int, end: int) -> None:
+        """Others have cut the file: what was appended here, from `start` on, follows its new end."""
+        size = self.copy.size_bytes
+        with trio.CancelScope(shield=True):  # a part of it would be there twice
+            for at in range(start, size, self.block_bytes):
+                await self.copy.write(end + at - start, await self.copy.read(at, min(self.block_bytes, size - at)))
+        self.stored.forget([(end, size)])
+        self._resize(end + size - start)

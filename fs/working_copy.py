@@ -108,8 +108,10 @@ class WorkingCopy:
             await self.write(low + distance, await self.read(low, at - low))
             at = low
 
-    def set_times(self, mtime_ns: int) -> None:
+    def set_times(self, mtime_ns: int) -> int:
+        """Returns the mtime as it is now: the disk may not know all times."""
         os.utime(self.fd, ns=(os.fstat(self.fd).st_atime_ns, mtime_ns))
+        return os.fstat(self.fd).st_mtime_ns
 
     # -- holes -------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import trio
 from apollofs.metadata import codec
 from apollofs.metadata.delegations import Delegations
 from apollofs.metadata.errors import (
+    DeadlineExceeded,
     MetadataError,
     NotFormatted,
     SessionLost,
@@ -42,6 +43,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 REOPEN_AFTER_S = 1.0
 MEND_EVERY_S = 5.0
+SETTLE_AGAIN_S = 0.05
 CLOSE_S = 30.0
 """How long the end of a session waits for what was answered ahead of the store."""
 
@@ -199,6 +201,20 @@ class HeldVolume(ValueReader):
         Raises SessionLost, DeadlineExceeded.
         """
         await self.delegations.ahead.settled()
+
+    async def out_of_doubt(self) -> None:
+        """On return no transaction of this mount that was given up before can be applied any more: what is read from
+        now on tells what became of it. No request if there is none. Raises SessionLost, DeadlineExceeded."""
+        session = self.session
+        with trio.move_on_after(self._options.operation_deadline_s):
+            while session.in_doubt:
+                await session.settle()
+                if not session.alive:
+                    raise SessionLost("the session has ended before it was known what was done", in_doubt=True)
+                if session.in_doubt:
+                    await trio.sleep(SETTLE_AGAIN_S)
+            return
+        raise DeadlineExceeded("metadata store: it can't be told what became of an earlier operation")
 
     @property
     def losses(self) -> int:

@@ -132,6 +132,9 @@ class BrokenVolume:
         self.body_reads += 1
         return await self.inner.read_body(ino)
 
+    async def out_of_doubt(self) -> None:
+        await self.inner.out_of_doubt()
+
     def place_of(self, ino: int) -> tuple[int, bytes] | None:
         return self.inner.place_of(ino)
 

@@ -155,24 +155,6 @@ async def test_truncation_takes_away_what_was_stored_ahead(mount: Mount) -> None
     assert await mount.content(file.ino) == noise(4, 4 * BLOCK)[: BLOCK + 7] + bytes(2 * BLOCK - 7)
 
 
-async def test_a_time_that_was_set_is_kept(mount: Mount) -> None:
-    file = await passed(mount, await mount.create())
-    kernel_writes(file, 0, b"text")
-    async with file.expecting_mtime(5_000_000_000):
-        await mount.volume.setattr(file.ino, SetAttr(mtime_ns=5_000_000_000))
-    await file.commit()
-    assert (await mount.volume.read_body(file.ino)).inode.mtime_ns == 5_000_000_000
-    commits = len(mount.volume.commits)
-    async with file.expecting_mtime(6_000_000_000):
-        await mount.volume.setattr(file.ino, SetAttr(mtime_ns=6_000_000_000))
-    file.adopt(await mount.volume.setattr(file.ino, SetAttr(mtime_ns=7_000_000_000)))
-    assert file.inode.mtime_ns == 7_000_000_000, "of another mount, and newer than what was set here"
-    await file.commit()
-    await file.truncate(SetAttr(size_bytes=2))
-    await file.commit()
-    assert len(mount.volume.commits) == commits, "nothing was written since"
-
-
 # -- others -----------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -16,8 +17,10 @@ from apollofs.fs.errors import BodyUnavailable
 from apollofs.fs.open_file import OpenFile
 from apollofs.fs.passed_file import PassedFile
 from apollofs.metadata.errors import OutcomeUnknown
-from apollofs.metadata.records import ROOT_INO
-from tests.support.bodies import BLOCK, Mount, World, mount, world
+from apollofs.metadata.records import ROOT_INO, BodyChange, Inode, SetAttr
+from apollofs.metadata.session import Session
+from tests.support.bodies import BLOCK, BrokenVolume, Mount, World, mount, world
+from tests.support.collecting import collect
 
 __all__ = ["mount", "world"]
 BASE = random.Random(1).randbytes(4 * BLOCK)
@@ -34,6 +37,28 @@ async def file(mount: Mount) -> PassedFile:
 
 async def opened_there(other: Mount) -> OpenFile:
     return await other.bodies.open((await other.volume.inner.lookup(ROOT_INO, b"f")).ino)
+
+
+async def taken_over_at_last(world: World, mount: Mount, file: PassedFile) -> None:
+    """Take over what others have committed, interrupted at its first read, then at its second, and so on."""
+    reads = 0
+
+    async def fail_at(last: int) -> None:
+        nonlocal reads
+        reads += 1
+        if reads == last:
+            raise BlobStoreUnavailable("away")
+
+    for last in range(1, 12):
+        reads = 0
+        world.blobs.before_read = partial(fail_at, last)
+        try:
+            await mount.bodies.refresh(file, await mount.volume.inner.getattr(file.ino))
+        except BodyUnavailable:
+            continue
+        break
+    world.blobs.before_read = None
+    assert last > 2, "it was never interrupted"
 
 
 async def test_an_append_of_unknown_outcome_is_there_once(mount: Mount, file: PassedFile) -> None:
@@ -69,24 +94,7 @@ async def test_taking_over_goes_on_where_it_was_interrupted(world: World, mount:
         await there.append(b"theirs")
         await there.commit()
         await file.append(b"ours")
-        reads = 0
-
-        async def fail_at(last: int) -> None:
-            nonlocal reads
-            reads += 1
-            if reads == last:
-                raise BlobStoreUnavailable("away")
-
-        for last in range(1, 12):
-            reads = 0
-            world.blobs.before_read = partial(fail_at, last)
-            try:
-                await mount.bodies.refresh(file, await mount.volume.inner.getattr(file.ino))
-            except BodyUnavailable:
-                continue
-            break
-        world.blobs.before_read = None
-        assert last > 2, "it was never interrupted"
+        await taken_over_at_last(world, mount, file)
         await there.write(0, b"VERSION2")
         await there.commit()
         os.pwrite(file.copy.fd, b"mine", 3 * BLOCK)
@@ -123,3 +131,143 @@ async def test_an_append_waits_for_what_is_being_taken_over(world: World, mount:
         await there.commit()
         await file.commit()
     assert (await mount.content(file.ino))[4 * BLOCK :] == b"theirsours"
+
+
+async def cut_elsewhere(world: World, size: int) -> None:
+    async with world.mount("other") as other:
+        there = await opened_there(other)
+        await there.truncate(SetAttr(size_bytes=size))
+        other.bodies.release(there)
+
+
+async def as_others_read_it(world: World, ino: int) -> bytes:
+    """After everything has been collected that looks like garbage."""
+    await collect(world.store, world.blobs)
+    async with world.mount("reader") as reader:
+        assert (await reader.volume.inner.lookup(ROOT_INO, b"f")).ino == ino
+        return await reader.content(ino)
+
+
+@pytest.mark.parametrize("size", [0, BLOCK, BLOCK + 100, 4 * BLOCK - 1])
+async def test_what_others_have_cut_does_not_come_back_with_what_is_added(
+    world: World, file: PassedFile, size: int
+) -> None:
+    """As where a log is copied and cut while its writer, who knows where it was, goes on."""
+    os.pwrite(file.copy.fd, b"more" * 1000, len(BASE))
+    await cut_elsewhere(world, size)
+    await file.commit()
+    assert await as_others_read_it(world, file.ino) == BASE[:size].ljust(len(BASE), b"\0") + b"more" * 1000
+
+
+@pytest.mark.parametrize("size", [0, BLOCK, BLOCK + 100])
+async def test_what_was_written_past_a_cut_elsewhere_stays(world: World, file: PassedFile, size: int) -> None:
+    await cut_elsewhere(world, size)
+    os.pwrite(file.copy.fd, b"written later", 2 * BLOCK + 7)
+    await file.commit()
+    expected = BASE[:size].ljust(2 * BLOCK + 7, b"\0") + b"written later"
+    assert await as_others_read_it(world, file.ino) == expected
+    assert file.size_bytes == len(expected)
+
+
+async def test_what_nobody_has_written_since_is_cut_without_being_read(
+    world: World, mount: Mount, file: PassedFile
+) -> None:
+    while not file._is_clean(file.copy.moment()):  # not before the clock of the disk has moved on
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    await cut_elsewhere(world, 3 * BLOCK)
+    reads = len(world.blobs.reads)
+    await mount.bodies.refresh(file, await mount.volume.inner.getattr(file.ino))
+    assert (file.size_bytes, len(world.blobs.reads)) == (3 * BLOCK, reads)
+    await cut_elsewhere(world, 0)
+    await file.commit()
+    assert await as_others_read_it(world, file.ino) == b""
+
+
+@pytest.mark.parametrize("size", [0, BLOCK + 100])
+async def test_what_is_appended_follows_the_end_to_which_others_have_cut(
+    world: World, file: PassedFile, size: int
+) -> None:
+    appended = random.Random(2).randbytes(2 * BLOCK + 11)
+    await file.append(appended)
+    await cut_elsewhere(world, size)
+    await file.commit()
+    assert await as_others_read_it(world, file.ino) == BASE[:size] + appended
+    await file.append(b"next")
+    await file.commit()
+    assert await as_others_read_it(world, file.ino) == BASE[:size] + appended + b"next"
+
+
+async def test_a_cut_that_is_taken_over_goes_on_where_it_was_interrupted(
+    world: World, mount: Mount, file: PassedFile
+) -> None:
+    await cut_elsewhere(world, BLOCK // 2)
+    os.pwrite(file.copy.fd, b"here", BLOCK + 8)
+    os.pwrite(file.copy.fd, b"there", 3 * BLOCK - 10)
+    await taken_over_at_last(world, mount, file)
+    await file.commit()
+    expected = bytearray(3 * BLOCK - 5)
+    expected[: BLOCK // 2] = BASE[: BLOCK // 2]
+    expected[BLOCK + 8 : BLOCK + 12], expected[3 * BLOCK - 10 :] = b"here", b"there"
+    assert await as_others_read_it(world, file.ino) == bytes(expected)
+
+
+# -- commits of unknown outcome, and what others did since -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["applied", "lost"])
+async def test_blobs_that_others_may_have_dropped_are_not_used_again(
+    world: World, mount: Mount, file: PassedFile, fault: str
+) -> None:
+    """The commit of unknown outcome was applied, and cut to nothing elsewhere: its blobs are garbage."""
+    data = random.Random(3).randbytes(5 * BLOCK)
+    os.pwrite(file.copy.fd, data, 0)
+    mount.volume.faults = [fault]
+    with pytest.raises(OutcomeUnknown):
+        await file.commit()
+    await cut_elsewhere(world, 0)
+    await file.commit()
+    assert await as_others_read_it(world, file.ino) == await mount.content(file.ino)
+
+
+@pytest.mark.parametrize("blocks", [1, 400])
+async def test_early_blocks_that_others_may_have_dropped_are_not_used_again(
+    world: World, mount: Mount, blocks: int
+) -> None:
+    """The same for a file that is written through the daemon; a small one is staged in memory, and stored when it is
+    committed."""
+    file = await mount.bodies.open(await mount.create())
+    data = random.Random(4).randbytes(blocks * BLOCK)
+    await file.write(0, data)
+    for _ in range(2 if blocks > 1 else 0):
+        for upload in await file.ready_uploads():
+            await upload()
+    mount.volume.faults = ["applied"]
+    with pytest.raises(OutcomeUnknown):
+        await file.commit()
+    await cut_elsewhere(world, 0)
+    await file.commit()
+    assert await as_others_read_it(world, file.ino) == data
+
+
+async def test_a_commit_that_was_interrupted_and_cut_elsewhere(world: World, mount: Mount, file: PassedFile) -> None:
+    """fsync gets a signal while its transaction is applied."""
+    os.pwrite(file.copy.fd, random.Random(5).randbytes(5 * BLOCK), 0)
+    applied, inner = trio.Event(), mount.volume.inner
+
+    class Waiting(BrokenVolume):
+        async def commit_body(self, ino: int, change: BodyChange, session: Session | None = None) -> Inode:
+            await inner.commit_body(ino, change, session)
+            applied.set()
+            await trio.sleep_forever()
+            raise AssertionError
+
+    tools = file._tools
+    file._tools = replace(tools, volume=Waiting(inner, BLOCK))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(file.commit)
+        await applied.wait()
+        nursery.cancel_scope.cancel()
+    file._tools = tools
+    await cut_elsewhere(world, 0)
+    await file.commit()
+    assert await as_others_read_it(world, file.ino) == await mount.content(file.ino)
