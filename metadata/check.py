@@ -338,10 +338,12 @@ class Checker:
 
     def _tombstone(self, kv: KeyValue) -> Iterator[Violation]:
         stone = codec.decode_tombstone(kv.value, kv.mod_revision)
-        self.references.dropped(stone.ino, {blob for blob, _ in stone.blobs})
-        self.copied.difference_update(blob for blob, _ in stone.blobs)
+        blobs = {blob for blob, _ in stone.blobs}
         if stone.inode is not None:
-            self.copied.difference_update(extent.blob for extent in stone.inode.extents)
+            blobs |= {extent.blob for extent in stone.inode.extents}
+        yield from (Violation("g", stone.ino, message) for message in self.references.dropped(stone.ino, blobs))
+        self.copied -= blobs
+        if stone.inode is not None:
             self.buried |= {stone.ino, stone.inode.inline_number}
             if stone.ino in self.inodes:
                 yield Violation("g", stone.ino, "the inode is buried, but has a name")

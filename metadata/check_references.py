@@ -3,7 +3,8 @@
 Rules
 1. A blob without any `r/<blob>/<ino>` is private: one living inode at most refers to it.
 2. Of a blob with such keys, each living inode that refers to it has one.
-3. A key whose inode does not refer to the blob is there only as long as a tombstone says that it did: the collector
+3. A private blob that a tombstone says was dropped is referred to by nobody: it is about to be deleted.
+4. A key whose inode does not refer to the blob is there only as long as a tombstone says that it did: the collector
    takes both away.
 """
 
@@ -39,11 +40,13 @@ class BlobReferences:
             elif self._owners.setdefault(blob, ino) != ino:
                 yield f"it and inode {self._owners[blob]:#x} refer to blob {blob:#x}, which is private"
 
-    def dropped(self, ino: int, blobs: Iterable[int]) -> None:
-        """A tombstone says that a living inode has dropped `blobs`."""
+    def dropped(self, ino: int, blobs: Iterable[int]) -> Iterator[str]:
+        """A tombstone says that an inode has dropped `blobs`, or has died with them; what is wrong with that."""
         for blob in blobs:
             if (blob, ino) in self._accounted:
                 self._accounted[blob, ino] = True
+            elif blob in self._owners and blob not in self._shared:
+                yield f"it has dropped blob {blob:#x}, to which inode {self._owners[blob]:#x} refers"
 
     def left_over(self, buried: set[int]) -> list[tuple[int, int]]:
         """(blob, ino) of keys that nothing accounts for; those of buried inodes are their tombstones' to take away."""

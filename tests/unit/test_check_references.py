@@ -95,3 +95,18 @@ async def test_a_clone_of_what_the_source_does_not_have_is_refused(shared: Share
         with pytest.raises(CloneSourceChanged):
             await volume.commit_body(shared.target, BodyChange(1, 10, extents=extents, cloned_from=shared.source))
     assert await violations(shared.store) == []
+
+
+async def test_what_a_tombstone_says_was_dropped_is_in_use_by_nobody() -> None:
+    """A body is laid over a file that refers to a blob which this file has dropped before."""
+    store = MemoryStore()
+    await make_volume(store)
+    async with mounted(store) as volume:
+        ino, blob = (await volume.mknod(ROOT_INO, b"f", FILE, 0, ME)).ino, volume.new_blob()
+        extents = (Extent(0, 9000, blob, 0, 9000),)
+        await volume.commit_body(ino, BodyChange(0, 9000, extents=extents))
+        cut = await volume.setattr(ino, SetAttr(size_bytes=0))
+        assert await violations(store) == []
+        await volume.commit_body(ino, BodyChange(cut.body_version, 9000, extents=extents, lifts_inline=True))
+        (found,) = await violations(store)
+        assert (found.table, found.ino) == ("g", ino) and "has dropped blob" in found.message
