@@ -13,7 +13,6 @@ import itertools
 import mmap
 import os
 import random
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,7 +29,6 @@ LONG = 5000
 """Operations from which on a run collects garbage, each time so many were played."""
 SIZE_MAX = 3 << 20
 PIECE_MAX = 300_000
-PAUSE_S = 0.3
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 0x01, 0x02, 0x10
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -65,7 +63,6 @@ class Fsx:
             self.reopen: 5,
             self.rewrite: 1,
             self.touch: 3,
-            self.pause: 1,
             self.change_sides: 4 if len(self.paths) > 1 else 0,
         }
         for operation in self.rng.choices(list(weights), list(weights.values()), k=operations):
@@ -181,10 +178,6 @@ class Fsx:
         when = self.rng.randrange(1, 4 * 10**18)
         os.utime(self.rng.choice((self.fd, self.path)), ns=(when, when))
         assert os.stat(self.path).st_mtime_ns == when, self.history()
-
-    def pause(self) -> None:
-        """What looks finished is stored meanwhile, before anybody asks for it."""
-        time.sleep(PAUSE_S)
 
     def reopen(self) -> None:
         """Another way to have it open: several at once, or none but a new one."""
