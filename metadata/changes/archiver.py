@@ -102,7 +102,7 @@ class Archiver:
             beginning = (await changes.beginning()).revision
             self._state = await self._index.state()
             if not self._state.revision:
-                self._state = await self._index.skip(role, self._state, beginning)
+                self._state = await self._index.begin(role, beginning)
             await self._sweep(role, once=once)
             until = await mark_end(self._store, self._keys) if once else 0
             while not once or self._state.through < until:
@@ -209,7 +209,7 @@ class Archiver:
                 gone.append(entry)
             if not gone:
                 return
-            await self._index.remove(role, gone)
+            self._state = await self._index.remove(role, self._state, gone)
             for entry in gone:
                 if entry.site not in down and not await self._delete(entry):
                     down.add(entry.site)

@@ -76,16 +76,17 @@ class ChangeLog:
 
     async def since(self, time_ns: int) -> Position:
         """Not after the first change of a time, as the mounts' clocks had it; where the archive knows better than the
-        beginning, not long before."""
+        beginning, not long before. If what happened then may be lost it is in front of that: reading from there says
+        so."""
         revision = (await self.beginning()).revision
         while True:
             page = await self._index.page(revision)
             for entry in page.entries:
                 if entry.last_time_ns >= time_ns:
-                    return Position(max(revision, entry.first_revision))
+                    return _behind_what_is_lost(revision, entry.first_revision, page.state, time_ns)
                 revision = entry.last_revision + 1
             if not page.more:
-                return Position(max(revision, page.state.open_from))
+                return _behind_what_is_lost(revision, page.state.open_from, page.state, time_ns)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -203,6 +204,11 @@ class ChangeLog:
                 if selects is None or selects(record):
                     records.append(record)
             directories.apply(change)
+
+
+def _behind_what_is_lost(revision: int, first: int, state: ArchiveState, time_ns: int) -> Position:
+    """What is wanted begins at a revision, and can be had from `first` on: that, if nothing of the time is lost."""
+    return Position(max(revision, first) if state.lost_ns < time_ns else revision)
 
 
 def _unpacked(entry: SegmentEntry, data: bytes) -> Segment:

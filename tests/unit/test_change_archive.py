@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from apollofs.fs.blobs import block_named
+from apollofs.metadata import codec
 from apollofs.metadata.changes import archiver as archiver_module
 from apollofs.metadata.changes.archive_index import POINTS_MAX, ArchiveIndex, ArchiveState, SegmentEntry
 from apollofs.metadata.changes.archiver import SEGMENT_PREFIX, ArchiveOptions, Archiver
@@ -28,7 +29,7 @@ from apollofs.metadata.errors import (
 )
 from apollofs.metadata.format import add_site, remove_site
 from apollofs.metadata.records import ROOT_INO
-from apollofs.metadata.store import Put, Range
+from apollofs.metadata.store import Delete, Put, Range
 from apollofs.metadata.volume import Volume
 from tests.support.change_logs import KEYS, World, made_world
 from tests.support.volumes import ME, SITE, VOLUME, mounted
@@ -129,6 +130,54 @@ async def test_retention_by_size_and_by_age(world: World) -> None:
         with pytest.raises(ChangesLost) as caught:
             await world.read(whole[-1].position)
         assert len(await world.read(parse_position(caught.value.first))) == 1
+
+
+async def test_by_time_what_retention_has_removed_is_not_passed_over(world: World) -> None:
+    async with mounted(world.store) as volume:
+        await make(volume, 12)
+        whole = await world.read()
+        await world.archive(SMALL)
+        first = whole[0].change.time_ns
+        assert await world.read(await world.log().since(first)) == whole
+        newest = (await ArchiveIndex(world.store, KEYS).page(0)).entries[-1]
+        assert (await world.archive(ArchiveOptions(keep_bytes=newest.size_bytes))).removed_segments == 2
+        for record in whole[:10]:
+            with pytest.raises(ChangesLost):
+                await world.read(await world.log().since(record.change.time_ns))
+        assert await world.read(await world.log().since(whole[10].change.time_ns)) == whole[10:]
+        assert (await world.archive(ArchiveOptions(keep_bytes=1))).removed_segments == 1
+        with pytest.raises(ChangesLost):
+            await world.read(await world.log().since(whole[-1].change.time_ns))
+        # of a time of which nothing is lost nothing is missing
+        assert await world.read(await world.log().since(whole[-1].change.time_ns + 1)) == []
+
+
+@pytest.mark.expects_log("were compacted before they were archived")
+async def test_by_time_what_was_compacted_is_not_passed_over(world: World) -> None:
+    async with mounted(world.store) as volume:
+        await make(volume, 3)
+        await world.archive()
+        before = time.time_ns()
+        await make(volume, 3, b"lost")
+        await world.store.compact((await world.log().now()).revision - 1)
+        await make(volume, 1, b"after")
+        await world.archive()
+        with pytest.raises(ChangesLost):
+            await world.read(await world.log().since(before))
+
+
+async def test_an_index_that_does_not_tell_of_what_is_lost(world: World) -> None:
+    """As archivers of before have written it."""
+    async with mounted(world.store) as volume:
+        await make(volume, 2)
+        await world.archive()
+        page = await ArchiveIndex(world.store, KEYS).page(0)
+        points = [number for point in page.state.points for number in point]
+        old = codec.encode_fields([page.state.through, page.state.open_from, points])
+        await world.store.txn((), [Put(KEYS.archive_state, old), Delete(KEYS.segment(page.entries[0].last_revision))])
+        with pytest.raises(ChangesLost):
+            await world.read(await world.log().since(page.entries[0].last_time_ns))
+        assert (await world.archive()).segments == 0
 
 
 @pytest.mark.expects_log("old segments stay in the store of site 1")
