@@ -24,9 +24,17 @@ from apollofs.metadata.changes.port import SegmentSource
 from apollofs.metadata.changes.position import REVISION_MAX, Position
 from apollofs.metadata.changes.record import ChangeRecord, SlotEntry, entries_of
 from apollofs.metadata.changes.segment import Segment, unpack
-from apollofs.metadata.errors import ArchiveUnavailable, ChangesLost, Compacted, CorruptRecord, NotFormatted
-from apollofs.metadata.journal import NAMESPACE_KINDS
+from apollofs.metadata.errors import (
+    ArchiveUnavailable,
+    ChangesLost,
+    Compacted,
+    CorruptRecord,
+    InvalidArgument,
+    NotFormatted,
+)
+from apollofs.metadata.journal import NAMESPACE_KINDS, Kind
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.name_text import name_text
 from apollofs.metadata.session import retry
 from apollofs.metadata.store import Range, Store
 
@@ -36,6 +44,9 @@ BATCH_RECORDS = 1000
 REREAD_MAX = 3
 """How often in a row a segment may have been removed just before it was read."""
 
+MOVES = frozenset({Kind.RENAME, Kind.EXCHANGE})
+HELD_BELOW = frozenset({Kind.SEAL, Kind.UNSEAL, Kind.POLICY, Kind.RETENTION})
+"""What is done to a directory, and holds for what is below it."""
 Selects = Callable[[ChangeRecord], bool]
 
 
@@ -221,14 +232,23 @@ def _unpacked(entry: SegmentEntry, data: bytes) -> Segment:
 
 def within(path: bytes) -> Selects:
     """Selects what happens at a path of the volume and below it, as paths were at the time; renames into it and out of
-    it; and what has no known path, because it may be there."""
-    inside = path.rstrip(b"/") + b"/"
-    exact = path.rstrip(b"/") or b"/"
+    it; of directories above it the renames, which bring another subtree there or take it away, and what holds for all
+    that is below them; and what has no known path, because it may be there. Empty components and "." mean nothing. Raises InvalidArgument for "..", which no path of
+    the log has."""
+    names = [name for name in path.split(b"/") if name not in (b"", b".")]
+    if b".." in names:
+        raise InvalidArgument(f"{name_text(path)!r} is no path from the volume's root: it has '..' in it")
+    exact = b"/" + b"/".join(names)
+    inside = exact.rstrip(b"/") + b"/"
+    above = {b"/" + b"/".join(names[:depth]) for depth in range(len(names))}
 
     def selects(record: ChangeRecord) -> bool:
-        if record.path is None:
+        kind = record.change.kind
+        if record.path is None or (record.old_path is None and kind in MOVES):
             return True
         paths = (record.path,) if record.old_path is None else (record.path, record.old_path)
-        return any(each == exact or each.startswith(inside) for each in paths)
+        if any(each == exact or each.startswith(inside) for each in paths):
+            return True
+        return (kind in MOVES or kind in HELD_BELOW) and not above.isdisjoint(paths)
 
     return selects
