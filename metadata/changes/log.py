@@ -233,8 +233,10 @@ def _unpacked(entry: SegmentEntry, data: bytes) -> Segment:
 def within(path: bytes) -> Selects:
     """Selects what happens at a path of the volume and below it, as paths were at the time; renames into it and out of
     it; of directories above it the renames, which bring another subtree there or take it away, and what holds for all
-    that is below them; and what has no known path, because it may be there. Empty components and "." mean nothing. Raises InvalidArgument for "..", which no path of
-    the log has."""
+    that is below them; and what has no known path, because it may be there.
+
+    Empty components and "." mean nothing. Raises InvalidArgument for "..", which no path of the log has.
+    """
     names = [name for name in path.split(b"/") if name not in (b"", b".")]
     if b".." in names:
         raise InvalidArgument(f"{name_text(path)!r} is no path from the volume's root: it has '..' in it")
