@@ -13,6 +13,7 @@ from apollofs.blobstore.memory import MemoryStore as MemoryBlobs
 from apollofs.fs.kv import Client, KeyEvent, KeyWatch
 from apollofs.fs.kv_sync import SyncKeyValues, SyncKeyWatch, open_client_sync
 from apollofs.metadata.memory import MemoryStore
+from tests.support.bodies import BrokenBlobs
 from tests.support.values import kv_client
 from tests.support.volumes import make_volume
 
@@ -29,7 +30,7 @@ def values() -> Iterator[SyncKeyValues]:
     async def opening() -> AsyncIterator[Client]:
         store = MemoryStore()
         await make_volume(store)
-        async with kv_client(store, MemoryBlobs()) as client:
+        async with kv_client(store, BrokenBlobs(MemoryBlobs())) as client:
             yield client
 
     with open_client_sync(opening) as client:
