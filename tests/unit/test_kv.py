@@ -349,6 +349,16 @@ async def test_sizes(world: World) -> None:
         await world.kv.get("g")
 
 
+@pytest.mark.parametrize("value", [7, "text", None, [1, 2]])
+async def test_what_has_no_bytes_is_refused(world: World, value: object) -> None:
+    with pytest.raises(TypeError):
+        await world.kv.put("f", value)  # type: ignore[arg-type]
+    assert (await world.kv.list("f")).entries == ()
+    for buffer in (bytearray(b"bytes"), memoryview(b"b.y.t.e.s")[::2]):
+        await world.kv.put("f", buffer)  # type: ignore[arg-type]
+        assert (await world.kv.get("f")).data == b"bytes"
+
+
 async def test_a_removed_directory_takes_nothing(world: World) -> None:
     below = await world.client.kv("/below", create=True)
     await world.pair.here.rmdir(ROOT_INO, b"below")
