@@ -107,8 +107,10 @@ class ChangeLog:
         """Every record from `start` on, up to the moment of the call, or without end (`follow`); only those that
         `selects` chooses. A generator: close it. Memory is bounded by a segment, or what a watch buffers.
 
-        Raises ChangesLost where something is missing; what came before it has been handed out.
+        Raises ChangesLost where something is missing; what came before it has been handed out. So too for a position
+        behind the end of the log.
         """
+        self._check_begun(start, await self.now())
         until = REVISION_MAX if follow else 0
         position = start
         self._directories.begin({})  # an earlier reading may have come further
@@ -152,6 +154,15 @@ class ChangeLog:
                         yield batch
                 position = max(position, Position(entry.last_revision + 1))
         yield Batch((), self._past_archive(position, page.state))
+
+    def _check_begun(self, start: Position, now: Position) -> None:
+        """A position that this log has given is not behind its end."""
+        if start > now:
+            raise ChangesLost(
+                f"{start} is behind the end of the change log, {now}: that is a position of another volume, or etcd was "
+                "restored from a backup, and what came after it is lost",
+                str(now),
+            )
 
     def _check_reaches(self, position: Position, first: int) -> None:
         if first > position.revision:
