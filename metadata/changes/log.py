@@ -159,8 +159,8 @@ class ChangeLog:
         """A position that this log has given is not behind its end."""
         if start > now:
             raise ChangesLost(
-                f"{start} is behind the end of the change log, {now}: that is a position of another volume, or etcd was "
-                "restored from a backup, and what came after it is lost",
+                f"{start} is behind the end of the change log, {now}: that is a position of another volume, or etcd "
+                "was restored from a backup, and what came after it is lost",
                 str(now),
             )
 

@@ -162,6 +162,14 @@ async def test_what_holds_for_a_subtree_is_set_above_it(world: World) -> None:
         assert told(await world.read(start, selects=within(b"/outer/inner"))) == [(k, b"/outer", None) for k in kinds]
 
 
+@pytest.mark.parametrize("kind", [Kind.RENAME, Kind.EXCHANGE])
+def test_renames_have_an_old_path_whether_it_is_known_or_not(kind: Kind) -> None:
+    record = ChangeRecord(Position(1), 1, 1, Change(kind, 5, 2, b"x", old_parent=9, old_name=b"x"), b"/x", b"/y")
+    assert change_facts(record, {})["old_path"] == "/y"
+    assert change_facts(record._replace(old_path=None), {})["old_path"] is None
+    assert "old_path" not in change_facts(record._replace(change=Change(Kind.MKDIR, 5, 2, b"x")), {})
+
+
 def test_what_may_have_come_out_of_a_subtree_is_selected() -> None:
     change = Change(Kind.RENAME, 5, 2, b"x", mode=stat.S_IFREG | 0o644, old_parent=9, old_name=b"x")
     record = ChangeRecord(Position(1), 1, 1, change, b"/elsewhere/x", None)
