@@ -43,6 +43,13 @@ class SegmentEntry(NamedTuple):
     """In whose store its object is."""
     name: str
     """Of the object."""
+    archived_ns: int = 0
+    """When, by the archiver's clock: those of mounts may be anywhere. 0: an archiver of before has not told."""
+
+    @property
+    def kept_since_ns(self) -> int:
+        """For retention."""
+        return self.archived_ns or self.last_time_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,8 @@ class ArchiveState:
     lost_ns: int = 0
     """The latest time of what is in the archive no more, or was never in it, by the clocks of the mounts as far as it
     is known; 0: all is there. Readers by time go by it."""
+    size_bytes: int | None = 0
+    """Of all segments together. None: an archiver of before has not told."""
     revision: int = 0
 
     def advanced(self, through: int, open_from: int) -> ArchiveState:
@@ -69,6 +78,9 @@ class ArchiveState:
         if len(points) > POINTS_MAX:
             points = points[1::2]
         return replace(self, through=through, open_from=open_from, points=points)
+
+    def resized(self, more_bytes: int) -> ArchiveState:
+        return self if self.size_bytes is None else replace(self, size_bytes=self.size_bytes + more_bytes)
 
     def without(self, last_time_ns: int) -> ArchiveState:
         """Changes of up to a time are lost; of one that lies in the future nobody knows but that they have been."""
@@ -110,7 +122,8 @@ class ArchiveIndex:
     async def add(self, role: Role, state: ArchiveState, entry: SegmentEntry) -> ArchiveState:
         """The segment's object is stored: it is part of the archive from now on. Raises RoleLost."""
         put = Put(self._keys.segment(entry.last_revision), codec.encode_fields(entry))
-        return await self._put_state(role, state.advanced(entry.last_revision, entry.last_revision + 1), (put,))
+        state = state.resized(entry.size_bytes).advanced(entry.last_revision, entry.last_revision + 1)
+        return await self._put_state(role, state, (put,))
 
     async def advance(self, role: Role, state: ArchiveState, through: int) -> ArchiveState:
         """Nothing has happened up to a revision. Raises RoleLost."""
@@ -127,13 +140,27 @@ class ArchiveIndex:
     async def remove(self, role: Role, state: ArchiveState, entries: Sequence[SegmentEntry]) -> ArchiveState:
         """These are not part of the archive any more; their objects are the caller's to delete. Raises RoleLost."""
         deletes = [Delete(self._keys.segment(entry.last_revision)) for entry in entries]
+        state = state.resized(-sum(entry.size_bytes for entry in entries))
         return await self._put_state(role, state.without(max(entry.last_time_ns for entry in entries)), deletes)
+
+    async def sized(self, state: ArchiveState) -> ArchiveState:
+        """With the size of all segments, if the state does not have it: all of the index is read. For who has the
+        role; it is put with the next change."""
+        if state.size_bytes is not None:
+            return state
+        total, revision, more = 0, 0, True
+        while more:
+            page = await self.page(revision)
+            total += sum(entry.size_bytes for entry in page.entries)
+            more = page.more
+            revision = page.entries[-1].last_revision + 1 if page.entries else revision
+        return replace(state, size_bytes=total)
 
     async def _put_state(self, role: Role, state: ArchiveState, writes: Sequence[Op]) -> ArchiveState:
         key = self._keys.archive_state
         known = Compare(key, Target.MOD, Relation.EQUAL, state.revision)
         points = [number for point in state.points for number in point]
-        value = codec.encode_fields([state.through, state.open_from, points, state.lost_ns])
+        value = codec.encode_fields([state.through, state.open_from, points, state.lost_ns, state.size_bytes])
         revision = await role.commit((known,), (Put(key, value), *writes), written=(key, value))
         return replace(state, revision=revision)
 
@@ -155,8 +182,9 @@ def _state_of(found: RangeResult) -> ArchiveState:
         return ArchiveState()
     through, open_from, points, *more = codec.decode_fields(found.kvs[0].value)
     pairs = tuple((points[at], points[at + 1]) for at in range(0, len(points), 2))
-    (lost_ns,) = more or (pairs[-1][1],)  # an archiver that did not tell may have removed all that it had archived
-    return ArchiveState(through, open_from, pairs, lost_ns, found.kvs[0].mod_revision)
+    # an archiver that did not tell may have removed all that it had archived
+    lost_ns, size_bytes = more or (pairs[-1][1], None)
+    return ArchiveState(through, open_from, pairs, lost_ns, size_bytes, found.kvs[0].mod_revision)
 
 
 def _entry_of(kv: KeyValue) -> SegmentEntry:

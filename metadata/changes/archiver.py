@@ -54,7 +54,7 @@ class ArchiveOptions:
     flush_s: float = 60.0
     """How long a change waits at most before it is archived."""
     keep_s: float = 0.0
-    """Segments whose last change is older than this are removed; 0: never."""
+    """Segments that were archived longer ago than this are removed; 0: never."""
     keep_bytes: int = 0
     """The oldest segments are removed as long as all together have more than this; 0: never."""
     lease_ttl_s: int = 15
@@ -167,6 +167,7 @@ class Archiver:
             len(data),
             self._segments.site,
             name,
+            time.time_ns(),
         )
         self._state = await self._index.add(role, self._state, entry)
         self.report.segments += 1
@@ -195,13 +196,14 @@ class Archiver:
         options = self._options
         if not options.keep_s and not options.keep_bytes:
             return
-        total = await self._total_bytes() if options.keep_bytes else 0
+        self._state = await self._index.sized(self._state)
+        total = self._state.size_bytes or 0
         old_ns = time.time_ns() - int(options.keep_s * 1e9)
         down: set[int] = set()
         while True:
             gone = []
             for entry in (await self._index.page(0, REMOVED_AT_ONCE)).entries:
-                too_old = options.keep_s > 0 and entry.last_time_ns < old_ns
+                too_old = options.keep_s > 0 and entry.kept_since_ns < old_ns
                 too_much = options.keep_bytes > 0 and total > options.keep_bytes
                 if not too_old and not too_much:
                     break
@@ -222,15 +224,6 @@ class Archiver:
             log.warning("old segments stay in the store of site %d until that archives again: %s", entry.site, exc)
             return False
         return True
-
-    async def _total_bytes(self) -> int:
-        total, revision, more = 0, 0, True
-        while more:
-            page = await self._index.page(revision)
-            total += sum(entry.size_bytes for entry in page.entries)
-            more = page.more
-            revision = page.entries[-1].last_revision + 1 if page.entries else revision
-        return total
 
     async def _sweep(self, role: Role, *, once: bool) -> None:
         """Remove what an archiver before has stored and not put into the index: objects are listed first, then the role

@@ -117,13 +117,12 @@ async def test_who_waited_in_vain_is_told(world: World) -> None:
             async with held_role(world.store.another(), KEYS.archiver, "archives", 600, wait=True):
                 pytest.fail("it has the role without a lease")
 
-    async with trio.open_nursery() as nursery:
-        async with held_role(world.store, KEYS.archiver, "archives", 600, wait=False):
-            before = set(data._leases)
-            nursery.start_soon(wait)
-            await trio.testing.wait_all_tasks_blocked()
-            (its,) = set(data._leases) - before
-            data.revoke(its)
+    async with trio.open_nursery() as nursery, held_role(world.store, KEYS.archiver, "archives", 600, wait=False):
+        before = set(data._leases)
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        (its,) = set(data._leases) - before
+        data.revoke(its)
 
 
 @pytest.mark.parametrize("when", [Moment.BEFORE, Moment.AFTER])
