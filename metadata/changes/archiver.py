@@ -37,6 +37,8 @@ from apollofs.metadata.store import Store, WatchBatch
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 SEGMENT_PREFIX = "changes/"
+FLUSH_S_MIN = 0.01
+"""So long at least what comes next is waited for, or nothing ever came."""
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
 REMOVED_AT_ONCE = 100
@@ -115,7 +117,8 @@ class Archiver:
         """Archive from where the archive ends; with `until`, up to that revision. Raises Compacted."""
         self._directories.begin({})  # it may be ahead: what was gathered and not stored is gathered again
         draft = Draft(self._directories, self._state.open_from)
-        flush_at = trio.current_time() + self._options.flush_s
+        flush_s = max(self._options.flush_s, FLUSH_S_MIN)
+        flush_at = trio.current_time() + flush_s
         async with watched_slots(self._store, self._keys, self._state.through + 1) as batches:
             while True:
                 try:
@@ -129,7 +132,7 @@ class Archiver:
                 if ends or trio.current_time() >= flush_at:
                     draft = await self._flush(role, draft, once=bool(until))
                     await self._retire(role)
-                    flush_at = trio.current_time() + self._options.flush_s
+                    flush_at = trio.current_time() + flush_s
                 if ends:
                     return
 

@@ -77,6 +77,13 @@ async def test_archiving_goes_on_where_it_ended(world: World) -> None:
         assert len(await world.read()) == 10
 
 
+async def test_a_change_may_not_wait_at_all(world: World) -> None:
+    async with mounted(world.store) as volume:
+        await make(volume, 3)
+        with trio.fail_after(30):
+            assert (await world.archive(ArchiveOptions(flush_s=0))).changes == 4
+
+
 async def test_one_archiver_at_a_time(world: World) -> None:
     async with mounted(world.store) as volume:
         await make(volume, 3)
