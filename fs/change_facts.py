@@ -32,7 +32,6 @@ def change_facts(record: ChangeRecord, sites: Mapping[int, str]) -> dict[str, An
         "mode": change.mode,
     }
     more = {
-        "old_path": _path_text(record.old_path),
         "old_parent": change.old_parent,
         "other_ino": change.ino2,
         "nlink": change.nlink,
@@ -41,6 +40,8 @@ def change_facts(record: ChangeRecord, sites: Mapping[int, str]) -> dict[str, An
         "term_s": change.term_s,
     }
     facts.update((name, value) for name, value in more.items() if value)
+    if change.kind in (Kind.RENAME, Kind.EXCHANGE):
+        facts["old_path"] = _path_text(record.old_path)
     if change.kind is Kind.POLICY:
         facts["policy"] = policy_facts(decode_policy(change.value), sites) if change.value else None
     elif change.kind is Kind.RETENTION:

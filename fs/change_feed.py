@@ -37,6 +37,10 @@ class FeedRequest:
     path: bytes = b"/"
     """What happens there and below."""
 
+    def __post_init__(self) -> None:
+        """Raises InvalidArgument for a path that means nothing: a group would come by everything."""
+        within(self.path)
+
 
 async def feed(store: Store, volume: str, changes: ChangeLog, request: FeedRequest, deliver: Deliver) -> None:
     """Deliver what is asked for. With a group: when no other reader has it, from its position on, and the position

@@ -22,14 +22,17 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
-from apollofs.fs.errors import MissingBlob
+from apollofs.blobstore import BlobStoreFull
+from apollofs.fs.errors import BodyError, MissingBlob
 from apollofs.fs.value_bodies import ValueBodies
 from apollofs.metadata.errors import (
     EntryExists,
     InvalidArgument,
     IsADirectory,
+    NamespaceError,
     NoSuchEntry,
     NotADirectory,
+    RequestTooLarge,
     SessionLost,
 )
 from apollofs.metadata.ops.put_values import ABSENT, ValueWrite
@@ -37,7 +40,7 @@ from apollofs.metadata.records import ROOT_INO, Body, DirectoryEntry, Inode, Own
 from apollofs.metadata.session import Session
 from apollofs.metadata.store import NOW
 from apollofs.metadata.value_history import NameWatch
-from apollofs.metadata.volume import Volume
+from apollofs.metadata.volume import Volume, check_locations
 
 T = TypeVar("T")
 Key = str | bytes
@@ -138,7 +141,7 @@ class Client:
         """
         ino = ROOT_INO
         for name in filter(None, os.fsencode(directory).split(b"/")):
-            ino = await self.in_session(partial(self._child, ino, name, create))
+            ino = await self.in_session(partial(self._child, ino, name, create), repeatable=True)
         return KeyValues(self, self._volume, self._bodies, ino)
 
     async def _child(self, parent: int, name: bytes, create: bool) -> int:
@@ -159,18 +162,41 @@ class Client:
     async def transaction(self, changes: Sequence[Change]) -> int:
         """All of the changes or none, in one transaction; its revision, or 0 if there was nothing to change.
 
-        Up to 16 keys, in whatever directories of the volume, each once, with up to 1 MiB of small values together.
+        Up to 16 keys, in whatever directories of the volume, each once, with up to 1.5 MiB of small values together.
         Raises RevisionConflict (of the first that does not hold), NoSuchEntry (a directory has been removed),
         RequestTooLarge, FileTooLarge, InvalidArgument, IsADirectory, OperationNotPermitted; SessionLost and
         DeadlineExceeded with `in_doubt`, or a message, that say whether they may have been made.
         """
-        return await self.in_session(lambda: self._transact(changes))
+        once = tuple(changes)
+        check_locations([(change.directory, change.key) for change in once])
+        for change in once:
+            self._bodies.check(len(change.data or b""))
+        return await self.in_session(lambda: self._transact(once))
 
     async def _transact(self, changes: Sequence[Change]) -> int:
         session = self._volume.session
-        values = [await self._prepare(session, change) for change in changes]
-        revision, _ = await self._volume.put_values(values, session)
+        await self._check_conditions(session, changes)
+        values: list[ValueWrite] = []
+        try:
+            for change in changes:
+                values.append(await self._prepare(session, change))  # noqa: PERF401  (they count when a later one fails)
+            revision, _ = await self._volume.put_values(values, session)
+        except (NamespaceError, RequestTooLarge, BodyError, BlobStoreFull):
+            # it was refused, or not even asked for: nobody will ever refer to what was uploaded
+            for value in values:
+                if value.body is not None:
+                    await self._bodies.discard(value.body)
+            raise
         return revision
+
+    async def _check_conditions(self, session: Session, changes: Sequence[Change]) -> None:
+        """Nothing large is uploaded for what would be refused. One request, where there is a large value."""
+        if not any(self._bodies.is_uploaded(len(change.data or b"")) for change in changes):
+            return
+        compared = [ValueWrite((each.directory, each.key), each.revision) for each in changes]
+        compared = [each for each in compared if each.expected is not None]
+        if compared:
+            await self._volume.put_values(compared, session)
 
     async def _prepare(self, session: Session, change: Change) -> ValueWrite:
         body = None
@@ -178,8 +204,9 @@ class Client:
             body = await self._bodies.store(change.data, session, change.mode, self._owner)
         return ValueWrite((change.directory, change.key), change.revision, body, change.remove)
 
-    async def in_session(self, call: Callable[[], Awaitable[T]]) -> T:
-        """`call`; again in the next session if the one it was made in is lost and surely nothing was changed.
+    async def in_session(self, call: Callable[[], Awaitable[T]], *, repeatable: bool = False) -> T:
+        """`call`; again in the next session if the one it was made in is lost and surely nothing was changed, or (it is
+        `repeatable`) whatever was changed: who reads only may have taken a delegation.
 
         Raises SessionLost where it may have been, or when there is no new session within the deadline of an operation.
         """
@@ -188,7 +215,7 @@ class Client:
             try:
                 return await call()
             except SessionLost as exc:
-                if exc.in_doubt or trio.current_time() > deadline:
+                if (exc.in_doubt and not repeatable) or trio.current_time() > deadline:
                     raise
             await trio.sleep(SESSION_POLL_S)
 
@@ -222,7 +249,7 @@ class KeyValues:
             if body is not None and body.inode.is_inline and len(body.inline) == body.inode.size_bytes:
                 await self._breathe()
                 return Value(body.inline, body.inode.revision, body.inode.mtime_ns)
-            return await self._client.in_session(lambda: self._get(name))
+            return await self._client.in_session(lambda: self._get(name), repeatable=True)
         return await self._load(await self._volume.history.read(self._directory, name, revision))
 
     async def _breathe(self) -> None:
@@ -267,7 +294,7 @@ class KeyValues:
             raise InvalidArgument(f"a page has 1 to {PAGE_MAX} keys")
         names = os.fsencode(prefix), os.fsencode(after)
         found = await self._client.in_session(
-            lambda: self._volume.list_values(self._directory, *names, limit, revision)
+            lambda: self._volume.list_values(self._directory, *names, limit, revision), repeatable=True
         )
         entries = tuple(_entry(each) for each in found.entries if _may_be_value(each))
         last = os.fsdecode(found.entries[-1].name) if found.more else None
@@ -313,8 +340,10 @@ class KeyValues:
         return await self._client.transaction(changes)
 
     def change(self, key: Key, value: bytes, *, revision: int | None = None, mode: int = 0o644) -> Change:
-        """For a transaction: put a value; with `revision` only if the key is at that (0: absent)."""
-        return Change(self._directory, os.fsencode(key), revision, bytes(value), False, mode)
+        """For a transaction: put a value; with `revision` only if the key is at that (0: absent). TypeError for what
+        has no bytes: text, numbers."""
+        data = value if isinstance(value, bytes) else bytes(memoryview(value))
+        return Change(self._directory, os.fsencode(key), revision, data, False, mode)
 
     def removal(self, key: Key, *, revision: int | None = None) -> Change:
         """For a transaction: remove a key, if there is one; with `revision` only if it is at that."""

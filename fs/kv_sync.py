@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, suppress
 from typing import TypeVar
 
 import trio
@@ -47,11 +47,8 @@ class _Runner:
         """End the session and the thread. In a forked child: nothing. Raises what has ended the run before."""
         if os.getpid() != self._pid:
             return
-        if self._token is not None and self._stop is not None:
-            try:
-                self._token.run_sync_soon(self._stop.set)
-            except trio.RunFinishedError:
-                pass  # it has failed before
+        if self._stop is not None:
+            self.soon(self._stop.set)
         self._thread.join()
         if self._failure is not None:
             raise self._failure
@@ -68,6 +65,12 @@ class _Runner:
             return trio.from_thread.run(run, trio_token=self._token)
         except (trio.RunFinishedError, trio.Cancelled) as exc:
             raise RuntimeError("the volume is closed") from (self._failure or exc)
+
+    def soon(self, work: Callable[[], object]) -> None:
+        """Have `work` done there before all calls that come later. Waits for nothing; after the end nothing is done."""
+        if self._token is not None and os.getpid() == self._pid:
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(work)
 
     def _run(self) -> None:
         try:
@@ -103,6 +106,7 @@ class SyncKeyValues:
     """As `kv.KeyValues`, method by method."""
 
     def __init__(self, runner: _Runner, values: KeyValues) -> None:
+        self._runner = runner
         self._call = runner.call
         self._values = values
         self.change = values.change
@@ -134,22 +138,36 @@ class SyncKeyValues:
     def watch(self, prefix: Key = "", *, from_revision: int = NOW) -> Iterator[SyncKeyWatch]:
         stack = AsyncExitStack()
         watch = self._call(lambda: stack.enter_async_context(self._values.watch(prefix, from_revision=from_revision)))
+        told = SyncKeyWatch(self._runner, watch)
         try:
-            yield SyncKeyWatch(self._call, watch)
+            yield told
         finally:
-            self._call(stack.aclose)
+            self._call(lambda: told.end(stack))
 
 
 class SyncKeyWatch:
-    """As `kv.KeyWatch`; the iterator waits for the next change."""
+    """As `kv.KeyWatch`; the iterator waits for the next change.
 
-    def __init__(self, call: Callable[[Callable[[], Awaitable[KeyEvent | None]]], KeyEvent | None], watch: KeyWatch):
-        self._call = call
+    Whoever waits may be interrupted (Ctrl-C, a signal's handler that raises): the event that comes meanwhile is kept
+    for the next call, and `position` is before it. Threads that share a watch wait one after the other.
+    """
+
+    def __init__(self, runner: _Runner, watch: KeyWatch) -> None:
+        self._runner = runner
         self._watch = watch
+        self._position = watch.position
+        self._turn = threading.Lock()
+        self._scope = trio.CancelScope()
+        """Of the wait that is under way, or was the last one."""
+        self._in_order = trio.Lock()
+        """One wait that was interrupted is over before the next one begins."""
+        self._kept: KeyEvent | None = None
+        """Taken from the watch, and not handed out yet."""
+        self._is_closed = False
 
     @property
     def position(self) -> int:
-        return self._watch.position
+        return self._position
 
     def __iter__(self) -> SyncKeyWatch:
         return self
@@ -160,16 +178,36 @@ class SyncKeyWatch:
         return event
 
     def next(self, timeout_s: float | None = None) -> KeyEvent | None:
-        """The next change; None if there is none within `timeout_s` (None: wait for it)."""
+        """The next change; None if there is none within `timeout_s` (None: wait for it). Raises RuntimeError when the
+        watch is closed."""
+        with self._turn:
+            self._scope = scope = trio.CancelScope()
+            try:
+                event, position = self._runner.call(lambda: self._wait(scope, timeout_s))
+            except BaseException:
+                self._runner.soon(scope.cancel)
+                raise
+            self._position, self._kept = position, None
+            return event
 
-        async def wait() -> KeyEvent | None:
-            if timeout_s is None:
-                return await anext(self._watch)
-            with trio.move_on_after(timeout_s):
-                return await anext(self._watch)
-            return None
+    async def _wait(self, scope: trio.CancelScope, timeout_s: float | None) -> tuple[KeyEvent | None, int]:
+        """The next change, which stays kept, and the position behind it."""
+        with scope:
+            if timeout_s is not None:
+                scope.deadline = trio.current_time() + timeout_s
+            async with self._in_order:
+                if self._kept is None and not self._is_closed:
+                    self._kept = await anext(self._watch)
+        if self._is_closed:
+            raise RuntimeError("the watch is closed")
+        return self._kept, self._watch.position
 
-        return self._call(wait)
+    async def end(self, opened: AsyncExitStack) -> None:
+        """Close what the watch is open in; who still waits is told."""
+        self._is_closed = True
+        self._scope.cancel()
+        async with self._in_order:
+            await opened.aclose()
 
 
 @contextmanager

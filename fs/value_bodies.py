@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+
 import trio
 
+from apollofs.blobstore import BlobStoreError, BlobStoreFull
 from apollofs.fs.blobs import BlobSource, Block, Span, block_count, block_of, spans
+from apollofs.fs.errors import BodyError
+from apollofs.fs.user_error import UserError
 from apollofs.fs.workers import share_out
-from apollofs.metadata.errors import FileTooLarge
+from apollofs.metadata.errors import FileTooLarge, MetadataError
 from apollofs.metadata.extents import pieces
 from apollofs.metadata.ops.put_values import NewBody
 from apollofs.metadata.records import Body, Extent, Owner
 from apollofs.metadata.session import Session
 
+log = logging.getLogger(__name__)
+DISCARD_S = 5.0
 TRANSFERS_MAX = 8
 """Blocks of one client on their way at once."""
 
@@ -30,14 +37,18 @@ class ValueBodies:
         if size_bytes > self._bytes_max:
             raise FileTooLarge(f"a value of {size_bytes} bytes; at most {self._bytes_max} are read or written at once")
 
+    def is_uploaded(self, size_bytes: int) -> bool:
+        """Whether a value of this size is a blob: larger than the volume's inline limit."""
+        return size_bytes > self._inline_bytes_max
+
     async def store(self, data: bytes, session: Session, mode: int, owner: Owner) -> NewBody:
-        """What a transaction of `session` makes a value of. Uploads what is larger than the volume's inline limit; if
-        it is never committed, that is garbage under the session's number.
+        """What a transaction of `session` makes a value of. Uploads what `is_uploaded`; if it is never committed, that
+        is garbage under the session's number: `discard` it where that is sure.
 
         Raises FileTooLarge, BodyUnavailable, BlobStoreFull.
         """
         self.check(len(data))
-        if len(data) <= self._inline_bytes_max:
+        if not self.is_uploaded(len(data)):
             return NewBody(session.new_ino(), len(data), data, (), mode, owner)
         blob, size = session.new_blob(), len(data)
         view = memoryview(data)
@@ -47,10 +58,33 @@ class ValueBodies:
             async with self._transfers:
                 await self._source.put_block(block, view[start : start + block.length])
 
+        body = NewBody(session.new_ino(), size, None, (Extent(0, size, blob, 0, size),), mode, owner)
+        blocks = self._blocks(blob, size)
+        try:
+            await share_out(upload, blocks, min(len(blocks), TRANSFERS_MAX))
+        except (BodyError, BlobStoreFull):
+            await self.discard(body)
+            raise
+        return body
+
+    async def discard(self, body: NewBody) -> None:
+        """Delete what `store` has uploaded: surely it was not committed, and never will be. Best effort, bounded: what
+        stays is garbage under the session's number. Raises nothing."""
+
+        async def delete(block: Block) -> None:
+            async with self._transfers:
+                await self._source.delete_block(block)
+
+        blocks = [block for extent in body.extents for block in self._blocks(extent.blob, extent.blob_length)]
+        try:
+            with trio.move_on_after(DISCARD_S):
+                await share_out(delete, blocks, min(len(blocks), TRANSFERS_MAX))
+        except (BodyError, BlobStoreError, UserError, MetadataError) as exc:
+            log.info("a value that was not put stays in the store until it is collected: %s", exc)
+
+    def _blocks(self, blob: int, size: int) -> list[Block]:
         count = block_count(size, self._source.block_bytes)
-        blocks = (block_of(blob, size, index, self._source.block_bytes) for index in range(count))
-        await share_out(upload, blocks, min(count, TRANSFERS_MAX))
-        return NewBody(session.new_ino(), size, None, (Extent(0, size, blob, 0, size),), mode, owner)
+        return [block_of(blob, size, index, self._source.block_bytes) for index in range(count)]
 
     async def load(self, body: Body) -> bytes:
         """All bytes of a body, verified.

@@ -95,11 +95,13 @@ class ValueReader(NamespaceReader):
         """
         names = self._keys.dentries_of(parent) + prefix
         start = max(names, self._keys.dentries_of(parent) + after + b"\0") if after else names
-        if start >= prefix_end(names):
-            return DirectoryPage((), False, revision)
+        is_behind = start >= prefix_end(names)
         self.asked += 1
-        asked = Range(start, prefix_end(names), limit=limit, revision=revision)
+        # there is nothing behind the last name; a revision as of which that is so there is all the same
+        asked = Range(names, revision=revision) if is_behind else Range(start, prefix_end(names), limit, revision)
         _, (found,) = await self._transactor.read([asked])
+        if is_behind:
+            return DirectoryPage((), False, revision or found.revision)
         return self._page(parent, found.kvs, found.more, revision or found.revision)
 
 

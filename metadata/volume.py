@@ -55,6 +55,15 @@ from apollofs.metadata.usage import read_usage
 NODE_TYPES = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 
 
+def check_locations(locations: Sequence[Location]) -> None:
+    """Whether a put may be of these: NameTooLong, InvalidArgument for more than VALUES_MAX, one that comes twice, and
+    what can't be a name."""
+    if len(locations) > VALUES_MAX or len(set(locations)) < len(locations):
+        raise InvalidArgument(f"a transaction changes up to {VALUES_MAX} keys, each once")
+    for _, name in locations:
+        check_name(name)
+
+
 class Volume(HeldVolume):
     """Made by `open_volume`.
 
@@ -175,10 +184,7 @@ class Volume(HeldVolume):
         """
         if session is not None and session is not self.session:
             raise SessionLost("the values were prepared in a session that has been lost")
-        if len(values) > VALUES_MAX or len({value.location for value in values}) < len(values):
-            raise InvalidArgument(f"a transaction changes up to {VALUES_MAX} keys, each once")
-        for value in values:
-            check_name(value.location[1])
+        check_locations([value.location for value in values])
         # what is answered ahead of the store has no revision yet
         assert not self._options.write_back or all(value.expected in (None, ABSENT) for value in values)
         scope = self._scope()

@@ -12,8 +12,9 @@ import click
 from apollofs.fs.cli import places
 from apollofs.fs.cli.access import access_of, meta_url_argument, password_file_option, with_store
 from apollofs.fs.cli.output import json_option, print_json, print_table, size_text
-from apollofs.fs.kv import Client, Entry, KeyEvent, KeyValues
+from apollofs.fs.kv import Client, Entry, KeyEvent, KeyValues, Page
 from apollofs.fs.user_error import UserError
+from apollofs.metadata.name_text import name_text
 from apollofs.metadata.store import NOW, Store
 
 T = TypeVar("T")
@@ -75,7 +76,7 @@ def get(meta_url: str, path: str, at: int, password_file: str, as_json: bool) ->
         found = await values.get(name, revision=at)
         if as_json:
             facts = {"revision": found.revision, "size_bytes": len(found.data), "mtime_s": found.mtime_ns / 1e9}
-            print_json({"path": path, **facts})
+            print_json({"path": _text(path), **facts})
         else:
             sys.stdout.buffer.write(found.data)
             sys.stdout.buffer.flush()
@@ -103,7 +104,7 @@ def put(
 
     revision = with_client(meta_url, password_file, work, site=site)
     if as_json:
-        print_json({"path": path, "revision": revision, "size_bytes": len(data)})
+        print_json({"path": _text(path), "revision": revision, "size_bytes": len(data)})
     else:
         click.echo(revision)
 
@@ -120,7 +121,7 @@ def rm(meta_url: str, path: str, if_revision: int | None, password_file: str) ->
         values, name = await _place(client, path)
         return await values.delete(name, revision=if_revision)
 
-    if not with_client(meta_url, password_file, work) and not if_revision:
+    if not with_client(meta_url, password_file, work) and if_revision is None:
         raise UserError(f"there is no {path!r}")
 
 
@@ -128,29 +129,33 @@ def rm(meta_url: str, path: str, if_revision: int | None, password_file: str) ->
 @meta_url_argument
 @click.argument("directory", default="/")
 @click.option("--prefix", default="", help="Only names that begin with it.")
+@click.option("--after", default="", metavar="KEY", help="Only names behind it, in byte order.")
 @password_file_option
 @json_option
-def ls(meta_url: str, directory: str, prefix: str, password_file: str, as_json: bool) -> None:
-    """List the values of a directory, as of one revision."""
+def ls(meta_url: str, directory: str, prefix: str, after: str, password_file: str, as_json: bool) -> None:
+    """List the values of a directory, as of one revision: up to 100,000 names, and whether there are more."""
 
-    async def work(client: Client) -> tuple[list[Entry], int]:
+    async def work(client: Client) -> tuple[list[Entry], Page]:
         values = await client.kv(directory)
-        page = await values.list(prefix)
+        page = await values.list(prefix, after=after)
         found = list(page.entries)
         while page.after is not None and len(found) < LISTED_MAX:
             page = await values.list(prefix, after=page.after, revision=page.revision)
             found += page.entries
-        return found, page.revision
+        return found, page
 
-    entries, revision = with_client(meta_url, password_file, work)
+    entries, page = with_client(meta_url, password_file, work)
+    last = None if page.after is None else _text(page.after)
     if as_json:
-        listed = [{"key": e.key, "revision": e.revision, "size_bytes": e.size_bytes} for e in entries]
-        print_json({"directory": directory, "revision": revision, "entries": listed})
+        listed = [{"key": _text(e.key), "revision": e.revision, "size_bytes": e.size_bytes} for e in entries]
+        print_json({"directory": _text(directory), "revision": page.revision, "entries": listed, "after": last})
         return
-    rows = [(e.key, "-" if e.size_bytes is None else size_text(e.size_bytes), e.revision or "-") for e in entries]
+    rows = [
+        (_text(e.key), "-" if e.size_bytes is None else size_text(e.size_bytes), e.revision or "-") for e in entries
+    ]
     print_table(("key", "size", "revision"), rows, empty="no values")
-    if len(entries) >= LISTED_MAX:
-        click.echo(f"only the first {LISTED_MAX} are shown: --prefix")
+    if last is not None:
+        click.echo(f"there are more: --after {last}")
 
 
 @kv.command()
@@ -166,7 +171,8 @@ def watch(
 ) -> None:
     """Tell what becomes of the values of a directory, one change a line, until interrupted.
 
-    With --json each line is an object; its `revision` plus one is where --from goes on.
+    With --json each line is an object; its `position` is where --from goes on. (Its revision plus one would leave out
+    the other keys of the same transaction.)
     """
 
     async def work(client: Client) -> None:
@@ -174,7 +180,7 @@ def watch(
         told = 0
         async with values.watch(prefix, from_revision=start) as events:
             async for event in events:
-                _tell(event, as_json=as_json)
+                _tell(event, events.position, as_json=as_json)
                 told += 1
                 if told == count:
                     return
@@ -182,12 +188,19 @@ def watch(
     with_client(meta_url, password_file, work)
 
 
-def _tell(event: KeyEvent, *, as_json: bool) -> None:
+def _tell(event: KeyEvent, position: int, *, as_json: bool) -> None:
+    """`position`: where a watch goes on behind it."""
+    key = _text(event.key)
     if as_json:
         import json
 
-        facts = {"revision": event.revision, "key": event.key, "deleted": event.deleted, "size_bytes": event.size_bytes}
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        facts = {"revision": event.revision, "key": key, "deleted": event.deleted, "size_bytes": event.size_bytes}
+        click.echo(json.dumps({**facts, "position": position}, ensure_ascii=False))
     else:
-        click.echo(f"{event.revision}  {'removed' if event.deleted else 'put'}  {event.key}")
+        click.echo(f"{event.revision}  {'removed' if event.deleted else 'put'}  {key}")
     sys.stdout.flush()
+
+
+def _text(name: str) -> str:
+    """A key or a path, which may be any bytes, as text that can be printed."""
+    return name_text(os.fsencode(name))

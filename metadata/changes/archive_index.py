@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from apollofs.metadata import codec
@@ -43,6 +43,13 @@ class SegmentEntry(NamedTuple):
     """In whose store its object is."""
     name: str
     """Of the object."""
+    archived_ns: int = 0
+    """When, by the archiver's clock: those of mounts may be anywhere. 0: an archiver of before has not told."""
+
+    @property
+    def kept_since_ns(self) -> int:
+        """For retention."""
+        return self.archived_ns or self.last_time_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,11 @@ class ArchiveState:
     """Where the next segment begins: between here and `through` nothing has happened."""
     points: tuple[tuple[int, int], ...] = ()
     """(revision, time in ns): that revision was archived at that time; for compaction. Ascending, bounded."""
+    lost_ns: int = 0
+    """The latest time of what is in the archive no more, or was never in it, by the clocks of the mounts as far as it
+    is known; 0: all is there. Readers by time go by it."""
+    size_bytes: int | None = 0
+    """Of all segments together. None: an archiver of before has not told."""
     revision: int = 0
 
     def advanced(self, through: int, open_from: int) -> ArchiveState:
@@ -65,7 +77,14 @@ class ArchiveState:
         points = (*points, (through, time.time_ns()))
         if len(points) > POINTS_MAX:
             points = points[1::2]
-        return ArchiveState(through, open_from, points, self.revision)
+        return replace(self, through=through, open_from=open_from, points=points)
+
+    def resized(self, more_bytes: int) -> ArchiveState:
+        return self if self.size_bytes is None else replace(self, size_bytes=self.size_bytes + more_bytes)
+
+    def without(self, last_time_ns: int) -> ArchiveState:
+        """Changes of up to a time are lost; of one that lies in the future nobody knows but that they have been."""
+        return replace(self, lost_ns=max(self.lost_ns, min(last_time_ns, time.time_ns())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +122,8 @@ class ArchiveIndex:
     async def add(self, role: Role, state: ArchiveState, entry: SegmentEntry) -> ArchiveState:
         """The segment's object is stored: it is part of the archive from now on. Raises RoleLost."""
         put = Put(self._keys.segment(entry.last_revision), codec.encode_fields(entry))
-        return await self._put_state(role, state.advanced(entry.last_revision, entry.last_revision + 1), (put,))
+        state = state.resized(entry.size_bytes).advanced(entry.last_revision, entry.last_revision + 1)
+        return await self._put_state(role, state, (put,))
 
     async def advance(self, role: Role, state: ArchiveState, through: int) -> ArchiveState:
         """Nothing has happened up to a revision. Raises RoleLost."""
@@ -111,20 +131,38 @@ class ArchiveIndex:
 
     async def skip(self, role: Role, state: ArchiveState, first: int) -> ArchiveState:
         """What was before `first` is lost. Raises RoleLost."""
-        return await self._put_state(role, state.advanced(first - 1, first), ())
+        return await self._put_state(role, state.without(time.time_ns()).advanced(first - 1, first), ())
 
-    async def remove(self, role: Role, entries: Sequence[SegmentEntry]) -> None:
+    async def begin(self, role: Role, first: int) -> ArchiveState:
+        """Nothing was ever archived, and nothing was before `first`. Raises RoleLost."""
+        return await self._put_state(role, ArchiveState().advanced(first - 1, first), ())
+
+    async def remove(self, role: Role, state: ArchiveState, entries: Sequence[SegmentEntry]) -> ArchiveState:
         """These are not part of the archive any more; their objects are the caller's to delete. Raises RoleLost."""
         deletes = [Delete(self._keys.segment(entry.last_revision)) for entry in entries]
-        await role.commit((), deletes)
+        state = state.resized(-sum(entry.size_bytes for entry in entries))
+        return await self._put_state(role, state.without(max(entry.last_time_ns for entry in entries)), deletes)
 
-    async def _put_state(self, role: Role, state: ArchiveState, puts: Sequence[Op]) -> ArchiveState:
+    async def sized(self, state: ArchiveState) -> ArchiveState:
+        """With the size of all segments, if the state does not have it: all of the index is read. For who has the
+        role; it is put with the next change."""
+        if state.size_bytes is not None:
+            return state
+        total, revision, more = 0, 0, True
+        while more:
+            page = await self.page(revision)
+            total += sum(entry.size_bytes for entry in page.entries)
+            more = page.more
+            revision = page.entries[-1].last_revision + 1 if page.entries else revision
+        return replace(state, size_bytes=total)
+
+    async def _put_state(self, role: Role, state: ArchiveState, writes: Sequence[Op]) -> ArchiveState:
         key = self._keys.archive_state
         known = Compare(key, Target.MOD, Relation.EQUAL, state.revision)
         points = [number for point in state.points for number in point]
-        value = codec.encode_fields([state.through, state.open_from, points])
-        revision = await role.commit((known,), (Put(key, value), *puts), written=(key, value))
-        return ArchiveState(state.through, state.open_from, state.points, revision)
+        value = codec.encode_fields([state.through, state.open_from, points, state.lost_ns, state.size_bytes])
+        revision = await role.commit((known,), (Put(key, value), *writes), written=(key, value))
+        return replace(state, revision=revision)
 
 
 async def has_segments_at(store: Store, keys: Keys, site: int) -> bool:
@@ -142,9 +180,11 @@ async def has_segments_at(store: Store, keys: Keys, site: int) -> bool:
 def _state_of(found: RangeResult) -> ArchiveState:
     if not found.kvs:
         return ArchiveState()
-    through, open_from, points = codec.decode_fields(found.kvs[0].value)
+    through, open_from, points, *more = codec.decode_fields(found.kvs[0].value)
     pairs = tuple((points[at], points[at + 1]) for at in range(0, len(points), 2))
-    return ArchiveState(through, open_from, pairs, found.kvs[0].mod_revision)
+    # an archiver that did not tell may have removed all that it had archived
+    lost_ns, size_bytes = more or (pairs[-1][1], None)
+    return ArchiveState(through, open_from, pairs, lost_ns, size_bytes, found.kvs[0].mod_revision)
 
 
 def _entry_of(kv: KeyValue) -> SegmentEntry:

@@ -37,6 +37,8 @@ from apollofs.metadata.store import Store, WatchBatch
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 SEGMENT_PREFIX = "changes/"
+FLUSH_S_MIN = 0.01
+"""So long at least what comes next is waited for, or nothing ever came."""
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
 REMOVED_AT_ONCE = 100
@@ -54,7 +56,7 @@ class ArchiveOptions:
     flush_s: float = 60.0
     """How long a change waits at most before it is archived."""
     keep_s: float = 0.0
-    """Segments whose last change is older than this are removed; 0: never."""
+    """Segments that were archived longer ago than this are removed; 0: never."""
     keep_bytes: int = 0
     """The oldest segments are removed as long as all together have more than this; 0: never."""
     lease_ttl_s: int = 15
@@ -102,7 +104,7 @@ class Archiver:
             beginning = (await changes.beginning()).revision
             self._state = await self._index.state()
             if not self._state.revision:
-                self._state = await self._index.skip(role, self._state, beginning)
+                self._state = await self._index.begin(role, beginning)
             await self._sweep(role, once=once)
             until = await mark_end(self._store, self._keys) if once else 0
             while not once or self._state.through < until:
@@ -115,7 +117,8 @@ class Archiver:
         """Archive from where the archive ends; with `until`, up to that revision. Raises Compacted."""
         self._directories.begin({})  # it may be ahead: what was gathered and not stored is gathered again
         draft = Draft(self._directories, self._state.open_from)
-        flush_at = trio.current_time() + self._options.flush_s
+        flush_s = max(self._options.flush_s, FLUSH_S_MIN)
+        flush_at = trio.current_time() + flush_s
         async with watched_slots(self._store, self._keys, self._state.through + 1) as batches:
             while True:
                 try:
@@ -129,7 +132,7 @@ class Archiver:
                 if ends or trio.current_time() >= flush_at:
                     draft = await self._flush(role, draft, once=bool(until))
                     await self._retire(role)
-                    flush_at = trio.current_time() + self._options.flush_s
+                    flush_at = trio.current_time() + flush_s
                 if ends:
                     return
 
@@ -167,6 +170,7 @@ class Archiver:
             len(data),
             self._segments.site,
             name,
+            time.time_ns(),
         )
         self._state = await self._index.add(role, self._state, entry)
         self.report.segments += 1
@@ -195,13 +199,14 @@ class Archiver:
         options = self._options
         if not options.keep_s and not options.keep_bytes:
             return
-        total = await self._total_bytes() if options.keep_bytes else 0
+        self._state = await self._index.sized(self._state)
+        total = self._state.size_bytes or 0
         old_ns = time.time_ns() - int(options.keep_s * 1e9)
         down: set[int] = set()
         while True:
             gone = []
             for entry in (await self._index.page(0, REMOVED_AT_ONCE)).entries:
-                too_old = options.keep_s > 0 and entry.last_time_ns < old_ns
+                too_old = options.keep_s > 0 and entry.kept_since_ns < old_ns
                 too_much = options.keep_bytes > 0 and total > options.keep_bytes
                 if not too_old and not too_much:
                     break
@@ -209,7 +214,7 @@ class Archiver:
                 gone.append(entry)
             if not gone:
                 return
-            await self._index.remove(role, gone)
+            self._state = await self._index.remove(role, self._state, gone)
             for entry in gone:
                 if entry.site not in down and not await self._delete(entry):
                     down.add(entry.site)
@@ -222,15 +227,6 @@ class Archiver:
             log.warning("old segments stay in the store of site %d until that archives again: %s", entry.site, exc)
             return False
         return True
-
-    async def _total_bytes(self) -> int:
-        total, revision, more = 0, 0, True
-        while more:
-            page = await self._index.page(revision)
-            total += sum(entry.size_bytes for entry in page.entries)
-            more = page.more
-            revision = page.entries[-1].last_revision + 1 if page.entries else revision
-        return total
 
     async def _sweep(self, role: Role, *, once: bool) -> None:
         """Remove what an archiver before has stored and not put into the index: objects are listed first, then the role

@@ -77,9 +77,8 @@ class Directories:
             self._remove(change.ino)
         elif kind in (Kind.RENAME, Kind.EXCHANGE):
             if kind == Kind.EXCHANGE:
-                # whether the other one is a directory is only known of those that are in the map
-                if change.ino2 in self._places:
-                    self._put(change.ino2, (change.old_parent, change.old_name))
+                # whether the other one is a directory isn't said; if it is a file nobody asks for its place
+                self._put(change.ino2, (change.old_parent, change.old_name))
                 self._forget_paths()
             if stat.S_ISDIR(change.mode):
                 if kind == Kind.RENAME and change.ino2:

@@ -63,3 +63,5 @@ class Draft:
         self._directories.apply(change)
         if change.kind == Kind.MKDIR or (change.kind in (Kind.RENAME, Kind.EXCHANGE) and stat.S_ISDIR(change.mode)):
             self._placed.add(change.ino)
+        if change.kind == Kind.EXCHANGE:
+            self._placed.add(change.ino2)

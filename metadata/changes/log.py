@@ -24,9 +24,17 @@ from apollofs.metadata.changes.port import SegmentSource
 from apollofs.metadata.changes.position import REVISION_MAX, Position
 from apollofs.metadata.changes.record import ChangeRecord, SlotEntry, entries_of
 from apollofs.metadata.changes.segment import Segment, unpack
-from apollofs.metadata.errors import ArchiveUnavailable, ChangesLost, Compacted, CorruptRecord, NotFormatted
-from apollofs.metadata.journal import NAMESPACE_KINDS
+from apollofs.metadata.errors import (
+    ArchiveUnavailable,
+    ChangesLost,
+    Compacted,
+    CorruptRecord,
+    InvalidArgument,
+    NotFormatted,
+)
+from apollofs.metadata.journal import NAMESPACE_KINDS, Kind
 from apollofs.metadata.keys import Keys
+from apollofs.metadata.name_text import name_text
 from apollofs.metadata.session import retry
 from apollofs.metadata.store import Range, Store
 
@@ -36,6 +44,9 @@ BATCH_RECORDS = 1000
 REREAD_MAX = 3
 """How often in a row a segment may have been removed just before it was read."""
 
+MOVES = frozenset({Kind.RENAME, Kind.EXCHANGE})
+HELD_BELOW = frozenset({Kind.SEAL, Kind.UNSEAL, Kind.POLICY, Kind.RETENTION})
+"""What is done to a directory, and holds for what is below it."""
 Selects = Callable[[ChangeRecord], bool]
 
 
@@ -76,16 +87,17 @@ class ChangeLog:
 
     async def since(self, time_ns: int) -> Position:
         """Not after the first change of a time, as the mounts' clocks had it; where the archive knows better than the
-        beginning, not long before."""
+        beginning, not long before. If what happened then may be lost it is in front of that: reading from there says
+        so."""
         revision = (await self.beginning()).revision
         while True:
             page = await self._index.page(revision)
             for entry in page.entries:
                 if entry.last_time_ns >= time_ns:
-                    return Position(max(revision, entry.first_revision))
+                    return _behind_what_is_lost(revision, entry.first_revision, page.state, time_ns)
                 revision = entry.last_revision + 1
             if not page.more:
-                return Position(max(revision, page.state.open_from))
+                return _behind_what_is_lost(revision, page.state.open_from, page.state, time_ns)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -95,8 +107,10 @@ class ChangeLog:
         """Every record from `start` on, up to the moment of the call, or without end (`follow`); only those that
         `selects` chooses. A generator: close it. Memory is bounded by a segment, or what a watch buffers.
 
-        Raises ChangesLost where something is missing; what came before it has been handed out.
+        Raises ChangesLost where something is missing; what came before it has been handed out. So too for a position
+        behind the end of the log.
         """
+        self._check_begun(start, await self.now())
         until = REVISION_MAX if follow else 0
         position = start
         self._directories.begin({})  # an earlier reading may have come further
@@ -140,6 +154,15 @@ class ChangeLog:
                         yield batch
                 position = max(position, Position(entry.last_revision + 1))
         yield Batch((), self._past_archive(position, page.state))
+
+    def _check_begun(self, start: Position, now: Position) -> None:
+        """A position that this log has given is not behind its end."""
+        if start > now:
+            raise ChangesLost(
+                f"{start} is behind the end of the change log, {now}: that is a position of another volume, or etcd "
+                "was restored from a backup, and what came after it is lost",
+                str(now),
+            )
 
     def _check_reaches(self, position: Position, first: int) -> None:
         if first > position.revision:
@@ -205,6 +228,11 @@ class ChangeLog:
             directories.apply(change)
 
 
+def _behind_what_is_lost(revision: int, first: int, state: ArchiveState, time_ns: int) -> Position:
+    """What is wanted begins at a revision, and can be had from `first` on: that, if nothing of the time is lost."""
+    return Position(max(revision, first) if state.lost_ns < time_ns else revision)
+
+
 def _unpacked(entry: SegmentEntry, data: bytes) -> Segment:
     """Raises CorruptRecord where the object is not the segment that the index means."""
     segment = unpack(data)
@@ -215,14 +243,25 @@ def _unpacked(entry: SegmentEntry, data: bytes) -> Segment:
 
 def within(path: bytes) -> Selects:
     """Selects what happens at a path of the volume and below it, as paths were at the time; renames into it and out of
-    it; and what has no known path, because it may be there."""
-    inside = path.rstrip(b"/") + b"/"
-    exact = path.rstrip(b"/") or b"/"
+    it; of directories above it the renames, which bring another subtree there or take it away, and what holds for all
+    that is below them; and what has no known path, because it may be there.
+
+    Empty components and "." mean nothing. Raises InvalidArgument for "..", which no path of the log has.
+    """
+    names = [name for name in path.split(b"/") if name not in (b"", b".")]
+    if b".." in names:
+        raise InvalidArgument(f"{name_text(path)!r} is no path from the volume's root: it has '..' in it")
+    exact = b"/" + b"/".join(names)
+    inside = exact.rstrip(b"/") + b"/"
+    above = {b"/" + b"/".join(names[:depth]) for depth in range(len(names))}
 
     def selects(record: ChangeRecord) -> bool:
-        if record.path is None:
+        kind = record.change.kind
+        if record.path is None or (record.old_path is None and kind in MOVES):
             return True
         paths = (record.path,) if record.old_path is None else (record.path, record.old_path)
-        return any(each == exact or each.startswith(inside) for each in paths)
+        if any(each == exact or each.startswith(inside) for each in paths):
+            return True
+        return (kind in MOVES or kind in HELD_BELOW) and not above.isdisjoint(paths)
 
     return selects

@@ -23,6 +23,7 @@ from apollofs.metadata import codec
 from apollofs.metadata.errors import (
     Compacted,
     DeadlineExceeded,
+    LeaseNotFound,
     OutcomeUnknown,
     RoleLost,
     RoleTaken,
@@ -86,12 +87,16 @@ class Role:
     # -- life --------------------------------------------------------------------------------------------------------
 
     async def acquire(self, *, wait: bool) -> None:
-        """Raises RoleTaken if somebody else has it and `wait` is not set."""
+        """Raises RoleTaken if somebody else has it and `wait` is not set; RoleLost if the lease has ended meanwhile, as
+        of a host that was frozen."""
         who = f"process {os.getpid()} on {socket.gethostname()}"
         free = Compare(self._key, Target.VERSION, Relation.EQUAL, 0)
         put = Put(self._key, codec.encode_fields([who]), self.lease_id)
         while True:
-            result = await retry(lambda: self._store.txn((free,), (put,), (Range(self._key),)), COMMIT_S)
+            try:
+                result = await retry(lambda: self._store.txn((free,), (put,), (Range(self._key),)), COMMIT_S)
+            except LeaseNotFound:
+                raise RoleLost(f"the lease of who {self._what}, or waits to, has ended") from None
             if result.succeeded:
                 self._created = result.revision
                 return

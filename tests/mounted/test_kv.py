@@ -243,3 +243,4 @@ def test_the_command(world: World) -> None:
     told = [json.loads(line) for line in namespace.command(*words).splitlines()]
     assert [(event["key"], event["deleted"]) for event in told] == [("f", False), ("f", False), ("f", True)]
     assert [event["revision"] for event in told[:2]] == [first, second]
+    assert [event["position"] for event in told[:2]] == [first + 1, second + 1]

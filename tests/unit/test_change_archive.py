@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
 import trio
 import trio.testing
 
 from apollofs.fs.blobs import block_named
+from apollofs.metadata import codec
 from apollofs.metadata.changes import archiver as archiver_module
 from apollofs.metadata.changes.archive_index import POINTS_MAX, ArchiveIndex, ArchiveState, SegmentEntry
 from apollofs.metadata.changes.archiver import SEGMENT_PREFIX, ArchiveOptions, Archiver
@@ -27,8 +29,9 @@ from apollofs.metadata.errors import (
     SiteInUse,
 )
 from apollofs.metadata.format import add_site, remove_site
+from apollofs.metadata.memory import Moment, Request
 from apollofs.metadata.records import ROOT_INO
-from apollofs.metadata.store import Put, Range
+from apollofs.metadata.store import Delete, Op, Put, Range
 from apollofs.metadata.volume import Volume
 from tests.support.change_logs import KEYS, World, made_world
 from tests.support.volumes import ME, SITE, VOLUME, mounted
@@ -72,6 +75,13 @@ async def test_archiving_goes_on_where_it_ended(world: World) -> None:
             assert (await world.archive(SMALL)).segments == 0
         await world.store.compact((await ArchiveIndex(world.store, KEYS).state()).through)
         assert len(await world.read()) == 10
+
+
+async def test_a_change_may_not_wait_at_all(world: World) -> None:
+    async with mounted(world.store) as volume:
+        await make(volume, 3)
+        with trio.fail_after(30):
+            assert (await world.archive(ArchiveOptions(flush_s=0))).changes == 4
 
 
 async def test_one_archiver_at_a_time(world: World) -> None:
@@ -129,6 +139,103 @@ async def test_retention_by_size_and_by_age(world: World) -> None:
         with pytest.raises(ChangesLost) as caught:
             await world.read(whole[-1].position)
         assert len(await world.read(parse_position(caught.value.first))) == 1
+
+
+async def test_by_time_what_retention_has_removed_is_not_passed_over(world: World) -> None:
+    async with mounted(world.store) as volume:
+        await make(volume, 12)
+        whole = await world.read()
+        await world.archive(SMALL)
+        first = whole[0].change.time_ns
+        assert await world.read(await world.log().since(first)) == whole
+        newest = (await ArchiveIndex(world.store, KEYS).page(0)).entries[-1]
+        assert (await world.archive(ArchiveOptions(keep_bytes=newest.size_bytes))).removed_segments == 2
+        for record in whole[:10]:
+            with pytest.raises(ChangesLost):
+                await world.read(await world.log().since(record.change.time_ns))
+        assert await world.read(await world.log().since(whole[10].change.time_ns)) == whole[10:]
+        assert (await world.archive(ArchiveOptions(keep_bytes=1))).removed_segments == 1
+        with pytest.raises(ChangesLost):
+            await world.read(await world.log().since(whole[-1].change.time_ns))
+        # of a time of which nothing is lost nothing is missing
+        assert await world.read(await world.log().since(whole[-1].change.time_ns + 1)) == []
+
+
+@pytest.mark.expects_log("were compacted before they were archived")
+async def test_by_time_what_was_compacted_is_not_passed_over(world: World) -> None:
+    async with mounted(world.store) as volume:
+        await make(volume, 3)
+        await world.archive()
+        before = time.time_ns()
+        await make(volume, 3, b"lost")
+        await world.store.compact((await world.log().now()).revision - 1)
+        await make(volume, 1, b"after")
+        await world.archive()
+        with pytest.raises(ChangesLost):
+            await world.read(await world.log().since(before))
+
+
+@pytest.mark.parametrize("days", [-3650, 3650])
+async def test_a_mount_with_a_wrong_clock_does_not_decide_what_is_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    real, week_s = time.time_ns, 7 * 86400
+    async with mounted(world.store) as volume:
+        monkeypatch.setattr("time.time_ns", lambda: real() + days * 86400 * 10**9)
+        await make(volume, 1)
+        monkeypatch.setattr("time.time_ns", real)
+        await world.archive()
+        assert (await world.archive(ArchiveOptions(keep_s=week_s))).removed_segments == 0
+        monkeypatch.setattr("time.time_ns", lambda: real() + 2 * week_s * 10**9)
+        assert (await world.archive(ArchiveOptions(keep_s=week_s))).removed_segments == 1
+
+
+async def test_the_index_is_not_read_to_know_its_size(world: World) -> None:
+    pages = 0
+
+    async def count(moment: Moment, request: Request) -> None:
+        nonlocal pages
+        await trio.lowlevel.checkpoint()
+        asked = request.arguments[1] if request.method == "txn" else ()
+        pages += moment is Moment.BEFORE and any(
+            isinstance(op, Range) and op.range_end for op in cast("list[Op]", asked)
+        )
+
+    async with mounted(world.store) as volume:
+        index = ArchiveIndex(world.store, KEYS)
+        for number in range(4):
+            await make(volume, 12, b"%d-" % number)
+            await world.archive(SMALL)
+            found = await index.page(0)
+            assert found.state.size_bytes == sum(entry.size_bytes for entry in found.entries)
+        role_of = held_role(world.store, KEYS.archiver, "archives the change log", 15, wait=False)
+        archiver = Archiver(world.store.another(count), KEYS, world.segments(), ArchiveOptions(keep_bytes=1 << 40))
+        async with role_of as role:
+            archiver._state = found.state
+            await archiver._retire(role)
+        assert pages == 1
+        keep = ArchiveOptions(keep_bytes=found.entries[-1].size_bytes)
+        await world.archive(keep)
+        assert (await index.state()).size_bytes == keep.keep_bytes
+
+
+async def test_an_index_that_does_not_tell_of_what_is_lost(world: World) -> None:
+    """As archivers of before have written it."""
+    async with mounted(world.store) as volume:
+        await make(volume, 2)
+        await world.archive()
+        page = await ArchiveIndex(world.store, KEYS).page(0)
+        points = [number for point in page.state.points for number in point]
+        old = codec.encode_fields([page.state.through, page.state.open_from, points])
+        await world.store.txn((), [Put(KEYS.archive_state, old), Delete(KEYS.segment(page.entries[0].last_revision))])
+        with pytest.raises(ChangesLost):
+            await world.read(await world.log().since(page.entries[0].last_time_ns))
+        await make(volume, 1, b"new")
+        for number, known in enumerate([False, True]):
+            await make(volume, 1, b"new%d" % number)
+            assert (await world.archive(SMALL if not known else ArchiveOptions(keep_bytes=1))).segments == 1
+            page = await ArchiveIndex(world.store, KEYS).page(0)
+            assert (page.state.size_bytes, len(page.entries)) == ((0, 0) if known else (None, 1))
 
 
 @pytest.mark.expects_log("old segments stay in the store of site 1")

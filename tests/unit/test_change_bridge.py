@@ -13,6 +13,7 @@ from apollofs.fs.change_feed import NOW, FeedRequest
 from apollofs.metadata.changes.groups import forget_group, list_groups
 from apollofs.metadata.changes.position import Position
 from apollofs.metadata.changes.record import ChangeRecord
+from apollofs.metadata.errors import ChangesLost
 from apollofs.metadata.records import ROOT_INO
 from apollofs.metadata.volume import Volume
 from tests.support.change_logs import KEYS, World, made_world
@@ -99,6 +100,22 @@ async def test_the_other_log_has_forgotten_its_position(world: World) -> None:
         await make(volume, b"b")
         await other.run(world)
     assert other.paths == [b"/", b"/a", b"/b"]
+
+
+async def test_the_other_log_has_a_position_of_another_history(world: World) -> None:
+    """etcd was restored from a backup: what the other log has got since is not what will happen now."""
+    other = OtherLog()
+    async with mounted(world.store) as volume:
+        await make(volume, b"a")
+        await other.run(world)
+        sent = other.transactions
+        other.position = Position(10**6)
+        with pytest.raises(ExceptionGroup) as caught:
+            await other.run(world)
+        assert caught.group_contains(ChangesLost, match="behind the end")
+        assert other.transactions == sent
+        await forget_group(world.store, KEYS, "g")
+        assert (await other.run(world)).records == 2
 
 
 async def test_a_group_that_was_forgotten_begins_anew(world: World) -> None:

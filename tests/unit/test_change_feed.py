@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import pytest
 import trio
 
 from apollofs.fs.change_feed import NOW, FeedRequest, feed
-from apollofs.metadata.changes.groups import list_groups
+from apollofs.metadata.changes.groups import list_groups, open_group
 from apollofs.metadata.changes.position import Position
 from apollofs.metadata.changes.record import ChangeRecord
-from apollofs.metadata.errors import InvalidArgument
+from apollofs.metadata.errors import ChangesLost, InvalidArgument
 from apollofs.metadata.records import ROOT_INO
 from apollofs.metadata.volume import Volume
 from tests.support.change_logs import KEYS, World, made_world
@@ -94,6 +95,37 @@ async def test_since(world: World) -> None:
                 request = FeedRequest(since_ns=record.change.time_ns)
                 assert await Consumer().run(world, request) == [each.path for each in whole[at:]]
             await world.archive()
+
+
+@pytest.mark.parametrize("follow", [False, True])
+async def test_a_position_behind_the_end(world: World, follow: bool) -> None:
+    """As a restored etcd leaves readers with: they must not wait for it to come, nor pass for having read all."""
+    async with mounted(world.store) as volume:
+        await make(volume, b"a")
+        end = await world.log().now()
+        behind = Position(end.revision, 1)
+        with pytest.raises(ChangesLost, match="behind the end") as caught:
+            await Consumer().run(world, FeedRequest(str(behind), follow=follow))
+        assert caught.value.first == str(end)
+        assert await Consumer().run(world, FeedRequest(str(end))) == []
+        async with open_group(world.store, KEYS, "g") as group:
+            await group.commit(behind._replace(revision=10**6))
+        with pytest.raises(ExceptionGroup) as wrapped:
+            await Consumer().run(world, replace(GROUP, follow=follow))
+        assert wrapped.group_contains(ChangesLost, match="behind the end")
+
+
+async def test_a_path_that_means_nothing_moves_no_group(world: World) -> None:
+    with pytest.raises(InvalidArgument):
+        await Consumer().run(world, FeedRequest(path=b"/a/../b", group="g"))
+    assert await list_groups(world.store, KEYS) == {}
+
+
+@pytest.mark.parametrize("path", [b"a", b"//a", b"/./a/"])
+async def test_a_path_in_any_spelling(world: World, path: bytes) -> None:
+    async with mounted(world.store) as volume:
+        await make(volume, b"a", b"b")
+        assert await Consumer().run(world, FeedRequest(path=path, group="g")) == [b"/a"]
 
 
 async def test_a_position_as_text(world: World) -> None:

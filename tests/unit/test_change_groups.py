@@ -10,6 +10,7 @@ import trio.testing
 
 from apollofs.metadata.changes.groups import forget_group, list_groups, open_group
 from apollofs.metadata.changes.position import Position
+from apollofs.metadata.changes.role import held_role
 from apollofs.metadata.errors import InvalidArgument, OutcomeUnknown, RoleLost, RoleTaken
 from apollofs.metadata.memory import Moment, Request
 from apollofs.metadata.store import Range
@@ -105,6 +106,23 @@ async def test_a_reader_whose_lease_has_ended_is_told_while_it_waits(
 
     with pytest.raises(RoleLost):
         await read()
+
+
+async def test_who_waited_in_vain_is_told(world: World) -> None:
+    """Its host was frozen, and its lease has ended, when its turn comes."""
+    data = world.store.shared.data
+
+    async def wait() -> None:
+        with pytest.raises(RoleLost, match="has ended"):
+            async with held_role(world.store.another(), KEYS.archiver, "archives", 600, wait=True):
+                pytest.fail("it has the role without a lease")
+
+    async with trio.open_nursery() as nursery, held_role(world.store, KEYS.archiver, "archives", 600, wait=False):
+        before = set(data._leases)
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        (its,) = set(data._leases) - before
+        data.revoke(its)
 
 
 @pytest.mark.parametrize("when", [Moment.BEFORE, Moment.AFTER])

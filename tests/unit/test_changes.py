@@ -15,7 +15,7 @@ from apollofs.metadata.changes.log import within
 from apollofs.metadata.changes.position import Position, parse_position
 from apollofs.metadata.changes.record import ChangeRecord
 from apollofs.metadata.errors import ChangesLost, InvalidArgument, NotFormatted
-from apollofs.metadata.journal import Kind
+from apollofs.metadata.journal import Change, Kind
 from apollofs.metadata.ops.seal import BeginSeal
 from apollofs.metadata.policy import Policy, decode_policy
 from apollofs.metadata.records import ROOT_INO, BodyChange, RenameFlag, SetAttr
@@ -121,6 +121,76 @@ async def test_a_subtree_is_followed_through_renames(world: World) -> None:
         assert told(await world.read(selects=within(b"/outer/"))) == expected
         everything = await world.read(selects=within(b"/"))
         assert everything == await world.read()
+
+
+async def test_a_subtree_that_moves_with_a_directory_above_it(world: World) -> None:
+    async with mounted(world.store) as volume:
+        outer = (await volume.mkdir(ROOT_INO, b"outer", 0o755, ME)).ino
+        middle = (await volume.mkdir(outer, b"middle", 0o755, ME)).ino
+        inner = (await volume.mkdir(middle, b"inner", 0o755, ME)).ino
+        await volume.rename(ROOT_INO, b"outer", ROOT_INO, b"away")
+        await volume.mkdir(inner, b"not seen", 0o755, ME)
+        await volume.rename(ROOT_INO, b"away", ROOT_INO, b"outer")
+        await volume.mkdir(inner, b"seen", 0o755, ME)
+        other = (await volume.mkdir(outer, b"other", 0o755, ME)).ino
+        await volume.rename(outer, b"other", outer, b"middle", RenameFlag.EXCHANGE)
+        await volume.mkdir(other, b"inner", 0o755, ME)
+        await volume.settle()
+        expected = [
+            (Kind.MKDIR, b"/outer/middle/inner", None),
+            (Kind.RENAME, b"/away", b"/outer"),
+            (Kind.RENAME, b"/outer", b"/away"),
+            (Kind.MKDIR, b"/outer/middle/inner/seen", None),
+            (Kind.EXCHANGE, b"/outer/middle", b"/outer/other"),
+            (Kind.MKDIR, b"/outer/middle/inner", None),
+        ]
+        assert told(await world.read(selects=within(b"/outer/middle/inner"))) == expected
+
+
+async def test_what_holds_for_a_subtree_is_set_above_it(world: World) -> None:
+    async with mounted(world.store) as volume:
+        outer = (await volume.mkdir(ROOT_INO, b"outer", 0o755, ME)).ino
+        await volume.mkdir(outer, b"inner", 0o755, ME)
+        start = await world.log().now()
+        await volume.placement.set_policy(outer, Policy(soon=(1,)))
+        await set_retention(volume, outer, Retention(last=3, patterns=("run-{step}",)))
+        sealing = Sealing(world.store, volume)
+        await sealing.unseal((await sealing.seal(outer, TERM_S)).number)
+        await volume.setattr(outer, SetAttr(mode=0o700))
+        await volume.settle()
+        kinds = [Kind.POLICY, Kind.RETENTION, Kind.SEAL, Kind.UNSEAL]
+        assert told(await world.read(start, selects=within(b"/outer/inner"))) == [(k, b"/outer", None) for k in kinds]
+
+
+@pytest.mark.parametrize("kind", [Kind.RENAME, Kind.EXCHANGE])
+def test_renames_have_an_old_path_whether_it_is_known_or_not(kind: Kind) -> None:
+    record = ChangeRecord(Position(1), 1, 1, Change(kind, 5, 2, b"x", old_parent=9, old_name=b"x"), b"/x", b"/y")
+    assert change_facts(record, {})["old_path"] == "/y"
+    assert change_facts(record._replace(old_path=None), {})["old_path"] is None
+    assert "old_path" not in change_facts(record._replace(change=Change(Kind.MKDIR, 5, 2, b"x")), {})
+
+
+def test_what_may_have_come_out_of_a_subtree_is_selected() -> None:
+    change = Change(Kind.RENAME, 5, 2, b"x", mode=stat.S_IFREG | 0o644, old_parent=9, old_name=b"x")
+    record = ChangeRecord(Position(1), 1, 1, change, b"/elsewhere/x", None)
+    assert within(b"/outer")(record)
+    assert not within(b"/outer")(record._replace(old_path=b"/other/x"))
+
+
+@pytest.mark.parametrize("path", [b"/outer", b"outer", b"/outer/", b"//outer", b"/./outer/.", b"outer//"])
+async def test_spellings_of_a_subtree(world: World, path: bytes) -> None:
+    async with mounted(world.store) as volume:
+        outer = (await volume.mkdir(ROOT_INO, b"outer", 0o755, ME)).ino
+        await volume.mkdir(outer, b"inner", 0o755, ME)
+        await volume.mkdir(ROOT_INO, b"outermost", 0o755, ME)
+        await volume.settle()
+        expected = [(Kind.MKDIR, b"/outer", None), (Kind.MKDIR, b"/outer/inner", None)]
+        assert told(await world.read(selects=within(path))) == expected
+
+
+def test_a_path_that_goes_up_is_refused() -> None:
+    with pytest.raises(InvalidArgument):
+        within(b"/outer/../inner")
 
 
 async def test_paths_of_directories_from_before_the_position(world: World) -> None:

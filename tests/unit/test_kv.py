@@ -267,6 +267,14 @@ async def test_what_a_transaction_was_for_is_as_a_mount_answered(world: World) -
 # -- listings and the past ---------------------------------------------------------------------------------------------
 
 
+async def test_an_empty_page_has_a_revision(world: World) -> None:
+    revision = await world.kv.put("a", b"1")
+    for page in (await world.kv.list("a", after="b"), await world.kv.list("b"), await world.kv.list(after="z")):
+        assert (page.entries, page.after) == ((), None)
+        assert page.revision >= revision
+    assert (await world.kv.list("a", after="b", revision=revision)).revision == revision
+
+
 async def test_pages_are_one_snapshot(world: World) -> None:
     for number in range(7):
         await world.kv.put(f"a{number}", b"v" * number)
@@ -347,6 +355,16 @@ async def test_sizes(world: World) -> None:
         await world.kv.get("sparse")
     with pytest.raises(NoSuchEntry):
         await world.kv.get("g")
+
+
+@pytest.mark.parametrize("value", [7, "text", None, [1, 2]])
+async def test_what_has_no_bytes_is_refused(world: World, value: object) -> None:
+    with pytest.raises(TypeError):
+        await world.kv.put("f", value)  # type: ignore[arg-type]
+    assert (await world.kv.list("f")).entries == ()
+    for buffer in (bytearray(b"bytes"), memoryview(b"b.y.t.e.s")[::2]):
+        await world.kv.put("f", buffer)  # type: ignore[arg-type]
+        assert (await world.kv.get("f")).data == b"bytes"
 
 
 async def test_a_removed_directory_takes_nothing(world: World) -> None:
