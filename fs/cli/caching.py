@@ -94,9 +94,19 @@ def pin(paths: Sequence[str]) -> int:
 
 
 @click.command()
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
-def unpin(paths: Sequence[str]) -> int:
-    """Let the cache drop files and trees again when it needs the room."""
+@click.argument("paths", metavar="[PATH]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All pins of the mounts of these paths; without: of this host.")
+def unpin(paths: Sequence[str], everything: bool) -> int:
+    """Let the cache drop files and trees again when it needs the room.
+
+    Pins of files that are gone go by themselves within a day; --all takes them back too.
+    """
+    if everything:
+        entries = _mounts_of([*map(absolute, paths)])
+        click.echo(f"unpin: {sum(_ask(entry, 'unpin', {})['files'] for entry in entries)} files", err=True)
+        return 0
+    if not paths:
+        raise click.UsageError("say which files and trees, or --all")
     return _Work("unpin").run(paths)
 
 
