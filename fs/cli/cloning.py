@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -24,7 +27,8 @@ def clone(source: str, target: str, as_json: bool) -> None:
     Bodies are shared, not copied; what is written to one later is not seen in the other. Modes, owners, times, extended
     attributes, symlinks and hard links are kept. DST must not exist; it appears when all of it is there.
     """
-    cloned = clone_tree(source, target, _Progress(shown=not as_json))
+    with _ended_in_order():
+        cloned = clone_tree(source, target, _Progress(shown=not as_json))
     facts = {
         "files": cloned.files,
         "directories": cloned.directories,
@@ -35,6 +39,23 @@ def clone(source: str, target: str, as_json: bool) -> None:
         print_json(facts)
     else:
         click.echo(f"{target}: {_text(cloned)}")
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM, and SIGHUP unless it is ignored, end the command as Ctrl-C does: what was made is taken away again."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class _Progress:
