@@ -24,6 +24,7 @@ from apollofs.fs.cli.output import json_option, print_json, print_pairs, size_te
 from apollofs.fs.control import ask, socket_path
 from apollofs.fs.mountinfo import MountEntry, absolute, mount_of, read_mounts
 from apollofs.fs.user_error import UserError
+from apollofs.metadata.name_text import name_text
 
 ASK_DEADLINE_S = 600.0
 PARALLEL = 4
@@ -224,7 +225,7 @@ class _Work:
         with self._lock:
             self._failed += 1
             if self._failed <= FAILURES_SHOWN_MAX:
-                self._console.print(f"{path}: {why}", soft_wrap=True)
+                self._console.print(f"{name_text(os.fsencode(path))}: {why}", soft_wrap=True)
 
 
 def _files(root: str, complain: Any) -> Iterator[tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ import click
 from apollofs.fs.cli.output import json_option, print_json, size_text
 from apollofs.fs.tree_clone import Cloned
 from apollofs.fs.tree_clone import clone as clone_tree
+from apollofs.metadata.name_text import name_text
 
 REPORT_EVERY_S = 1.0
 
@@ -38,7 +40,7 @@ def clone(source: str, target: str, as_json: bool) -> None:
     if as_json:
         print_json(facts)
     else:
-        click.echo(f"{target}: {_text(cloned)}")
+        click.echo(f"{name_text(os.fsencode(target))}: {_text(cloned)}")
 
 
 @contextmanager

@@ -96,6 +96,12 @@ def test_format_check_destroy(run: Run, url: str, tmp_path: Path) -> None:
     failed(run("destroy", url, "--yes"), "there is no volume")
 
 
+def test_any_name_can_be_said(run: Run, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"\xff\x1b[31m")
+    failed(run("clone", tmp_path / odd, tmp_path / "clone"), "\\xff\\x1b[31m: No such file")
+    failed(run("warm", "x" * 300), "is not on an apollofs mount")
+
+
 def test_destroy_goes_on_where_a_store_was_away(
     run: Run, formatted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
