@@ -104,13 +104,17 @@ def check_site_name(name: str) -> None:
 
 async def read_superblock(store: Store, volume: str) -> Superblock:
     """Raises NotFormatted."""
-    keys = Keys(volume)
-    found = await store.range(Range(keys.superblock))
+    found = await store.range(Range(Keys(volume).superblock))
     if not found.kvs:
-        if (await store.range(Range(keys.condemned))).kvs:
-            raise NotFormatted(half_gone(volume))
-        raise NotFormatted(f"there is no volume {volume!r}: make it with `apollofs format`")
+        raise await absence(store, volume)
     return codec.decode_superblock(found.kvs[0].value)
+
+
+async def absence(store: Store, volume: str) -> NotFormatted:
+    """What is to be said where there is no superblock."""
+    if (await store.range(Range(Keys(volume).condemned))).kvs:
+        return NotFormatted(half_gone(volume))
+    return NotFormatted(f"there is no volume {volume!r}: make it with `apollofs format`")
 
 
 async def list_sites(store: Store, volume: str) -> list[SiteRecord]:

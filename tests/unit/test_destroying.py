@@ -78,9 +78,11 @@ async def test_nobody_uses_a_condemned_volume() -> None:
         await list_mounts(store, VOLUME)
     with pytest.raises(AlreadyFormatted, match="is being destroyed"):
         await format_volume(store, VOLUME, site_name=SITE, site_store=())
-    with pytest.raises(NotFormatted):
+    with pytest.raises(NotFormatted, match="is being destroyed"):
         async with open_volume(store, VOLUME, SITE, OPTIONS, mount_record()):
             raise AssertionError("mounted")
+    with pytest.raises(NotFormatted, match="is being destroyed"):
+        await anext(check_volume(store, VOLUME))
 
 
 async def test_a_mounted_volume_is_not_condemned() -> None:
