@@ -22,7 +22,7 @@ import trio
 from apollofs.blobstore import BlobStoreError
 from apollofs.fs.blobs import BlobSource, OpenStore, open_blob_source
 from apollofs.fs.cache import BlockCache
-from apollofs.fs.cache_orders import CacheOrders
+from apollofs.fs.cache_orders import CacheOrders, PinVolume
 from apollofs.fs.config import BodyConfig
 from apollofs.fs.errors import BodyError
 from apollofs.fs.images import Image, ImageStore, Scrub, is_large
@@ -50,7 +50,7 @@ CLOSING_S, CLOSING_POLL_S = 0.05, 0.001
 """How long an open waits at most for the release that follows a close(2), and how often it looks."""
 
 
-class MountVolume(BodyVolume, NeighbourVolume, Protocol):
+class MountVolume(BodyVolume, NeighbourVolume, PinVolume, Protocol):
     """What bodies ask of `metadata.volume.Volume`."""
 
 
@@ -428,7 +428,7 @@ async def open_bodies(
         last.callback(images.close)
         await cache.start()
         await images.start()
-        orders = CacheOrders(cache, images, room, config, source.block_bytes)
+        orders = CacheOrders(volume, cache, images, room, config, source.block_bytes)
         await orders.start()
         staging.make_room = cache.make_room
         bodies = Bodies(volume, config, source, cache, images, orders, staging, nursery, sites)
@@ -437,6 +437,7 @@ async def open_bodies(
         nursery.start_soon(bodies.write_back)
         nursery.start_soon(source.prepare)
         nursery.start_soon(Scrub(images).serve)
+        nursery.start_soon(orders.keep_up)
         try:
             yield bodies
         finally:

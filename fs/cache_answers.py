@@ -2,7 +2,8 @@
 
     {"ask": "warm", "inos": [..], "offset": 0, "length": N}   ->   {"failed": {"<ino>": "one line", ...}}
 
-`offset` and `length` are for one large file, of which a request brings a part. What fails fails for itself.
+`offset` and `length` are for one large file, of which a request brings a part. What fails fails for itself. `drop` and
+`unpin` without `inos` are for all that is there.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def cache_handlers(volume: Volume, orders: CacheOrders) -> Mapping[str, Handler]
         return await _for_each(request, lambda ino: _pin(volume, orders, ino))
 
     async def unpin(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        if "inos" not in request:
+            return {"failed": {}, "files": await orders.unpin_all()}
         return await _for_each(request, lambda ino: _unpin(orders, ino))
 
     return {"cache": cache, "warm": warm, "drop": drop, "pin": pin, "unpin": unpin}

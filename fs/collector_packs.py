@@ -93,7 +93,7 @@ class Repacking:
                 await self._deal_with(packs, sites)
 
     async def _deal_with(self, packs: Mapping[int, Pack], sites: Sequence[SiteRecord]) -> None:
-        await measure(self._store, self._keys, packs)
+        await measure(self._store, self._keys, packs, self._bytes_max)
         worst = sorted(self._mostly_dead(packs), key=lambda blob: packs[blob].used_bytes / packs[blob].length)
         chosen = [blob for blob in worst[:REWRITTEN_MAX] if await self._is_old(blob, packs[blob])]
         if self._options.dry_run:

@@ -10,6 +10,7 @@ import tempfile
 from apollofs.fs.mountinfo import absolute, mount_at
 from apollofs.fs.unmounting import unmount
 from apollofs.fs.user_error import UserError
+from apollofs.metadata.name_text import name_text
 
 FUSE_DEVICE = "/dev/fuse"
 
@@ -29,11 +30,12 @@ def check_fuse_device(path: str = FUSE_DEVICE) -> None:
 
 
 def check_mountpoint(path: str) -> str:
-    """The mountpoint's absolute path. Raises UserError if it is missing, no directory, or busy.
+    """The mountpoint's absolute path. Raises UserError if it is missing, no directory, busy, or no UTF-8.
 
     An apollofs mount whose daemon has died is taken away first, so that a restart after a crash needs no hand.
     """
     mountpoint = absolute(path)
+    _check_text("mountpoint", mountpoint)
     _clear_or_refuse(mountpoint)
     try:
         found = os.stat(mountpoint)
@@ -44,9 +46,18 @@ def check_mountpoint(path: str) -> str:
     if not stat.S_ISDIR(found.st_mode):
         raise UserError(f"the mountpoint {mountpoint} is not a directory")
     resolved = os.path.realpath(mountpoint)
+    _check_text("mountpoint", resolved)
     if resolved != mountpoint:
         _clear_or_refuse(resolved)
     return resolved
+
+
+def _check_text(what: str, path: str) -> None:
+    """Other hosts, logs and reports get it as text. Raises UserError."""
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError as exc:
+        raise UserError(f"the {what} {name_text(os.fsencode(path))} is no UTF-8: give it another name") from exc
 
 
 def _clear_or_refuse(mountpoint: str) -> None:
@@ -72,6 +83,7 @@ def _clear_or_refuse(mountpoint: str) -> None:
 def check_cache_dir(path: str) -> str:
     """Make the cache directory if it is missing; its absolute path. Raises UserError unless files can be made there."""
     directory = os.path.abspath(path)
+    _check_text("cache directory", directory)
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=directory, prefix=".probe-"):

@@ -7,8 +7,10 @@ objects of a volume lie below `volume-<uuid>` there.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -29,12 +31,13 @@ from apollofs.metadata.records import SiteRecord, Superblock
 from apollofs.metadata.store import Store
 
 DELETES_AT_ONCE = 16
+VOLUME_PART = "volume-"
 
 
 def location_of(site: SiteRecord, volume_uuid: str) -> Location:
     """Where the bodies of one volume are at a site. Raises BadBlobURL for a damaged record."""
     location = location_from_dict(dict(site.store))
-    part = f"volume-{volume_uuid}"
+    part = VOLUME_PART + volume_uuid
     if isinstance(location, LocalLocation):
         return replace(location, directory=os.path.join(location.directory, part))
     return replace(location, prefix=f"{location.prefix}/{part}" if location.prefix else part)
@@ -102,7 +105,8 @@ class SiteStores:
 
 
 async def remove_objects(location: Location, options: BlobStoreOptions) -> int:
-    """Delete every object at a volume's location; how many. Raises BlobStoreError. Begun again, it goes on."""
+    """Delete every object at a volume's location (`location_of`), and the directory there; how many objects. Raises
+    BlobStoreError. Begun again, it goes on."""
     if isinstance(location, LocalLocation) and not await trio.Path(location.directory).is_dir():
         return 0
     store = await open_blob_store(location, options)
@@ -116,9 +120,13 @@ async def remove_objects(location: Location, options: BlobStoreOptions) -> int:
                 async for blob in store.list():
                     await names_in.send(blob.name)
                     removed += 1
-        return removed
     finally:
         await store.aclose()
+    if isinstance(location, LocalLocation):
+        # what is left are directories, and what writers that died had not finished
+        assert os.path.basename(location.directory).startswith(VOLUME_PART)
+        await trio.to_thread.run_sync(partial(shutil.rmtree, location.directory, ignore_errors=True))
+    return removed
 
 
 async def _delete_each(store: BlockStore, names: trio.MemoryReceiveChannel[str]) -> None:

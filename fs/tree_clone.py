@@ -31,6 +31,8 @@ WORKERS = 8
 ATTEMPTS = 3
 """For a file that is changed while it is cloned, and needs more than one call."""
 CALL_BYTES = 1 << 40
+NAME_BYTES = 200
+"""How much of the target's name is in that of what is made beside it."""
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _NOT_FOR_US = frozenset({errno.EPERM, errno.ENOTSUP, errno.EACCES})
@@ -52,12 +54,12 @@ def clone(source: str, target: str, progress: Callable[[Cloned], None] = lambda 
     """Clone the file or tree `source` to `target`, which must not exist; both are on one apollofs mount.
 
     `progress` is called after each inode. Raises UserError, OSError (EXDEV: not one mount). Failed or interrupted,
-    nothing is left at `target`, nor beside it.
+    nothing is left at `target`, nor beside it; killed, what was made is beside it.
     """
     source, target = absolute(source), absolute(target)
     _check(source, target)
     parent, name = os.path.split(target)
-    temporary = os.path.join(parent, f".{name[:200]}.clone-{secrets.token_hex(4)}")
+    temporary = os.path.join(parent, f".{os.fsdecode(os.fsencode(name)[:NAME_BYTES])}.clone-{secrets.token_hex(4)}")
     workers = ThreadPoolExecutor(WORKERS)
     try:
         job = _Job(os.lstat(source).st_dev, workers, progress)

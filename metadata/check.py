@@ -15,8 +15,8 @@ from apollofs.metadata import codec, journal
 from apollofs.metadata.check_references import BlobReferences
 from apollofs.metadata.check_seals import SealsSeen
 from apollofs.metadata.copies import decode_copies
-from apollofs.metadata.errors import CorruptRecord, NotFormatted, UnsupportedFormat
-from apollofs.metadata.format import pages
+from apollofs.metadata.errors import CorruptRecord, UnsupportedFormat
+from apollofs.metadata.format import absence, pages
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.policy import decode_policy
 from apollofs.metadata.records import ROOT_INO, Extent, Inode, Usage
@@ -429,7 +429,7 @@ async def check_volume(store: Store, volume: str, totals: CheckTotals | None = N
     totals = totals if totals is not None else CheckTotals()
     found = await store.range(Range(keys.superblock))
     if not found.kvs:
-        raise NotFormatted(f"there is no volume {volume!r}")
+        raise await absence(store, volume)
     codec.decode_superblock(found.kvs[0].value)
     totals.revision = found.revision
     checker = Checker(keys)

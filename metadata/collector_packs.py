@@ -2,15 +2,17 @@
 
 What an inode refers to stands in its record only, and keys `r/` give no more than its number. So this reads the keys
 `r/` and every name, in pages and pinned to no revision, and once more where a blob was found. What is moved meanwhile
-may be counted twice or not at all: then a blob is found a run too late or too early, which harms nobody. An unlinked
-file counts for as long as it can be restored.
+may not be counted: then a blob is found a run too early, which harms nobody. An unlinked file counts for as long as it
+can be restored.
 """
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from apollofs.metadata import codec
 from apollofs.metadata.format import pages
@@ -22,10 +24,27 @@ from apollofs.metadata.store import KeyValue, Store
 
 @dataclass(slots=True)
 class Pack:
-    """A blob that several inodes have shared. `used_bytes`: how much of it is referred to, at least by one."""
+    """A blob that several inodes have shared."""
 
-    used_bytes: int = 0
     length: int = 0
+    _ranges: array[int] = field(default_factory=lambda: array("I"))
+    """Where each range begins that somebody refers to, and where it ends; in order, none of them touch."""
+
+    def use(self, start: int, end: int) -> None:
+        """Somebody refers to these bytes; clones refer to the same ones."""
+        start, end = min(start, self.length), min(end, self.length)
+        if start >= end:
+            return
+        first, after = bisect_left(self._ranges, start), bisect_right(self._ranges, end)
+        # at an odd place a range goes on
+        edges = [start] if first % 2 == 0 else []
+        edges += [end] if after % 2 == 0 else []
+        self._ranges[first:after] = array("I", edges)
+
+    @property
+    def used_bytes(self) -> int:
+        """How much of it is referred to, at least by one."""
+        return sum(self._ranges[1::2]) - sum(self._ranges[::2])
 
 
 async def shared_blobs(store: Store, keys: Keys, limit: int) -> AsyncGenerator[dict[int, Pack], None]:
@@ -42,15 +61,17 @@ async def shared_blobs(store: Store, keys: Keys, limit: int) -> AsyncGenerator[d
         yield found
 
 
-async def measure(store: Store, keys: Keys, packs: Mapping[int, Pack]) -> None:
-    """Note how much of each blob is referred to. Reads every name once. Raises StoreError, CorruptRecord."""
+async def measure(store: Store, keys: Keys, packs: Mapping[int, Pack], length_max: int) -> None:
+    """Note how much of each blob is referred to; of those longer than `length_max`, under 4 GiB, only how long they
+    are. Reads every name once. Raises StoreError, CorruptRecord."""
     for letter, extents_of in _EXTENTS_IN.items():
         async for kv in pages(store, keys.table(letter)):
             for extent in extents_of(kv):
                 pack = packs.get(extent.blob)
                 if pack is not None:
-                    pack.used_bytes += extent.length
                     pack.length = extent.blob_length
+                    if pack.length <= length_max:
+                        pack.use(extent.blob_offset, extent.blob_offset + extent.length)
 
 
 async def referents(store: Store, keys: Keys, blobs: Collection[int]) -> dict[int, dict[int, Location | None]]:

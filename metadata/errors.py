@@ -152,7 +152,7 @@ class RevisionConflict(NamespaceError):
 
     def __init__(self, name: bytes, revision: int) -> None:
         now = f"is at revision {revision}" if revision else "does not exist"
-        super().__init__(f"{name_text(name)!r} {now}")
+        super().__init__(f"'{name_text(name)}' {now}")
         self.name = name
         self.revision = revision
 

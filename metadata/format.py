@@ -1,4 +1,4 @@
-"""Making and ending a volume, its sites, and who has it mounted: what an administrator does, without a mount."""
+"""Making a volume, its sites, and who has it mounted: what an administrator does, without a mount."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from apollofs.metadata.store import Compare, Delete, KeyValue, Put, Range, Relat
 
 SITE_ID_MAX = 255
 PAGE_KEYS = 1000
-DELETE_KEYS = 10_000
 BLOCK_BYTES_DEFAULT = 8 << 20
 INLINE_BYTES_DEFAULT = 8192
 INLINE_BYTES_MAX = 1 << 20
@@ -52,8 +51,8 @@ async def format_volume(
     Raises AlreadyFormatted, InvalidArgument, StoreError.
     """
     keys = Keys(volume)
-    _check_sizes(block_bytes, inline_bytes_max)
-    _check_site_name(site_name)
+    check_sizes(block_bytes, inline_bytes_max)
+    check_site_name(site_name)
     now_ns = time.time_ns()
     superblock = Superblock(str(uuid.uuid4()), volume, block_bytes, inline_bytes_max, (), now_ns)
     root = Inode(
@@ -66,14 +65,16 @@ async def format_volume(
         Put(keys.times(ROOT_INO), codec.encode_times(codec.Times(now_ns, now_ns))),
         Put(keys.log_beginning, journal.encode(_beginning(root, now_ns))),
     )
-    compare = Compare(keys.superblock, Target.VERSION, Relation.EQUAL, 0)
+    compares = [Compare(key, Target.VERSION, Relation.EQUAL, 0) for key in (keys.superblock, keys.condemned)]
     try:
-        made = (await store.txn((compare,), puts)).succeeded
+        made = (await store.txn(compares, puts)).succeeded
     except OutcomeUnknown:
         # the uuid tells whether it was this request that made it
         found = await store.range(Range(keys.superblock))
         made = bool(found.kvs) and codec.decode_superblock(found.kvs[0].value).uuid == superblock.uuid
     if not made:
+        if (await store.range(Range(keys.condemned))).kvs:
+            raise AlreadyFormatted(half_gone(volume))
         raise AlreadyFormatted(f"volume {volume!r} exists already; `apollofs destroy` removes it")
     return superblock
 
@@ -84,14 +85,16 @@ def _beginning(root: Inode, now_ns: int) -> SlotRecord:
     return SlotRecord(0, 0, now_ns, (change,))
 
 
-def _check_sizes(block_bytes: int, inline_bytes_max: int) -> None:
+def check_sizes(block_bytes: int, inline_bytes_max: int) -> None:
+    """Raises InvalidArgument."""
     if block_bytes < 1 << 16 or block_bytes > 1 << 28 or block_bytes & (block_bytes - 1):
         raise InvalidArgument(f"block size must be a power of two from 64 KiB to 256 MiB, not {block_bytes}")
     if not 0 <= inline_bytes_max <= min(INLINE_BYTES_MAX, block_bytes):
         raise InvalidArgument(f"inline limit must be from 0 to 1 MiB and at most a block, not {inline_bytes_max}")
 
 
-def _check_site_name(name: str) -> None:
+def check_site_name(name: str) -> None:
+    """Raises InvalidArgument."""
     if not name.isascii() or not 1 <= len(name) <= 64 or not all(c.isalnum() or c in "._-" for c in name):
         raise InvalidArgument(f"bad site name {name!r}: use 1 to 64 letters, digits, '.', '_' or '-'")
 
@@ -103,13 +106,27 @@ async def read_superblock(store: Store, volume: str) -> Superblock:
     """Raises NotFormatted."""
     found = await store.range(Range(Keys(volume).superblock))
     if not found.kvs:
-        raise NotFormatted(f"there is no volume {volume!r}: make it with `apollofs format`")
+        raise await absence(store, volume)
     return codec.decode_superblock(found.kvs[0].value)
+
+
+async def absence(store: Store, volume: str) -> NotFormatted:
+    """What is to be said where there is no superblock."""
+    if (await store.range(Range(Keys(volume).condemned))).kvs:
+        return NotFormatted(half_gone(volume))
+    return NotFormatted(f"there is no volume {volume!r}: make it with `apollofs format`")
 
 
 async def list_sites(store: Store, volume: str) -> list[SiteRecord]:
     await read_superblock(store, volume)
-    keys = Keys(volume)
+    return await read_sites(store, Keys(volume))
+
+
+def half_gone(volume: str) -> str:
+    return f"volume {volume!r} is being destroyed: `apollofs destroy` goes on with it"
+
+
+async def read_sites(store: Store, keys: Keys) -> list[SiteRecord]:
     found = await store.range(Range(keys.sites, prefix_end(keys.sites)))
     return sorted((codec.decode_site(kv.value) for kv in found.kvs), key=lambda site: site.id)
 
@@ -118,7 +135,7 @@ async def add_site(store: Store, volume: str, name: str, site_store: tuple[tuple
     """Give the volume one more site. Raises AlreadyFormatted if it has one of this name, QuotaExceeded after 255, those
     that were removed included."""
     keys = Keys(volume)
-    _check_site_name(name)
+    check_site_name(name)
     while True:
         sites = await list_sites(store, volume)
         if any(site.name == name for site in sites):
@@ -243,7 +260,7 @@ async def pages(
         start = found.kvs[-1].key + b"\0"
 
 
-# -- mounts and the end -----------------------------------------------------------------------------------------------
+# -- mounts ----------------------------------------------------------------------------------------------------------
 
 
 async def list_mounts(store: Store, volume: str) -> list[MountRecord]:
@@ -252,25 +269,3 @@ async def list_mounts(store: Store, volume: str) -> list[MountRecord]:
     keys = Keys(volume)
     found = await store.range(Range(keys.mounts, prefix_end(keys.mounts)))
     return [codec.decode_mount(kv.value) for kv in found.kvs]
-
-
-async def destroy_volume(store: Store, volume: str) -> int:
-    """Remove every key of the volume; how many there were. Raises SiteInUse while it is mounted, NotFormatted.
-
-    The superblock goes first, in a transaction that no mount exists: nobody can mount what is half gone. Begun again
-    after an interruption it goes on.
-    """
-    keys = Keys(volume)
-    no_mount = Compare(keys.mounts, Target.VERSION, Relation.EQUAL, 0, prefix_end(keys.mounts))
-    if not (await store.range(Range(keys.prefix, keys.end, limit=1, keys_only=True))).kvs:
-        raise NotFormatted(f"there is no volume {volume!r}")
-    if not (await store.txn((no_mount,), (Delete(keys.superblock),))).succeeded:
-        users = [f"{each.host}:{each.mountpoint or each.pid}" for each in await list_mounts(store, volume)]
-        raise SiteInUse(f"volume {volume!r} is mounted, or a command works on it: {', '.join(users)}")
-    removed = 0
-    while True:
-        found = await store.range(Range(keys.prefix, keys.end, limit=DELETE_KEYS, keys_only=True))
-        if not found.kvs:
-            return removed
-        await store.txn((), (Delete(found.kvs[0].key, found.kvs[-1].key + b"\0"),))
-        removed += len(found.kvs)

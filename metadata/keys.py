@@ -34,6 +34,7 @@ class Keys:
         self.prefix = _ROOT + volume.encode() + b"/"
         self.end = prefix_end(self.prefix)
         self.superblock = self.prefix + b"S"
+        self.condemned = self.prefix + b"B"
         self.session_counter = self.prefix + b"N"
         self.dirmove = self.prefix + b"D"
         self.sites = self.prefix + b"P/"

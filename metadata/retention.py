@@ -6,7 +6,7 @@ where their directories are, and removes those whose directories are gone. What 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from apollofs.metadata import codec
 from apollofs.metadata.errors import CorruptRecord
@@ -40,6 +40,8 @@ class Retention:
     """What was changed less than this ago may be incomplete still."""
     is_recursive: bool = False
     """It holds in the directories below too, in each for itself, but for those that have one of their own."""
+    revision: int = field(default=0, compare=False)
+    """Of the key that it was read from."""
 
 
 def encode_retention(retention: Retention) -> bytes:
@@ -72,7 +74,9 @@ def decode_retention(value: bytes) -> Retention:
 async def read_retentions(store: Store, keys: Keys) -> dict[int, Retention]:
     """All retention policies, by directory. One request. Raises DeadlineExceeded, StoreError, CorruptRecord."""
     found = await retry(lambda: store.range(Range(keys.retentions, prefix_end(keys.retentions))), READ_S)
-    return {keys.parse_numbers(kv.key)[0]: decode_retention(kv.value) for kv in found.kvs}
+    return {
+        keys.parse_numbers(kv.key)[0]: replace(decode_retention(kv.value), revision=kv.mod_revision) for kv in found.kvs
+    }
 
 
 async def forget_retention(store: Store, keys: Keys, directory: int) -> None:

@@ -18,10 +18,10 @@ from apollofs.metadata.errors import (
     InvalidArgument,
     NameTooLong,
     NoSuchAttribute,
-    NotFormatted,
     SessionLost,
     UnknownSite,
 )
+from apollofs.metadata.format import absence
 from apollofs.metadata.held_volume import HeldVolume
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.ops.commit import CommitBody
@@ -265,7 +265,7 @@ async def open_volume(
     superblock, site_found = (await retry(lambda: store.txn((), asked), options.operation_deadline_s)).ranges
     assert superblock is not None and site_found is not None
     if not superblock.kvs:
-        raise NotFormatted(f"there is no volume {volume!r}: make it with `apollofs format`")
+        raise await absence(store, volume)
     if not site_found.kvs:
         raise UnknownSite(f"volume {volume!r} has no site {site!r}: see `apollofs site list`")
     opened = Volume(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -80,6 +81,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit status. Whatever goes wrong is one line on standard error."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _print_any_name()
     try:
         result = cli.main(words, prog_name="apollofs", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as exc:
@@ -91,3 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"apollofs: {describe(exc)}", err=True)
         return status_of(exc)
     return result if isinstance(result, int) else 0
+
+
+def _print_any_name() -> None:
+    """Names are any bytes: what the terminal's encoding does not have is printed as \\x.., and is no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -24,6 +24,7 @@ from apollofs.fs.cli.output import json_option, print_json, print_pairs, size_te
 from apollofs.fs.control import ask, socket_path
 from apollofs.fs.mountinfo import MountEntry, absolute, mount_of, read_mounts
 from apollofs.fs.user_error import UserError
+from apollofs.metadata.name_text import name_text
 
 ASK_DEADLINE_S = 600.0
 PARALLEL = 4
@@ -94,9 +95,19 @@ def pin(paths: Sequence[str]) -> int:
 
 
 @click.command()
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
-def unpin(paths: Sequence[str]) -> int:
-    """Let the cache drop files and trees again when it needs the room."""
+@click.argument("paths", metavar="[PATH]...", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All pins of the mounts of these paths; without: of this host.")
+def unpin(paths: Sequence[str], everything: bool) -> int:
+    """Let the cache drop files and trees again when it needs the room.
+
+    Pins of files that are gone go by themselves within a day; --all takes them back too.
+    """
+    if everything:
+        entries = _mounts_of([*map(absolute, paths)])
+        click.echo(f"unpin: {sum(_ask(entry, 'unpin', {})['files'] for entry in entries)} files", err=True)
+        return 0
+    if not paths:
+        raise click.UsageError("say which files and trees, or --all")
     return _Work("unpin").run(paths)
 
 
@@ -214,7 +225,7 @@ class _Work:
         with self._lock:
             self._failed += 1
             if self._failed <= FAILURES_SHOWN_MAX:
-                self._console.print(f"{path}: {why}", soft_wrap=True)
+                self._console.print(f"{name_text(os.fsencode(path))}: {why}", soft_wrap=True)
 
 
 def _files(root: str, complain: Any) -> Iterator[tuple[str, int]]:

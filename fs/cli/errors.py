@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from apollofs.blobstore.errors import BlobStoreError
+from apollofs.fs.cli.output import one_line
 from apollofs.fs.config import ConfigError
 from apollofs.fs.user_error import UserError, leaves
 from apollofs.metadata.errors import MetadataError
@@ -29,7 +30,7 @@ def describe(exc: BaseException) -> str:
         text = str(found) or _in_words(type(found).__name__)
     else:
         text = f"internal error: {type(found).__name__}: {found} (--debug shows where)"
-    return " ".join(text.split())
+    return one_line(" ".join(text.split()))
 
 
 def status_of(exc: BaseException) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 PIPE_COLUMNS = 2000
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\udc80-\udcff]")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -23,9 +25,15 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, ensure_ascii=False))
 
 
+def one_line(text: str) -> str:
+    """Control characters, which a terminal would obey, and bytes that are no UTF-8 are escaped. What was escaped before
+    stays."""
+    return _UNSAFE.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", text)
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
     """A table, or the sentence `empty`. Long words are folded, never cut."""
-    listed = [[str(cell) for cell in row] for row in rows]
+    listed = [[one_line(str(cell)) for cell in row] for row in rows]
     if not listed:
         click.echo(empty)
         return
@@ -43,7 +51,7 @@ def print_pairs(pairs: Mapping[str, object]) -> None:
     """One fact a line, aligned."""
     width = max(map(len, pairs), default=0)
     for name, value in pairs.items():
-        click.echo(f"{name:<{width}}  {value}")
+        click.echo(f"{name:<{width}}  {one_line(str(value))}")
 
 
 def size_text(size_bytes: int) -> str:

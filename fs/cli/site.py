@@ -35,9 +35,10 @@ def facts_of(record: SiteRecord) -> dict[str, Any]:
 @json_option
 def add(meta_url: str, name: str, blobs: str, create_bucket: bool, password_file: str, as_json: bool) -> None:
     """Give a volume one more site."""
-    from apollofs.metadata.format import add_site, read_superblock
+    from apollofs.metadata.format import add_site, check_site_name, read_superblock
 
     access = access_of(meta_url, password_file)
+    check_site_name(name)
     with_store(access, lambda store: read_superblock(store, access.url.volume))
     site_store = prepare_blobs(blobs, create=create_bucket)
     record = with_store(access, lambda store: add_site(store, access.url.volume, name, site_store))

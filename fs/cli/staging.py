@@ -14,6 +14,7 @@ from apollofs.fs.leftovers import Leftover, leftovers
 from apollofs.fs.leftovers import drop as drop_leftover
 from apollofs.fs.leftovers import recover as recover_leftover
 from apollofs.fs.user_error import UserError
+from apollofs.metadata.name_text import name_text
 
 cache_dir_option = click.option(
     "--cache-dir", required=True, metavar="DIR", help="The cache directory of the mounts.", type=click.Path()
@@ -45,7 +46,7 @@ def _one(cache_dir: str, name: str) -> Leftover:
 def _facts(leftover: Leftover) -> dict[str, Any]:
     return {
         "id": leftover.name,
-        "name": os.fsdecode(leftover.place[1]) if leftover.place is not None else "",
+        "name": name_text(leftover.place[1]) if leftover.place is not None else "",
         "inode": f"{leftover.ino:#x}",
         "bytes": leftover.size_bytes,
         "written": datetime.fromtimestamp(leftover.written_ns / 1e9, UTC).isoformat(timespec="seconds"),

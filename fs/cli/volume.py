@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import click
 
@@ -12,7 +13,7 @@ from apollofs.fs.cli.errors import FAILED
 from apollofs.fs.cli.output import json_option, print_json, print_pairs, size_text
 from apollofs.fs.cli.places import blob_ca_file
 from apollofs.fs.mount_options import parse_size
-from apollofs.fs.user_error import UserError
+from apollofs.fs.user_error import UserError, leaves
 from apollofs.metadata.records import SiteRecord
 from apollofs.metadata.store import Store
 
@@ -42,11 +43,13 @@ def format_(
     as_json: bool,
 ) -> None:
     """Make a volume, with its first site."""
+    from apollofs.metadata.format import check_site_name, check_sizes, format_volume
+
     access = access_of(meta_url, password_file)
     block_bytes, inline_bytes = parse_size(block_size), parse_size(inline_max)
+    check_sizes(block_bytes, inline_bytes)
+    check_site_name(site)
     site_store = prepare_blobs(blobs, create=create_bucket)
-    from apollofs.metadata.format import format_volume
-
     superblock = with_store(
         access,
         lambda store: format_volume(
@@ -145,14 +148,6 @@ def check(meta_url: str, path: str | None, data: bool, password_file: str, as_js
     return FAILED if count else 0
 
 
-async def _remove_bodies(sites: list[SiteRecord], uuid: str) -> int:
-    from apollofs.blobstore import BlobStoreOptions
-    from apollofs.fs.site_stores import location_of, remove_objects
-
-    options = BlobStoreOptions(ca_file=blob_ca_file())
-    return sum([await remove_objects(location_of(site, uuid), options) for site in sites])
-
-
 @click.command()
 @meta_url_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -160,27 +155,68 @@ async def _remove_bodies(sites: list[SiteRecord], uuid: str) -> int:
 @password_file_option
 @json_option
 def destroy(meta_url: str, yes: bool, blobs: bool, password_file: str, as_json: bool) -> None:
-    """Remove a volume for good; refused while it is mounted anywhere."""
+    """Remove a volume for good; refused while it is mounted anywhere.
+
+    Nobody can mount it from the first moment on. Interrupted, or where a store failed, run it again to go on: bodies
+    are removed before what tells where they are.
+    """
     access = access_of(meta_url, password_file)
     volume = access.url.volume
-    from apollofs.metadata.format import destroy_volume, list_sites, read_superblock
+    from apollofs.metadata.destroying import condemn_volume, remove_keys, sites_to_destroy
+
+    async def work(store: Store) -> dict[str, object]:
+        facts: dict[str, object] = {"volume": volume}
+        if blobs:
+            sites = await sites_to_destroy(store, volume)
+            await _check_stores(sites)
+            uuid = (await condemn_volume(store, volume)).uuid
+            facts["objects_removed"] = await _remove_bodies(sites, uuid)
+        else:
+            await condemn_volume(store, volume)
+        facts["keys_removed"] = await remove_keys(store, volume)
+        return facts
 
     if not yes:
         # says that there is no such volume before it asks
-        with_store(access, lambda store: read_superblock(store, volume))
+        with_store(access, lambda store: sites_to_destroy(store, volume))
         if click.prompt(f"Type {volume} to remove it and all that is in it", default="") != volume:
             raise UserError("nothing was removed")
-    facts: dict[str, object] = {"volume": volume}
-
-    async def work(store: Store) -> None:
-        sites = await list_sites(store, volume) if blobs else []
-        uuid = (await read_superblock(store, volume)).uuid if blobs else ""
-        facts["keys_removed"] = await destroy_volume(store, volume)
-        if blobs:
-            facts["objects_removed"] = await _remove_bodies(sites, uuid)
-
-    with_store(access, work)
+    facts = with_store(access, work)
     if as_json:
         print_json(facts)
     else:
         print_pairs({name.replace("_", " "): value for name, value in facts.items()})
+
+
+async def _check_stores(sites: Sequence[SiteRecord]) -> None:
+    """Before anything is removed. Raises UserError for the first store that can't be used."""
+    from apollofs.blobstore import BlobStoreError, BlobStoreOptions, location_from_dict, prepare_blob_store
+
+    for site in sites:
+        location = location_from_dict(dict(site.store))
+        try:
+            await prepare_blob_store(location, BlobStoreOptions(ca_file=blob_ca_file()), create=False)
+        except BlobStoreError as exc:
+            raise UserError(
+                f"the blob store of site {site.name!r} ({location.url()}) can't be used: {exc}; nothing was removed"
+                " now; without --blobs the objects stay where they are, and only the rest goes"
+            ) from exc
+
+
+async def _remove_bodies(sites: Sequence[SiteRecord], uuid: str) -> int:
+    """How many objects there were. Raises UserError where a store fails."""
+    from apollofs.blobstore import BlobStoreError, BlobStoreOptions
+    from apollofs.fs.site_stores import location_of, remove_objects
+
+    removed = 0
+    for site in sites:
+        try:
+            removed += await remove_objects(location_of(site, uuid), BlobStoreOptions(ca_file=blob_ca_file()))
+        except (BlobStoreError, ExceptionGroup) as exc:
+            failures = leaves(exc)
+            if not all(isinstance(failure, BlobStoreError) for failure in failures):
+                raise
+            raise UserError(
+                f"objects of site {site.name!r} could not be removed: {failures[0]}; run the command again to go on"
+            ) from exc
+    return removed

@@ -18,19 +18,19 @@ from apollofs.blobstore import BlobStoreOptions
 from apollofs.fs.blobs import open_blob_source
 from apollofs.fs.command_volume import command_volume
 from apollofs.fs.pace import Pace
-from apollofs.fs.retention.candidates import Candidate, Candidates, fates
+from apollofs.fs.retention.candidates import Candidates, fates
+from apollofs.fs.retention.carrying import Carrying
 from apollofs.fs.retention.looking import Looking
 from apollofs.fs.retention.names import Steps
 from apollofs.fs.retention.parking import RETIRED, Parking
 from apollofs.fs.retention.report import RetentionReport
-from apollofs.fs.retention.series import TRACKER_BYTES_MAX, SeriesReader
-from apollofs.fs.retention.verdicts import Verdict, Why
+from apollofs.fs.retention.series import TRACKER_BYTES_MAX, Reach, SeriesReader
 from apollofs.fs.site_stores import SiteStores
 from apollofs.fs.ungrouped import ungrouped
 from apollofs.fs.user_error import UserError
 from apollofs.fs.value_bodies import ValueBodies
 from apollofs.metadata.election import Election
-from apollofs.metadata.errors import NamespaceError, RoleTaken, SessionLost
+from apollofs.metadata.errors import RoleTaken, SessionLost
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.name_text import name_text
 from apollofs.metadata.records import ROOT_INO
@@ -43,7 +43,6 @@ from apollofs.metadata.volume import Volume
 
 log = logging.getLogger(__name__)
 SLOTS = 16
-MOVED_MEANWHILE = "it, or a tracker, has just changed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ class _Run:
         questions = UseQuestions(store, self._keys, volume.session, options.answer_wait_s)
         self._looking = Looking(volume, questions)
         self._parking = Parking(volume, self._looking, Pace(options.ops_per_s), self.report)
-        self._reader = SeriesReader(volume, self._keys, bodies)
+        self._reader = SeriesReader(volume, store, self._keys, bodies)
 
     async def run(self, policies: Mapping[int, Retention]) -> RetentionReport:
         if not self._options.dry_run:
@@ -124,6 +123,7 @@ class _Run:
         return self.report
 
     async def _apply(self, directory: int, policy: Retention, own: frozenset[int]) -> None:
+        moves = await self._reader.revision(self._keys.dirmove)
         path = await self._tree.path_of(directory)
         if path is None:
             if not self._options.dry_run:
@@ -131,17 +131,20 @@ class _Run:
             return
         candidates = Candidates(self._volume, self._reader, self._looking, policy)
         try:
-            await candidates.find(directory, path, Steps(policy.patterns), own)
+            steps = Steps(policy.patterns)
         except UserError as exc:  # the patterns of a newer version
-            candidates.errors.append(f"{name_text(path)}: {exc}")
+            self.report.fail(f"{name_text(path)}: {exc}")
+            return
+        await candidates.find(Reach(path.rstrip(b"/"), (directory,), policy.revision, moves), steps, own)
         for error in candidates.errors:
             self.report.fail(error)
         self.report.directories += candidates.directories
         free_bytes = await self._free_bytes(policy)
         decided = await fates(candidates, time.time(), free_bytes, policy)
+        carrying = Carrying(self._store, self._keys, self._parking, self._reader, steps, decided)
         gone_bytes = gone = 0
         for candidate, verdict in decided:
-            final = verdict if self._options.dry_run else await self._carry_out(candidate, verdict)
+            final = verdict if self._options.dry_run else await carrying.carry_out(candidate, verdict)
             self.report.tell(candidate.path, final)
             gone += final.goes
             gone_bytes += final.checkpoint.size_bytes if final.goes else 0
@@ -157,20 +160,6 @@ class _Run:
             await self._parking.settle()
             gone -= self.report.brought_back - before
         self.report.removed += gone
-
-    async def _carry_out(self, candidate: Candidate, verdict: Verdict) -> Verdict:
-        """Take out of sight what goes; what can't be stays, and it is said why."""
-        if not verdict.goes:
-            return verdict
-        series, found = candidate.series, candidate.found
-        try:
-            if await self._parking.park(series.directory, found.entries, series.unchanged):
-                log.info("checkpoint %s is removed: %s %s", candidate.path, verdict.why, verdict.detail)
-                return verdict
-            reason = Why.CHANGING, MOVED_MEANWHILE
-        except NamespaceError as exc:
-            reason = Why.SEALED, str(exc)
-        return Verdict(verdict.checkpoint, False, *reason)
 
     async def _free_bytes(self, policy: Retention) -> int | None:
         """Of the capacity that the policy names, what files of the volume do not hold."""

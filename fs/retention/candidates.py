@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from apollofs.fs.retention.looking import Looked, Looking
 from apollofs.fs.retention.names import Steps
-from apollofs.fs.retention.series import Found, Series, SeriesReader, TooManyNames
+from apollofs.fs.retention.series import Found, Reach, Series, SeriesReader, TooManyNames
 from apollofs.fs.retention.verdicts import Checkpoint, Hold, Verdict, Why, decide
 from apollofs.metadata.errors import StaleInode
 from apollofs.metadata.name_text import name_text
@@ -53,33 +53,35 @@ class Candidates:
         """With checkpoints in them."""
         self.errors: list[str] = []
 
-    async def find(self, directory: int, path: bytes, steps: Steps, own: frozenset[int]) -> None:
+    async def find(self, top: Reach, steps: Steps, own: frozenset[int]) -> None:
         """Find all in a directory and, if the policy says so, below, but not below a checkpoint, what is hidden, or one
         that is in `own`."""
-        left = [(directory, path.rstrip(b"/"))]
+        left = [top]
         while left:
-            ino, where = left.pop()
+            reach = left.pop()
+            where = name_text(reach.path)
             try:
-                series = await self._reader.read(ino, steps)
+                series = await self._reader.read(reach, steps)
             except TooManyNames as exc:
-                self.errors.append(f"{name_text(where)}: {exc}: nothing is removed there")
+                self.errors.append(f"{where}: {exc}: nothing is removed there")
                 continue
-            await self._add(series, where)
+            await self._add(series)
             if len(self.all) > CHECKPOINTS_MAX:
-                self.errors.append(f"{name_text(where)}: more than {CHECKPOINTS_MAX} checkpoints under one policy")
+                self.errors.append(f"{where}: more than {CHECKPOINTS_MAX} checkpoints under one policy")
                 return
             if self._policy.is_recursive:
                 below = [each for each in series.below if each.ino not in own and not each.name.startswith(b".")]
-                left += [(each.ino, where + b"/" + each.name) for each in below]
+                left += map(reach.below, below)
             if len(left) > DIRECTORIES_MAX:
-                self.errors.append(f"{name_text(where)}: more than {DIRECTORIES_MAX} directories under one policy")
+                self.errors.append(f"{where}: more than {DIRECTORIES_MAX} directories under one policy")
                 return
 
-    async def _add(self, series: Series, where: bytes) -> None:
+    async def _add(self, series: Series) -> None:
         self.directories += bool(series.found)
         for _, found in sorted(series.found.items()):
             changed_ns = await self._changed_ns(found)
-            self.all.append(Candidate(name_text(where + b"/" + min(found.names)), series, found, changed_ns))
+            path = name_text(series.reach.path + b"/" + min(found.names))
+            self.all.append(Candidate(path, series, found, changed_ns))
 
     async def _changed_ns(self, found: Found) -> int:
         """Of the names themselves; what is in a directory may be later. One request for each directory."""

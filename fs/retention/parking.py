@@ -3,9 +3,9 @@
 Everything happens in `/.retired`, which only root may enter, in a directory for each checkpoint. Its name says how far
 it is:
 
-1. `<time>-<directory>`: *parked*. The names were moved there in one transaction, if trackers and names were as they had
-   been looked at. From then on nobody finds them, on any mount, so nobody newly opens what is below. Every mount is
-   asked once more: whoever opened a file between the look and the parking gets all of it *back*.
+1. `<time>-<directory>`: *parked*. The names were moved there in one transaction, if all that the verdict rests on was
+   as it had been read (`carrying`). From then on nobody finds them, on any mount, so nobody newly opens what is below.
+   Every mount is asked once more: whoever opened a file between the look and the parking gets all of it *back*.
 2. `gone-...`: what is in it never comes back; its files are unlinked (they are in the trash then, see docs/GC.md).
 3. `trash-...`: only directories are left, so that the trash can say where its files were and put them there. They go
    after a week, but for those in which there is something again.
@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import stat
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
@@ -69,9 +69,9 @@ class Parking:
         self._report = report
         self._last_ns = 0
 
-    async def park(self, directory: int, entries: Sequence[DirectoryEntry], unchanged: dict[bytes, int]) -> bool:
-        """Take names out of sight, all or none; False if they, or the keys `unchanged`, have changed. Two transactions,
-        of which the second one does it.
+    async def park(self, directory: int, entries: Sequence[DirectoryEntry], unchanged: Mapping[bytes, int]) -> int:
+        """Take names out of sight, all or none; 0 if they, or the keys `unchanged`, have changed, else the revision at
+        which it was done. Two transactions, of which the second one does it.
 
         Raises NamespaceError: sealed or immutable by now.
         """
@@ -134,8 +134,8 @@ class Parking:
     async def _bring_back(self, group: _Group, entries: Sequence[DirectoryEntry], hold: Hold | None) -> None:
         moves = tuple(Move((group.ino, each.name), each.ino, (group.directory, each.name)) for each in entries)
         try:
-            back = bool(moves) and await self._volume.transact(lambda scope: MoveNames(scope, moves))
-            self._report.brought_back += back
+            done = await self._volume.transact(lambda scope: MoveNames(scope, moves)) if moves else 0
+            self._report.brought_back += bool(done)
         except (EntryExists, NoSuchEntry) as exc:
             # who has it open keeps it; it goes when that has ended
             why = f"{hold.why} {hold.detail}" if hold is not None else ""

@@ -6,7 +6,7 @@ import stat
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from apollofs.blobstore import BlobStoreError
 from apollofs.fs.errors import BodyError
@@ -18,19 +18,37 @@ from apollofs.metadata.errors import FileTooLarge, StaleInode
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.listing import listed
 from apollofs.metadata.name_text import name_text
-from apollofs.metadata.ops.move_names import MOVES_MAX, UNCHANGED_MAX
+from apollofs.metadata.ops.move_names import MOVES_MAX, unchanged_max
 from apollofs.metadata.records import DirectoryEntry, Inode
+from apollofs.metadata.retention import READ_S
+from apollofs.metadata.session import retry
+from apollofs.metadata.store import Range, Store
 from apollofs.metadata.volume import Volume
 
 NAMES_MAX = 100_000
 """Names of checkpoints, and links, in one directory."""
 TRACKER_BYTES_MAX = 64 << 10
-USUAL_TRACKERS = (b"latest", b"latest_checkpointed_iteration.txt", b"latest_checkpoint", b"last.ckpt", b"checkpoint")
-"""Where there is none of them, that must still be so when something is removed."""
 
 
 class TooManyNames(Exception):
     """A directory has more names of checkpoints than are held in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """A directory that a policy holds in, as it was found."""
+
+    path: bytes
+    """Empty for the root."""
+    directories: tuple[int, ...]
+    """From the one that has the policy down to this one."""
+    policy: int
+    """The policy's revision."""
+    moves: int
+    """The revision of the volume's line of directory moves, read before any of these directories was looked for."""
+
+    def below(self, entry: DirectoryEntry) -> Reach:
+        return replace(self, path=self.path + b"/" + entry.name, directories=(*self.directories, entry.ino))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,35 +74,51 @@ class Found:
     def names(self) -> list[bytes]:
         return [entry.name for entry in self.entries]
 
+    @property
+    def inodes(self) -> frozenset[tuple[bytes, int]]:
+        """Its names and what they mean."""
+        return frozenset((entry.name, entry.ino) for entry in self.entries)
+
 
 @dataclass(slots=True)
 class Series:
     """What a directory has told."""
 
-    directory: int
+    reach: Reach
     found: dict[int, Found] = field(default_factory=dict)
     """By step."""
     trackers: list[Tracker] = field(default_factory=list)
     unchanged: dict[bytes, int] = field(default_factory=dict)
-    """Keys of the trackers, and their mod_revisions; 0: there was none."""
+    """Keys that all this rests on (see `carrying`), and their mod_revisions; 0: there was none."""
     below: list[DirectoryEntry] = field(default_factory=list)
     """Directories that are no checkpoints."""
+
+    @property
+    def directory(self) -> int:
+        return self.reach.directories[-1]
 
 
 class SeriesReader:
     """Reads through a mounted volume; `bodies` loads trackers that are not in etcd. Raises SessionLost,
     DeadlineExceeded, StoreError, CorruptRecord."""
 
-    def __init__(self, volume: Volume, keys: Keys, bodies: ValueBodies) -> None:
+    def __init__(self, volume: Volume, store: Store, keys: Keys, bodies: ValueBodies) -> None:
         self._volume = volume
+        self._store = store
         self._keys = keys
         self._bodies = bodies
 
-    async def read(self, directory: int, steps: Steps) -> Series:
-        """A request for each thousand names, and one or two for each tracker. Raises TooManyNames."""
-        series = Series(directory, unchanged={self._keys.dentry(directory, name): 0 for name in USUAL_TRACKERS})
+    async def read(self, reach: Reach, steps: Steps) -> Series:
+        """A request for each thousand names, one for the directory, and one or two for each tracker. Raises
+        TooManyNames."""
+        series = Series(reach)
+        top, *below = map(self._keys.retention, reach.directories)
+        series.unchanged.update({top: reach.policy, **dict.fromkeys(below, 0), self._keys.dirmove: reach.moves})
+        # before the listing: what is changed while that goes on is noticed as well
+        times = self._keys.times(series.directory)
+        series.unchanged[times] = await self.revision(times)
         names = 0
-        async with aclosing(listed(self._volume, directory)) as pages:
+        async with aclosing(listed(self._volume, series.directory)) as pages:
             async for entries in pages:
                 for entry in entries:
                     names += await self._take(series, entry, steps)
@@ -92,6 +126,11 @@ class SeriesReader:
                     raise TooManyNames(f"more than {NAMES_MAX} names of checkpoints and links")
         hold_by_names(series)
         return series
+
+    async def revision(self, key: bytes) -> int:
+        """The mod_revision of a key; 0 if there is none. One request."""
+        found = await retry(lambda: self._store.range(Range(key, keys_only=True)), READ_S)
+        return found.kvs[0].mod_revision if found.kvs else 0
 
     async def _take(self, series: Series, entry: DirectoryEntry, steps: Steps) -> bool:
         """Whether it is kept in memory: part of a checkpoint, or a tracker."""
@@ -118,10 +157,9 @@ class SeriesReader:
         series.trackers.append(
             Tracker(entry.name, await self._text(inode, series.directory, entry.name), is_tracker(entry.name))
         )
-        dentry = self._keys.dentry(series.directory, entry.name)
-        if len(series.unchanged) < UNCHANGED_MAX or dentry in series.unchanged:
+        if not inode.is_symlink:
             # a file with several names is in a key of its own
-            series.unchanged.pop(dentry, None)
+            dentry = self._keys.dentry(series.directory, entry.name)
             series.unchanged[dentry if entry.inode else self._keys.inode(entry.ino)] = inode.revision
 
     async def _text(self, inode: Inode, directory: int, name: bytes) -> bytes | None:
@@ -142,7 +180,7 @@ def hold_by_names(series: Series) -> None:
     before: Mapping[bytes, int] = {}
     for step in sorted(series.found):
         found = series.found[step]
-        found.hold = _named(series, found) or _unfit(found) or _unfinished(found, before, latest)
+        found.hold = _named(series, found) or _unfit(series, found) or _unfinished(found, before, latest)
         before = found.kinds
 
 
@@ -155,9 +193,12 @@ def _named(series: Series, found: Found) -> Hold | None:
     return None
 
 
-def _unfit(found: Found) -> Hold | None:
+def _unfit(series: Series, found: Found) -> Hold | None:
     if len(found.entries) > MOVES_MAX:
         return Hold(Why.UNFIT, f"{len(found.entries)} names, at most {MOVES_MAX}: put them into a directory")
+    most = unchanged_max(len(found.entries))
+    if len(series.unchanged) > most:
+        return Hold(Why.UNFIT, f"{len(series.unchanged)} trackers, and directories of the policy, at most {most}")
     return None
 
 

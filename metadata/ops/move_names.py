@@ -13,8 +13,13 @@ from apollofs.metadata.transact import Decision
 from apollofs.metadata.view import View
 
 MOVES_MAX = 16
-UNCHANGED_MAX = 24
-"""A directory that moves takes five of a transaction's 128 compares."""
+MOVE_COMPARES = 5
+"""What a directory that moves takes of a transaction's 128 compares."""
+
+
+def unchanged_max(moves: int) -> int:
+    """How many other keys may be compared beside so many moves."""
+    return 24 + (MOVES_MAX - moves) * MOVE_COMPARES
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +36,18 @@ class MoveNames:
     """Up to MOVES_MAX renames with RENAME_NOREPLACE at once. `unchanged`: keys, each with the mod_revision that it must
     still have (0: it must not exist).
 
-    Replies False, and nothing is moved, if one of these has changed or a source means another inode by now. Raises what
-    `Rename` does.
+    Replies the revision at which it was done; 0, and nothing is moved, if one of these has changed or a source means
+    another inode by now. Raises what `Rename` does.
     """
 
     scope: Scope
     moves: tuple[Move, ...]
     unchanged: tuple[tuple[bytes, int], ...] = ()
 
-    def decide(self, view: View) -> Decision[bool]:
-        assert 0 < len(self.moves) <= MOVES_MAX and len(self.unchanged) <= UNCHANGED_MAX
+    def decide(self, view: View) -> Decision[int]:
+        assert 0 < len(self.moves) <= MOVES_MAX and len(self.unchanged) <= unchanged_max(len(self.moves))
         if not self._is_as_expected(view):
-            return Decision(lambda _, __: False)
+            return Decision(lambda _, __: 0)
         writes: dict[bytes, Put | Delete] = {}
         changes: list[Change] = []
         for move in self.moves:
@@ -52,7 +57,9 @@ class MoveNames:
             assert done.change is not None
             changes.append(done.change)
         first, *rest = changes
-        return Decision(lambda _, __: True, [*writes.values()], first, rests_elsewhere=True, further=tuple(rest))
+        return Decision(
+            lambda revision, _: revision, [*writes.values()], first, rests_elsewhere=True, further=tuple(rest)
+        )
 
     def _is_as_expected(self, view: View) -> bool:
         for key, revision in self.unchanged:

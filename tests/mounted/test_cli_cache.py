@@ -116,3 +116,15 @@ def test_a_killed_daemon_leaves_no_torn_image(world: World, url: str, mounts: tu
         world.mount(url, "reader")
         assert (reader / "data").read_bytes() == data
         world.run("cache", "drop", reader / "data")
+
+
+def test_pins_of_removed_files_are_taken_back(world: World, mounts: tuple[Path, Path]) -> None:
+    writer, reader = mounts
+    world.run("pin", reader / "tree")
+    assert status(world, reader)["pinned_count"] == 2
+    (writer / "tree" / "large").unlink()
+    assert "No such file" in world.execute("unpin", reader / "tree" / "large").stderr
+    assert "say which" in world.execute("unpin").stderr
+    assert "2 files" in world.execute("unpin", "--all", reader).stderr
+    assert status(world, reader)["pinned_bytes"] == 0
+    world.run("unpin", "--all")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,4 +183,26 @@ def test_a_clone_that_fails_leaves_nothing(pair: Pair, here: Path, tmp_path: Pat
         assert "another filesystem" in refused(pair, here / "tree", here / "clone")
     finally:
         subprocess.run(["umount", here / "tree" / "a"], check=True, timeout=30)
+    assert os.listdir(here) == ["tree"]
+
+
+def test_a_name_of_any_script_can_be_cloned(pair: Pair, here: Path) -> None:
+    (here / "file").write_bytes(b"text")
+    name = "\u6743" * 85
+    pair.namespace.command("clone", str(here / "file"), str(here / name))
+    assert (here / name).read_bytes() == b"text"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_clone_that_is_ended_leaves_nothing(pair: Pair, here: Path, number: signal.Signals) -> None:
+    (here / "tree").mkdir()
+    for each in range(300):
+        (here / "tree" / str(each)).write_bytes(b"text")
+    clone = subprocess.Popen(
+        [sys.executable, "-m", "apollofs.fs.cli", "clone", here / "tree", here / "clone"], stderr=subprocess.DEVNULL
+    )
+    while len(os.listdir(here)) == 1:
+        assert clone.poll() is None
+    clone.send_signal(number)
+    assert clone.wait(60) == 130
     assert os.listdir(here) == ["tree"]

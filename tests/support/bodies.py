@@ -138,6 +138,12 @@ class BrokenVolume:
     def place_of(self, ino: int) -> tuple[int, bytes] | None:
         return self.inner.place_of(ino)
 
+    async def lookup(self, parent: int, name: bytes) -> Inode:
+        return await self.inner.lookup(parent, name)
+
+    async def getattr(self, ino: int) -> Inode:
+        return await self.inner.getattr(ino)
+
     def cached_listing(self, directory: int) -> DirectoryPage | None:
         return self.inner.cached_listing(directory)
 

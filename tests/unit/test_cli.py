@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from apollofs.blobstore import BlobStoreUnavailable
 from apollofs.fs.cli import main
 from apollofs.fs.cli.app import COMMANDS
 from apollofs.fs.cli.output import age_text
@@ -92,6 +94,43 @@ def test_format_check_destroy(run: Run, url: str, tmp_path: Path) -> None:
     assert json.loads(done.out)["objects_removed"] == 0
     failed(run("check", url), "there is no volume")
     failed(run("destroy", url, "--yes"), "there is no volume")
+
+
+def test_any_name_can_be_said(run: Run, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"\xff\x1b[31m")
+    failed(run("clone", tmp_path / odd, tmp_path / "clone"), "\\xff\\x1b[31m: No such file")
+    failed(run("warm", "x" * 300), "is not on an apollofs mount")
+
+
+def test_destroy_goes_on_where_a_store_was_away(
+    run: Run, formatted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    south = tmp_path / "south"
+    words = ("site", "add", formatted, "--site", "south", "--blobs", south.as_uri(), "--create-bucket")
+    assert run(*words).status == 0
+    south.rename(tmp_path / "away")
+    failed(run("destroy", formatted, "--yes", "--blobs"), "site 'south'")
+    assert run("check", formatted).status == 0
+    (tmp_path / "away").rename(south)
+
+    async def fails(*_: object) -> int:
+        await trio.lowlevel.checkpoint()
+        raise BlobStoreUnavailable("the disk is full of holes")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("apollofs.fs.site_stores.remove_objects", fails)
+        failed(run("destroy", formatted, "--yes", "--blobs"), "full of holes; run the command again to go on")
+    failed(run("site", "list", formatted), "is being destroyed")
+    failed(run("format", formatted, "--site", "here", "--blobs", south.as_uri()), "is being destroyed")
+    assert json.loads(run("destroy", formatted, "--yes", "--blobs", "--json").out)["objects_removed"] == 0
+    failed(run("destroy", formatted, "--yes"), "there is no volume")
+
+
+def test_a_bad_name_makes_no_directories(run: Run, formatted: str, url: str, tmp_path: Path) -> None:
+    words = ("--site", "bad name", "--blobs", (tmp_path / "new").as_uri(), "--create-bucket")
+    failed(run("site", "add", formatted, *words), "bad site name")
+    failed(run("format", url + "-2", *words), "bad site name")
+    assert not (tmp_path / "new").exists()
 
 
 def test_destroy_asks(run: Run, formatted: str, monkeypatch: pytest.MonkeyPatch) -> None:

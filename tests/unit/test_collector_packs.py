@@ -7,9 +7,12 @@ from dataclasses import replace
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from apollofs.blobstore import BlobStoreUnavailable
 from apollofs.fs.collection import CollectOptions, Rewritten
+from apollofs.metadata.collector_packs import Pack
 from apollofs.metadata.copies import Copies, encode_copies
 from apollofs.metadata.ops.move_body import Copied, relocate
 from apollofs.metadata.records import ROOT_INO, BodyChange, Extent, InodeFlag, SetAttr
@@ -108,6 +111,29 @@ async def test_clones_move_together(pair: Pair) -> None:
     await collect(pair.store, pair.blobs)
     assert len(await objects(pair.blobs)) == 1
     assert await content(pair.there, b"9") == await content(pair.there, b"clone") == body(9)
+
+
+async def test_what_is_cloned_many_times_counts_once(pair: Pair) -> None:
+    inos = await pack(pair, 10)
+    names = [b"clone-%d" % each for each in range(8)]
+    for name in names:
+        attributes, opened = await pair.here.create(ROOT_INO, name, 0o644, os.O_RDWR | os.O_CREAT, USER)
+        await close(pair.here, opened.fh)
+        await pair.volume.settle()
+        await clone(pair.store, pair.volume, inos[9], attributes.ino)
+    await unlink(pair, *range(9))
+    assert (await collect(pair.store, pair.blobs)).rewritten == Rewritten(1, MEMBER, 9)
+    await collect(pair.store, pair.blobs)
+    assert len(await objects(pair.blobs)) == 1
+    assert [await content(pair.there, name) for name in names] == [body(9)] * len(names)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=30))
+def test_each_byte_of_a_pack_counts_once(used: list[tuple[int, int]]) -> None:
+    pack = Pack(length=32)
+    for start, length in used:
+        pack.use(start, start + length)
+    assert pack.used_bytes == len({at for start, length in used for at in range(start, min(start + length, 32))})
 
 
 async def test_a_time_of_zero_stays(pair: Pair) -> None:

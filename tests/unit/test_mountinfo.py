@@ -62,6 +62,14 @@ def test_mountpoints(tmp_path: Path) -> None:
     for name, why in (("missing", "does not exist"), ("file", "is not a directory")):
         with pytest.raises(UserError, match=why):
             check_mountpoint(str(tmp_path / name))
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\x1b")
+    os.mkdir(odd)
+    (tmp_path / "to odd").symlink_to(odd)
+    for path in (odd, str(tmp_path / "to odd")):
+        with pytest.raises(UserError, match=r"/\\xff\\x1b is no UTF-8"):
+            check_mountpoint(path)
+    with pytest.raises(UserError, match="is no UTF-8"):
+        check_cache_dir(odd)
     with pytest.raises(UserError, match="is busy: proc is mounted there"):
         check_mountpoint("/proc")
 

@@ -37,7 +37,10 @@ async def test_objects_of_one_volume_are_removed_and_no_others(tmp_path: Path) -
         for number in range(40):
             await store.put(f"{number:02}/block", b"bytes")
         await store.aclose()
+    unfinished = tmp_path / "volume-one" / "incoming" / "half"
+    unfinished.write_bytes(b"what a writer that died has left")
     assert await remove_objects(location_of(base, "one"), options) == 40
+    assert not (tmp_path / "volume-one").exists()
     assert await remove_objects(location_of(base, "one"), options) == 0
     assert await remove_objects(location_of(base, "never used"), options) == 0
     other = location_of(base, "two")
