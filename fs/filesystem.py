@@ -311,15 +311,15 @@ class Filesystem(FileCalls):
         return self._directories.read_now(fh, offset, limit, seen.parent if seen is not None else None)
 
     def listed(self, directory: int, entry: DirectoryEntry) -> Attributes | None:
-        """Attributes of an entry of a listing; None where the kernel has to ask for them, if it wants them."""
-        if entry.inode is None:
-            cached = self._volume.cached_getattr(entry.ino)
-            if cached is None or self._volume.delegated_revision(directory, entry.name) is None:
-                return None
+        """Attributes of an entry of a listing, which may be older than what is known by now; None where the kernel has
+        to ask for them, if it wants them."""
+        try:
+            cached = self._volume.cached_entry(directory, entry)
+        except NoSuchEntry:
+            return None
+        if cached is not None:
             return self._current(cached, (directory, entry.name))
-        if self._volume.delegated_revision(directory, entry.name) == entry.inode.revision:
-            return self._current(Cached(entry.inode, directory), (directory, entry.name))
-        if self._bodies.find(entry.ino) is not None:
+        if entry.inode is None or self._bodies.find(entry.ino) is not None:
             return None
         return self._attributes(entry.inode)
 
