@@ -87,8 +87,9 @@ class NamespaceReader:
         return Cached(inode, ino) if inode is not None else None
 
     def cached_entry(self, directory: int, entry: DirectoryEntry) -> Cached | None:
-        """What an entry of a listing, which may be old, is by now, of what is delegated; None: that is not known. Raises
-        NoSuchEntry where its name is known to mean something else, or nothing."""
+        """What an entry of a listing, which may be old, is by now, of what is delegated; None: that is not known.
+
+        Raises NoSuchEntry where its name is known to mean something else, or nothing."""
         known = self._groups.peek(directory, self._keys.dentry(directory, entry.name))
         if known is None:
             return None

@@ -145,6 +145,20 @@ def test_changes_that_the_kernel_cannot_know(cache: KernelCache, kernel: Kernel)
     assert kernel.told == [("attributes", FILE)]
 
 
+@pytest.mark.parametrize("dropped", [True, False])
+async def test_what_has_moved_does_not_go_with_where_it_was(cache: KernelCache, kernel: Kernel, dropped: bool) -> None:
+    cache.attributes(D, FILE)
+    cache.changed(FILE)
+    cache.attributes(E, FILE)
+    if dropped:
+        await cache.drop(D)
+    else:
+        cache.discard(D)
+    kernel.told.clear()
+    cache.changed(FILE)
+    assert kernel.told == [("attributes", FILE)]
+
+
 def test_a_late_reply_does_not_bring_old_times_back(cache: KernelCache, kernel: Kernel) -> None:
     cache.attributes(D, D)
     cache.answers_getattr(D, ME)
