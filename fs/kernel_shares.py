@@ -1,4 +1,4 @@
-"""What the kernel was given of each group, and until when it may use it. No I/O: `kernel_cache.py` gives and takes back."""
+"""What the kernel was given of each group, and until when it may use it. No I/O, that is in `kernel_cache.py`."""
 
 from __future__ import annotations
 
