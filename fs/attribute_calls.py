@@ -177,6 +177,11 @@ class AttributeCalls(FileCalls):
                 await self._change(file, change)
         return self._attributes(file.inode)
 
+    def _group_of(self, ino: int) -> int:
+        """The held group that the attributes of an inode are in; 0: none is, or it is not known."""
+        cached = self._volume.cached_getattr(ino)
+        return cached.group if cached is not None else 0
+
     async def readlink(self, ino: int) -> bytes:
         """A symlink's target. InvalidArgument for anything else."""
         inode = await self._volume.getattr(ino)

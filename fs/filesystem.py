@@ -69,7 +69,7 @@ class Filesystem(AttributeCalls):
 
     async def link(self, ino: int, new_parent: int, new_name: bytes) -> Attributes:
         inode = await self._volume.link(ino, new_parent, new_name)
-        self.kernel.changed(ino)  # its attributes are in a group of its own from now on
+        await self.kernel.moved(ino, self._group_of(ino))  # that is one of its own from now on
         return self._made(new_parent, new_name, inode)
 
     async def unlink(self, parent: int, name: bytes) -> None:
@@ -82,18 +82,17 @@ class Filesystem(AttributeCalls):
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: RenameFlag) -> None:
         done = await self._volume.rename(parent, name, new_parent, new_name, flags)
-        self._moved(done.moved, (parent, name), (new_parent, new_name))
         if done.replaced is not None:
             self._check_orphaned(done.replaced)
-            if flags & RenameFlag.EXCHANGE:
-                self._moved(done.replaced, (new_parent, new_name), (parent, name))
-        if not flags & RenameFlag.EXCHANGE and (parent, name) != (new_parent, new_name):
+        exchanged = done.replaced if flags & RenameFlag.EXCHANGE else None
+        for inode in filter(None, (done.moved, exchanged)):
+            await self.kernel.moved(inode.ino, self._group_of(inode.ino))
+        # the kernel moves its entries too, as soon as it hears
+        self.kernel.renamed(parent, name, new_parent, new_name)
+        if exchanged is not None:
+            self.kernel.renamed(new_parent, new_name, parent, name)
+        elif (parent, name) != (new_parent, new_name):
             self.kernel.gone(parent, name)
-
-    def _moved(self, inode: Inode, source: tuple[int, bytes], target: tuple[int, bytes]) -> None:
-        """The kernel moves its entry too, as soon as it hears."""
-        self.kernel.renamed(*source, *target)
-        self.kernel.changed(inode.ino)
 
     def _check_orphaned(self, inode: Inode) -> None:
         file = self._bodies.find(inode.ino)

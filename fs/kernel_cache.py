@@ -212,10 +212,23 @@ class KernelCache:
     # -- changes of our own ------------------------------------------------------------------------------------------
 
     def changed(self, ino: int) -> None:
-        """The attributes of an inode have changed, or moved to another group, and the kernel can't know. The inode is
-        in use by the request that is being answered."""
-        if self._notifier is not None and self._shares.move_out(ino):
+        """The attributes of an inode have changed, and the kernel can't know. It is in use by the request that is
+        being answered."""
+        if self._notifier is not None and self._shares.home(ino) is not None:
             self._notifier.invalidate_attributes(ino)
+
+    def rehome(self, ino: int, group: int) -> bool:
+        """As `changed`, of an inode that is in another group now (0: in none that is held): that one's recall drops its
+        pages from now on. False where nothing would, so that they have to be dropped (`moved`)."""
+        self.changed(ino)
+        self._shares.move_out(ino)
+        return ino not in self.pages or (group != 0 and self.attributes(group, ino) > 0)
+
+    async def moved(self, ino: int, group: int) -> None:
+        """As `rehome`; drops the pages if they have to be, for a second at most as at a recall."""
+        if not self.rehome(ino, group):
+            with trio.move_on_after(PAGES_WAIT_S):
+                await self.drop_pages((ino,), recalled=True)
 
     def names_changed(self, directory: int, tid: int) -> None:
         """A name in a directory was made or taken away; to be called before that is answered."""

@@ -89,9 +89,9 @@ class Shares:
             if self._home.get(ino) is share:
                 del self._home[ino]
 
-    def move_out(self, ino: int) -> bool:
-        """An inode is in no group that is known. Whether it was in one. Its pages stay in that share too."""
-        return self._home.pop(ino, None) is not None
+    def move_out(self, ino: int) -> None:
+        """An inode is in another group now. What was given of it before stays in its old share."""
+        self._home.pop(ino, None)
 
     def forget(self, ino: int) -> None:
         """The kernel knows the inode no more."""

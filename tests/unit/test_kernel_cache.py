@@ -159,6 +159,25 @@ async def test_what_has_moved_does_not_go_with_where_it_was(cache: KernelCache, 
     assert kernel.told == [("attributes", FILE)]
 
 
+async def test_pages_move_with_the_file(cache: KernelCache, kernel: Kernel) -> None:
+    cache.attributes(D, FILE)
+    cache.reads(FILE, 1, (1, 1))
+    await cache.moved(FILE, E)
+    assert kernel.told == [("attributes", FILE)]
+    await cache.drop(E)
+    assert ("pages", FILE) in kernel.told
+
+
+async def test_pages_are_dropped_where_no_recall_would(cache: KernelCache, kernel: Kernel) -> None:
+    cache.attributes(D, FILE)
+    await cache.moved(FILE, 0)
+    assert kernel.told == [("attributes", FILE)], "it has no pages"
+    cache.reads(FILE, 1, (1, 1))
+    await cache.moved(FILE, 0)
+    assert kernel.told[1:] == [("pages", FILE)]
+    assert cache.pages.asks(FILE)
+
+
 def test_a_late_reply_does_not_bring_old_times_back(cache: KernelCache, kernel: Kernel) -> None:
     cache.attributes(D, D)
     cache.answers_getattr(D, ME)
