@@ -76,14 +76,14 @@ class AttributeCalls(FileCalls):
             self.kernel.entry(*entry) if entry else 0.0,
         )
 
-    async def _fresh(self, inode: Inode) -> Attributes:
+    async def _fresh(self, inode: Inode, since: int) -> Attributes:
         """As `_attributes`; a body that another mount has changed is taken over first, so that what is read next is
-        at least as new as these attributes."""
+        at least as new as these attributes. `since`: `KernelPages.recalls` before they were asked for."""
         with self._bodies.held(inode.ino) as file:
             if file is not None:
                 try:
                     file = await self._bodies.refresh(file, inode)
-                    self._pages.refreshed(inode.ino)
+                    self._pages.refreshed(inode.ino, since)
                 except StaleInode:
                     file.orphan()
                 if self._pages.settle(inode.ino, file.version, file.shown):
@@ -123,7 +123,8 @@ class AttributeCalls(FileCalls):
     async def lookup(self, parent: int, name: bytes) -> Attributes:
         """The inode that a name means. NoSuchEntry, NameTooLong."""
         found = self._stale if self._stale.concerns(parent) else self._volume
-        attributes = await self._fresh(await found.lookup(parent, name))
+        since = self._pages.recalls
+        attributes = await self._fresh(await found.lookup(parent, name), since)
         return self.cached_lookup(parent, name) or attributes
 
     def absent(self, parent: int, name: bytes) -> float:
@@ -136,6 +137,7 @@ class AttributeCalls(FileCalls):
         with self._bodies.held(ino) as file:
             if file is not None and file.orphaned:
                 return self._attributes(file.inode)
+            since = self._pages.recalls
             try:
                 inode = await self._volume.getattr(ino)
             except StaleInode:
@@ -144,7 +146,7 @@ class AttributeCalls(FileCalls):
                     return self._removed_directory(ino)
                 file.orphan()
                 return self._attributes(file.inode)
-        attributes = await self._fresh(inode)
+        attributes = await self._fresh(inode, since)
         return self.cached_getattr(ino) or attributes
 
     def _removed_directory(self, ino: int) -> Attributes:
@@ -176,11 +178,6 @@ class AttributeCalls(FileCalls):
             async with file.expecting_mtime(time.time_ns() if change.mtime_ns == NOW else change.mtime_ns):
                 await self._change(file, change)
         return self._attributes(file.inode)
-
-    def _group_of(self, ino: int) -> int:
-        """The held group that the attributes of an inode are in; 0: none is, or it is not known."""
-        cached = self._volume.cached_getattr(ino)
-        return cached.group if cached is not None else 0
 
     async def readlink(self, ino: int) -> bytes:
         """A symlink's target. InvalidArgument for anything else."""

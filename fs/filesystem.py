@@ -69,7 +69,7 @@ class Filesystem(AttributeCalls):
 
     async def link(self, ino: int, new_parent: int, new_name: bytes) -> Attributes:
         inode = await self._volume.link(ino, new_parent, new_name)
-        await self.kernel.moved(ino, self._group_of(ino))  # that is one of its own from now on
+        await self.kernel.moved(ino)  # that is one of its own from now on
         return self._made(new_parent, new_name, inode)
 
     async def unlink(self, parent: int, name: bytes) -> None:
@@ -86,7 +86,7 @@ class Filesystem(AttributeCalls):
             self._check_orphaned(done.replaced)
         exchanged = done.replaced if flags & RenameFlag.EXCHANGE else None
         for inode in filter(None, (done.moved, exchanged)):
-            await self.kernel.moved(inode.ino, self._group_of(inode.ino))
+            await self.kernel.moved(inode.ino)
         # the kernel moves its entries too, as soon as it hears
         self.kernel.renamed(parent, name, new_parent, new_name)
         if exchanged is not None:
@@ -217,7 +217,9 @@ async def open_filesystem(
     """
     async with open_bodies(volume, config, open_store, volume.placement) as bodies:
         delegations = volume.delegations
-        kernel = KernelCache(delegations.validity_s, entries=cache_entries, make_room=delegations.make_room)
+        kernel = KernelCache(
+            delegations.validity_s, group_of=volume.group_of, entries=cache_entries, make_room=delegations.make_room
+        )
         delegations.put_above(kernel)
         filesystem = Filesystem(volume, bodies, kernel)
         volume.session_lost_hooks.append(filesystem.session_lost)

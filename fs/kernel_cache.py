@@ -70,15 +70,18 @@ class KernelCache:
         self,
         validity_s: Callable[[int], float],
         *,
+        group_of: Callable[[int], int] = lambda _: 0,
         entries: bool = True,
         make_room: Callable[[], None] = lambda: None,
         table: PageTable | None = None,
     ) -> None:
-        """`validity_s` says for how many seconds what is held of a group is proven. Without `entries` only attributes
+        """`validity_s` says for how many seconds what is held of a group is proven, `group_of` in which held group the
+        attributes of an inode are (0: in none). Without `entries` only attributes
         and pages are given. `make_room` is called when NAMES_MAX is reached: something that is held should be given
         back. `table` is told of the files that have pages."""
         self.pages = KernelPages(table)
         self._validity_s = validity_s
+        self._group_of = group_of
         self._make_room = make_room
         self._entries = entries
         self._notifier: Notifier | None = None
@@ -140,6 +143,20 @@ class KernelCache:
         if ino in self.pages:
             share.paged.add(ino)
         return validity_s
+
+    def reading(self, ino: int) -> None:
+        """A READ of a file has come: if the group of the file is held, a recall from now on drops what it brings."""
+        self.pages.expect(ino)
+        share = self._shares.home(ino)
+        if share is not None:
+            share.paged.add(ino)
+        else:
+            self._settle(ino)
+
+    def _settle(self, ino: int) -> bool:
+        """Find an inode its group. Whether that is held."""
+        group = self._group_of(ino)
+        return group != 0 and self.attributes(group, ino) > 0
 
     def reads(self, ino: int, version: int, shown: Shown) -> None:
         """Bytes of a file are about to be handed out for the page cache, of this version of its body."""
@@ -217,16 +234,16 @@ class KernelCache:
         if self._notifier is not None and self._shares.home(ino) is not None:
             self._notifier.invalidate_attributes(ino)
 
-    def rehome(self, ino: int, group: int) -> bool:
-        """As `changed`, of an inode that is in another group now (0: in none that is held): that one's recall drops its
-        pages from now on. False where nothing would, so that they have to be dropped (`moved`)."""
+    def rehome(self, ino: int) -> bool:
+        """As `changed`, of an inode that is in another group now: if that is held, its recall drops the pages from now
+        on. False where nothing would, so that they have to be dropped (`moved`)."""
         self.changed(ino)
         self._shares.move_out(ino)
-        return ino not in self.pages or (group != 0 and self.attributes(group, ino) > 0)
+        return ino not in self.pages or self._settle(ino)
 
-    async def moved(self, ino: int, group: int) -> None:
+    async def moved(self, ino: int) -> None:
         """As `rehome`; drops the pages if they have to be, for a second at most as at a recall."""
-        if not self.rehome(ino, group):
+        if not self.rehome(ino):
             with trio.move_on_after(PAGES_WAIT_S):
                 await self.drop_pages((ino,), recalled=True)
 

@@ -107,6 +107,11 @@ class NamespaceReader:
         own = self._delegated_own(entry.ino)
         return Cached(own, entry.ino) if own is not None else None
 
+    def group_of(self, ino: int) -> int:
+        """The held group that the attributes of an inode are in; 0: none is, or it is not known."""
+        cached = self.cached_getattr(ino)
+        return cached.group if cached is not None else 0
+
     def _sealed_way(self, parent: int, name: bytes) -> Cached | None:
         """While this mount is cut off: where a name on the way to a sealed tree leads."""
         ino = 0 if self.delegations.is_proven else self.delegations.seals.waypoint(parent, name)

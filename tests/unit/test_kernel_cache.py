@@ -20,8 +20,14 @@ def kernel() -> Kernel:
 
 
 @pytest.fixture
-def cache(kernel: Kernel) -> KernelCache:
-    cache = KernelCache(lambda _: VALIDITY_S)
+def groups() -> dict[int, int]:
+    """The held group of each inode."""
+    return {}
+
+
+@pytest.fixture
+def cache(kernel: Kernel, groups: dict[int, int]) -> KernelCache:
+    cache = KernelCache(lambda _: VALIDITY_S, group_of=lambda ino: groups.get(ino, 0))
     attach(cache, kernel)
     return cache
 
@@ -159,10 +165,11 @@ async def test_what_has_moved_does_not_go_with_where_it_was(cache: KernelCache, 
     assert kernel.told == [("attributes", FILE)]
 
 
-async def test_pages_move_with_the_file(cache: KernelCache, kernel: Kernel) -> None:
+async def test_pages_move_with_the_file(cache: KernelCache, kernel: Kernel, groups: dict[int, int]) -> None:
     cache.attributes(D, FILE)
     cache.reads(FILE, 1, (1, 1))
-    await cache.moved(FILE, E)
+    groups[FILE] = E
+    await cache.moved(FILE)
     assert kernel.told == [("attributes", FILE)]
     await cache.drop(E)
     assert ("pages", FILE) in kernel.told
@@ -170,10 +177,10 @@ async def test_pages_move_with_the_file(cache: KernelCache, kernel: Kernel) -> N
 
 async def test_pages_are_dropped_where_no_recall_would(cache: KernelCache, kernel: Kernel) -> None:
     cache.attributes(D, FILE)
-    await cache.moved(FILE, 0)
+    await cache.moved(FILE)
     assert kernel.told == [("attributes", FILE)], "it has no pages"
     cache.reads(FILE, 1, (1, 1))
-    await cache.moved(FILE, 0)
+    await cache.moved(FILE)
     assert kernel.told[1:] == [("pages", FILE)]
     assert cache.pages.asks(FILE)
 

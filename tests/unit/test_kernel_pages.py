@@ -91,8 +91,17 @@ def test_a_drop_that_was_not_done_leaves_them_outdated(pages: KernelPages) -> No
     pages.end_drop(FILE, done=False)
     assert pages.outdated(FILE, 1)
     assert pages.asks(FILE)
-    pages.refreshed(FILE)
+    pages.refreshed(FILE, pages.recalls)
     assert not pages.asks(FILE)
+
+
+def test_a_recall_that_comes_while_the_newest_body_is_looked_for_counts(pages: KernelPages) -> None:
+    pages.read(FILE, 1, ONE)
+    since = pages.recalls
+    pages.begin_drop(FILE, recalled=True)
+    pages.end_drop(FILE, done=True)
+    pages.refreshed(FILE, since)
+    assert pages.asks(FILE)
 
 
 def test_a_table_is_told_which_files_have_pages() -> None:
@@ -214,5 +223,51 @@ async def test_pages_of_what_gets_another_name_go_at_once(pair: Pair) -> None:
     assert ("pages", ino) in kernel.told
     await pair.there.lookup(directory, b"f")
     await _overwrite(pair.there, ino)
+    assert await pair.here.read(fh, 0, 5) == b"new34"
+    await close(pair.here, fh)
+
+
+async def _read_twice(pair: Pair, fh: int) -> None:
+    await pair.here.read(fh, 0, 100)
+    assert await pair.here.read(fh, 0, 5) == b"new34"
+
+
+async def test_the_first_read_of_a_file_is_among_what_a_recall_drops(pair: Pair) -> None:
+    kernel, begun, let_go = Kernel(), trio.Event(), trio.Event()
+    attach(pair.here.kernel, kernel)
+    ino = await save(pair.there, b"f", LARGE)
+    with trio.fail_after(20):
+        while not (await pair.here.lookup(ROOT_INO, b"f")).attr_timeout_s:
+            pass
+
+    async def slowly() -> None:
+        begun.set()
+        await let_go.wait()
+
+    pair.blobs.before_read = slowly
+    fh = (await pair.here.open(ino, os.O_RDONLY, ROOT)).fh
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_read_twice, pair, fh)
+        await begun.wait()
+        await _overwrite(pair.there, ino)
+        assert ("pages", ino) in kernel.told
+        pair.blobs.before_read = None
+        let_go.set()
+    await close(pair.here, fh)
+
+
+async def test_a_mapping_needs_no_attributes_to_be_dropped_with_its_group(pair: Pair) -> None:
+    """The last ones that the kernel was told were given before the directory was held."""
+    kernel = Kernel()
+    attach(pair.here.kernel, kernel)
+    ino = await save(pair.there, b"f", LARGE)
+    assert not (await pair.here.lookup(ROOT_INO, b"f")).attr_timeout_s
+    fh = (await pair.here.open(ino, os.O_RDONLY, ROOT)).fh
+    with trio.fail_after(20):
+        while not pair.volume.group_of(ino):
+            await pair.volume.lookup(ROOT_INO, b"f")
+    assert await pair.here.read(fh, 0, 5) == LARGE[:5]
+    await _overwrite(pair.there, ino)
+    assert ("pages", ino) in kernel.told
     assert await pair.here.read(fh, 0, 5) == b"new34"
     await close(pair.here, fh)
