@@ -100,7 +100,8 @@ class Delegations:
 
     def end(self) -> None:
         """The session is gone, and with it everything that was cached under it."""
-        self._session = self.recalls.session = None
+        self._session = None
+        self.recalls.end()
         self.inbox.hearing = False
         self.ahead.end()
         self.turns.end()
