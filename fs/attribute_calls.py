@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from apollofs.fs.attributes import Attributes, Caller
@@ -18,6 +19,7 @@ from apollofs.fs.kernel_cache import KernelCache
 from apollofs.fs.open_file import OpenFile
 from apollofs.metadata.errors import (
     InvalidArgument,
+    NamespaceError,
     NoSuchAttribute,
     NoSuchEntry,
     NotSupported,
@@ -155,12 +157,31 @@ class AttributeCalls(FileCalls):
             raise StaleInode(f"inode {ino:#x} has no name any more")
         return self._attributes(seen._replace(nlink=0))
 
+    @contextlib.contextmanager
+    def _changing(self, *inos: int) -> Iterator[None]:
+        """Around a change of inodes. If it fails, and may have happened all the same (it is applied before it waits for
+        etcd, and who waits may be killed), the kernel counts on nothing that it knows of them."""
+        try:
+            yield
+        except NamespaceError:
+            raise
+        except BaseException:
+            self._unsure(inos)
+            raise
+
+    def _unsure(self, inos: Iterable[int]) -> None:
+        with contextlib.suppress(OSError):  # the mount is ending
+            for ino in inos:
+                if not self.kernel.rehome(ino):
+                    self._pages.spoil(ino)
+
     async def setattr(self, ino: int, change: SetAttr, fh: int | None = None) -> Attributes:
         """chmod, chown, utimensat, truncate: at once, for all mounts."""
-        with self._bodies.held(ino) as file:
-            if file is not None:
-                return await self._setattr_open(file, change)
-        attributes = self._attributes(await self._volume.setattr(ino, change))
+        with self._changing(ino):
+            with self._bodies.held(ino) as file:
+                if file is not None:
+                    return await self._setattr_open(file, change)
+            attributes = self._attributes(await self._volume.setattr(ino, change))
         return self.cached_getattr(ino) or attributes
 
     async def _setattr_open(self, file: OpenFile, change: SetAttr) -> Attributes:
@@ -196,7 +217,8 @@ class AttributeCalls(FileCalls):
             raise NotSupported("only the immutable and the append-only flag can be set")
         if caller.uid:
             raise OperationNotPermitted("only root may change these flags")
-        await self._volume.setattr(ino, SetAttr(flags=InodeFlag(flags)))
+        with self._changing(ino):
+            await self._volume.setattr(ino, SetAttr(flags=InodeFlag(flags)))
         self.kernel.changed(ino)
 
     # -- extended attributes -----------------------------------------------------------------------------------------
@@ -216,7 +238,8 @@ class AttributeCalls(FileCalls):
         if flags & ~(os.XATTR_CREATE | os.XATTR_REPLACE):
             raise InvalidArgument("unknown setxattr flags")
         create, replace_ = bool(flags & os.XATTR_CREATE), bool(flags & os.XATTR_REPLACE)
-        await self._volume.setxattr(ino, name, value, create=create, replace=replace_)
+        with self._changing(ino):
+            await self._volume.setxattr(ino, name, value, create=create, replace=replace_)
         self.kernel.changed(ino)
 
     async def listxattr(self, ino: int) -> tuple[bytes, ...]:
@@ -224,7 +247,8 @@ class AttributeCalls(FileCalls):
 
     async def removexattr(self, ino: int, name: bytes) -> None:
         _check_namespace(name)
-        await self._volume.removexattr(ino, name)
+        with self._changing(ino):
+            await self._volume.removexattr(ino, name)
         self.kernel.changed(ino)
 
 

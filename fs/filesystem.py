@@ -25,6 +25,7 @@ from apollofs.fs.kernel_cache import KernelCache
 from apollofs.fs.leftovers import settle
 from apollofs.metadata.errors import (
     EntryExists,
+    NamespaceError,
     NoSuchEntry,
     StaleInode,
 )
@@ -68,7 +69,8 @@ class Filesystem(AttributeCalls):
         return self._made(parent, name, inode)
 
     async def link(self, ino: int, new_parent: int, new_name: bytes) -> Attributes:
-        inode = await self._volume.link(ino, new_parent, new_name)
+        with self._changing(ino):
+            inode = await self._volume.link(ino, new_parent, new_name)
         await self.kernel.moved(ino)  # that is one of its own from now on
         return self._made(new_parent, new_name, inode)
 
@@ -81,7 +83,16 @@ class Filesystem(AttributeCalls):
         self.kernel.gone(parent, name)
 
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: RenameFlag) -> None:
-        done = await self._volume.rename(parent, name, new_parent, new_name, flags)
+        places = (parent, name), (new_parent, new_name)
+        concerned = self._meant(*places)
+        try:
+            done = await self._volume.rename(parent, name, new_parent, new_name, flags)
+        except NamespaceError:
+            raise
+        except BaseException:
+            self._meant(*places)  # finds them where they are now
+            self._unsure(concerned)
+            raise
         if done.replaced is not None:
             self._check_orphaned(done.replaced)
         exchanged = done.replaced if flags & RenameFlag.EXCHANGE else None
@@ -93,6 +104,15 @@ class Filesystem(AttributeCalls):
             self.kernel.renamed(new_parent, new_name, parent, name)
         elif (parent, name) != (new_parent, new_name):
             self.kernel.gone(parent, name)
+
+    def _meant(self, *places: tuple[int, bytes]) -> list[int]:
+        """The inodes that names mean, as far as nobody need be asked; it is remembered where they are."""
+        found = []
+        for place in places:
+            with contextlib.suppress(NamespaceError):
+                cached = self._volume.cached_lookup(*place)
+                found += [cached.inode.ino] if cached is not None else []
+        return found
 
     def _check_orphaned(self, inode: Inode) -> None:
         file = self._bodies.find(inode.ino)
@@ -218,7 +238,11 @@ async def open_filesystem(
     async with open_bodies(volume, config, open_store, volume.placement) as bodies:
         delegations = volume.delegations
         kernel = KernelCache(
-            delegations.validity_s, group_of=volume.group_of, entries=cache_entries, make_room=delegations.make_room
+            delegations.validity_s,
+            group_of=volume.group_of,
+            entries=cache_entries,
+            make_room=delegations.make_room,
+            give_back=delegations.give_back,
         )
         delegations.put_above(kernel)
         filesystem = Filesystem(volume, bodies, kernel)

@@ -73,16 +73,18 @@ class KernelCache:
         group_of: Callable[[int], int] = lambda _: 0,
         entries: bool = True,
         make_room: Callable[[], None] = lambda: None,
+        give_back: Callable[[int], None] = lambda _: None,
         table: PageTable | None = None,
     ) -> None:
         """`validity_s` says for how many seconds what is held of a group is proven, `group_of` in which held group the
         attributes of an inode are (0: in none). Without `entries` only attributes
         and pages are given. `make_room` is called when NAMES_MAX is reached: something that is held should be given
-        back. `table` is told of the files that have pages."""
+        back; `give_back` says which group should. `table` is told of the files that have pages."""
         self.pages = KernelPages(table)
         self._validity_s = validity_s
         self._group_of = group_of
         self._make_room = make_room
+        self._give_back = give_back
         self._entries = entries
         self._notifier: Notifier | None = None
         self._is_referenced: Callable[[int], bool] = lambda _: False
@@ -254,12 +256,17 @@ class KernelCache:
             self._notifier.invalidate_attributes(directory)
 
     def names_unsure(self, directory: int) -> None:
-        """A change of names has failed, and may have happened all the same: the kernel does not count on it."""
+        """A change of names has failed, and may have happened all the same: the kernel does not count on any."""
         share = self._shares.find(directory)
-        if share is not None and self._notifier is not None:
-            share.epoch = 0
-            with contextlib.suppress(OSError):  # the mount is ending
-                self._notifier.invalidate_attributes(directory)
+        if share is None or self._notifier is None:
+            return
+        share.epoch = 0
+        with contextlib.suppress(OSError):  # the mount is ending
+            self._notifier.invalidate_attributes(directory)
+            if share.names and not self._has_submounts():
+                self._outdate()
+            elif share.names:
+                self._give_back(directory)
 
     def renamed(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
         """The kernel is about to move an entry, with the time that it was given, to another name."""

@@ -263,6 +263,20 @@ def test_a_change_that_may_have_happened_ends_a_listing(cache: KernelCache, kern
     cache.names_unsure(D)
     assert not cache.keeps_listing(D)
     assert kernel.told == [("attributes", D)]
+    cache.entry(D, b"f")
+    cache.names_unsure(D)
+    assert kernel.told[1:] == [("attributes", D), ("epoch",)]
+
+
+def test_where_something_is_mounted_inside_it_gives_the_directory_back(kernel: Kernel) -> None:
+    kernel.submounts = True
+    given_back: list[int] = []
+    cache = KernelCache(lambda _: VALIDITY_S, give_back=given_back.append)
+    attach(cache, kernel)
+    cache.entry(D, b"f")
+    cache.names_unsure(D)
+    assert kernel.told == [("attributes", D)]
+    assert given_back == [D]
 
 
 def test_what_is_given_is_bounded(cache: KernelCache) -> None:
