@@ -24,22 +24,18 @@ Rules
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Protocol, TypeVar
 
 import trio
 
 from apollofs.fs.kernel_pages import KernelPages, PageTable, Shown
 from apollofs.fs.kernel_shares import Share, Shares
+from apollofs.fs.notifier import Notifier, in_thread
 from apollofs.fs.receipts import Receipts
 from apollofs.metadata.session import boot_time
 
-log = logging.getLogger(__name__)
-T = TypeVar("T")
 NAMES_MAX = 500_000
 """Entries that the kernel may keep, negative ones too, over all directories."""
 SEVERAL = -1
@@ -51,16 +47,6 @@ PAGES_WAIT_S = 1.0
 """For READs in flight at a recall. What they bring is dropped after them, before attributes of the file are given."""
 RETRY_FIRST_S = 0.001
 RETRY_MAX_S = 0.1
-
-
-class Notifier(Protocol):
-    """What is asked of the kernel; `wire_device.Device`."""
-
-    def invalidate_attributes(self, ino: int) -> bool: ...
-    def invalidate_attributes_of(self, inos: Sequence[int]) -> list[int]: ...
-    def invalidate_pages_of(self, inos: Sequence[int]) -> None: ...
-    def expire_entries(self, parent: int, names: Sequence[bytes]) -> None: ...
-    def inc_epoch(self) -> bool: ...
 
 
 class KernelCache:
@@ -77,9 +63,9 @@ class KernelCache:
         table: PageTable | None = None,
     ) -> None:
         """`validity_s` says for how many seconds what is held of a group is proven, `group_of` in which held group the
-        attributes of an inode are (0: in none). Without `entries` only attributes
-        and pages are given. `make_room` is called when NAMES_MAX is reached: something that is held should be given
-        back; `give_back` says which group should. `table` is told of the files that have pages."""
+        attributes of an inode are (0: in none). Without `entries` only attributes and pages are given. `make_room` is
+        called when NAMES_MAX is reached: something that is held should be given back; `give_back` says which group
+        should. `table` is told of the files that have pages."""
         self.pages = KernelPages(table)
         self._validity_s = validity_s
         self._group_of = group_of
@@ -329,7 +315,7 @@ class KernelCache:
     async def drop_listing(self, directory: int) -> None:
         """On return the kernel has nothing of what it was told of a directory's names, but for what is on its way."""
         if self._notifier is not None:
-            await _in_thread(self._notifier.invalidate_pages_of, self._invalidating, (directory,))
+            await in_thread(self._notifier.invalidate_pages_of, self._invalidating, (directory,))
 
     async def drop_pages(self, inos: Collection[int], *, recalled: bool = False) -> None:
         """On return the kernel has no pages of these files but what was read after the call, which is recorded.
@@ -348,7 +334,7 @@ class KernelCache:
         for ino in inos:
             self.pages.begin_drop(ino, recalled=recalled)
         try:
-            await _in_thread(notifier.invalidate_pages_of, self._dropping, inos)
+            await in_thread(notifier.invalidate_pages_of, self._dropping, inos)
             done = True
         finally:
             for ino in inos:
@@ -364,6 +350,12 @@ class KernelCache:
         share = self._shares.find(group)
         if share is not None:
             share.hurried.set()
+
+    def calm(self, group: int) -> None:
+        """None does any more."""
+        share = self._shares.find(group)
+        if share is not None and share.hurried.is_set():
+            share.hurried = trio.Event()
 
     async def drop_all(self, kept: Collection[int] = ()) -> None:
         """As `drop`, of all groups but `kept`; no other is held. Ends at the latest when everything has run out."""
@@ -385,7 +377,7 @@ class KernelCache:
         self._shares.leave(share, inodes)
         self._told.pop(share.group, None)
         while notifier is not None and unknown:
-            found = await _in_thread(notifier.invalidate_attributes_of, self._invalidating, unknown)
+            found = await in_thread(notifier.invalidate_attributes_of, self._invalidating, unknown)
             unknown = [ino for ino in found or () if self._is_referenced(ino)]
             if not unknown or boot_time() > share.until:
                 return
@@ -415,24 +407,15 @@ class KernelCache:
     async def _expire(self, group: int, names: tuple[bytes, ...], done: trio.CancelScope) -> None:
         notifier = self._notifier
         assert notifier is not None
-        await _in_thread(notifier.expire_entries, self._expiring, group, names)
+        await in_thread(notifier.expire_entries, self._expiring, group, names)
         late = self._receipts.missing(group)
         if late:
             if not await self._receipts.wait(late):
                 self._outdate()
-            await _in_thread(notifier.expire_entries, self._expiring, group, names)
+            await in_thread(notifier.expire_entries, self._expiring, group, names)
         done.cancel()
 
     def _outdate(self) -> None:
         if self._notifier is not None:
             self.epochs += 1
             self._notifier.inc_epoch()
-
-
-async def _in_thread(call: Callable[..., T], limiter: trio.CapacityLimiter, *args: Any) -> T | None:
-    """`call` in a thread; None if the mount has ended meanwhile, which leaves nothing to drop."""
-    try:
-        return await trio.to_thread.run_sync(partial(call, *args), abandon_on_cancel=True, limiter=limiter)
-    except OSError as exc:
-        log.info("the kernel takes no notifications any more: %s", exc)
-        return None

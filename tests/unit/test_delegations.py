@@ -213,6 +213,33 @@ class Stuck(NoCacheAbove):
         await trio.sleep_forever()
 
 
+class Noting(NoCacheAbove):
+    """Notes who is not to be waited for."""
+
+    def __init__(self) -> None:
+        self.hurried: set[int] = set()
+        self.calmed: set[int] = set()
+
+    def hurry(self, group: int) -> None:
+        self.hurried.add(group)
+
+    def calm(self, group: int) -> None:
+        self.calmed.add(group)
+
+
+async def test_locks_are_waited_for_again_when_the_operation_that_held_them_has_ended() -> None:
+    store = MemoryStore()
+    await make_volume(store)
+    async with mounted(store) as a, mounted(store) as b:
+        directory = await a.mkdir(ROOT_INO, b"d", 0o755, ME)
+        above = Noting()
+        b.delegations.put_above(above)
+        await b.mknod(directory.ino, b"f", FILE, 0, ME)
+    assert directory.ino in above.hurried
+    assert above.calmed == above.hurried
+    await assert_sound(store)
+
+
 @pytest.mark.parametrize("delegations", [True, False])
 async def test_who_gives_up_while_the_store_is_away_is_not_waited_for(
     autojump_clock: trio.testing.MockClock, delegations: bool

@@ -102,6 +102,14 @@ async def test_who_waits_for_others_is_let_go_without_the_lock(cache: KernelCach
         assert not cache.holds(D)
 
 
+async def test_nobody_is_let_go_who_does_not_wait_any_more(cache: KernelCache, kernel: Kernel) -> None:
+    cache.entry(D, b"f")
+    cache.hurry(D)
+    cache.calm(D)
+    await cache.drop(D)
+    assert kernel.told == [("entries", D, b"f")]
+
+
 async def test_mounts_below_are_not_outdated(kernel: Kernel) -> None:
     kernel.submounts = True
     cache = KernelCache(lambda _: 0.2)
