@@ -53,6 +53,9 @@ class Filesystem(AttributeCalls):
         super().__init__(volume, bodies, kernel)
         self._directories = Directories(volume, kernel, self._parent_of)
         self._usage: tuple[float, Usage] | None = None
+        self._unknown: set[int] = set()
+        """Inodes that are open here though the kernel has forgotten them."""
+        bodies.forgotten = self._closed
 
     # -- names -------------------------------------------------------------------------------------------------------
 
@@ -219,11 +222,19 @@ class Filesystem(AttributeCalls):
         await self._volume.settle()
 
     def forget(self, ino: int) -> None:
-        """The kernel has forgotten the number. A file with uncommitted bytes still needs its place."""
+        """The kernel has forgotten the number. A file with uncommitted bytes still needs its place, until it has none."""
         self._seen_directories.pop(ino, None)
         self.kernel.forget(ino)
         if self._bodies.find(ino) is None:
             self._volume.forget(ino)
+        else:
+            self._unknown.add(ino)
+
+    def _closed(self, ino: int) -> None:
+        if ino in self._unknown:
+            self._unknown.discard(ino)
+            if not self.kernel.knows(ino):
+                self._volume.forget(ino)
 
 
 @contextlib.asynccontextmanager

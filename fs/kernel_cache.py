@@ -100,6 +100,10 @@ class KernelCache:
         self._has_submounts = has_submounts
         self._entries = self._entries and notifier.inc_epoch()
 
+    def knows(self, ino: int) -> bool:
+        """Whether the kernel was given an inode, and has not forgotten it."""
+        return self._is_referenced(ino)
+
     def detach(self) -> None:
         """The mount has ended, and the kernel's cache with it."""
         self._notifier = None
