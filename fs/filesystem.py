@@ -222,7 +222,7 @@ class Filesystem(AttributeCalls):
         await self._volume.settle()
 
     def forget(self, ino: int) -> None:
-        """The kernel has forgotten the number. A file with uncommitted bytes still needs its place, until it has none."""
+        """The kernel has forgotten the number. A file that has uncommitted bytes still needs its place."""
         self._seen_directories.pop(ino, None)
         self.kernel.forget(ino)
         if self._bodies.find(ino) is None:

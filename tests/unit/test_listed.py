@@ -9,10 +9,16 @@ import trio
 
 from apollofs.fs.attributes import Attributes
 from apollofs.fs.filesystem import Filesystem
+from apollofs.fs.operations_wire import InterceptedOperations
+from apollofs.fs.wire_constants import Opcode
+from apollofs.fs.wire_replies import DirectoryReply
+from apollofs.fs.wire_structs import ReadDirectoryRequest, Request
 from apollofs.metadata.records import ROOT_INO, DirectoryEntry, RenameFlag, SetAttr
 from tests.support.filesystems import ROOT, Pair
 from tests.support.kernels import Kernel, attach
 
+LISTER = 41
+"""A thread."""
 REGULAR = stat.S_IFREG | 0o644
 
 
@@ -108,3 +114,19 @@ async def test_another_mounts_change_counts_as_soon_as_it_is_known(fs: Filesyste
             await fs.readdir(fs.opendir(d.ino).fh, 0, 100)
     await _take(fs, e.ino, b"sub")
     assert fs.listed(d.ino, entry) is None
+
+
+async def test_who_was_listed_a_directory_was_told_of_it(fs: Filesystem) -> None:
+    """As by GETATTR: if his reply comes late, it must not bring back what was before a change."""
+    kernel = Kernel()
+    attach(fs.kernel, kernel)
+    d = await _directory(fs, b"d")
+    sub = await _directory(fs, b"sub", d.ino)
+    operations = InterceptedOperations(fs)
+    request = Request(Opcode.READDIRPLUS, 1, d.ino, 0, 0, LISTER)
+    fh, _ = operations.open_directory(request)
+    for plus in (False, True):
+        read = ReadDirectoryRequest(fh, 0, 4096, plus)
+        assert operations.read_directory(request, read, DirectoryReply(read)) is None, "nobody need be asked"
+        fs.kernel.names_changed(sub.ino, LISTER + 1)
+        assert kernel.told == ([("attributes", sub.ino)] if plus else [])
