@@ -7,18 +7,20 @@ Rules
 3. Attributes are dropped without any lock. The kernel ignores a reply to a request that was sent before; of an inode
    that it does not know yet, such a reply may still be on its way: that one is asked for again until it is known.
 4. Entries are expired under the directory's lock, which the kernel holds for an operation from its request to our
-   reply. An operation that must wait for others would so wait for itself: it is let go by `hurry`, which outdates
-   every entry of the mount at once and takes no lock (INC_EPOCH). So is, from the start, what a request of ours has
-   locked (`locked`): a thread that waits in the kernel for that lock can't be killed, and would keep the device of a
-   killed daemon open; only when that is closed does the kernel fail the requests that nobody answers any more, and let
-   go of their locks.
+   reply. An operation that must wait for others would so wait for itself: until it ends (`calm`) it is let go by
+   `hurry`, which outdates every entry of the mount at once and takes no lock (INC_EPOCH). So is, from the start, what a
+   request of ours has locked (`locked`): a thread that waits in the kernel for that lock can't be killed, and would
+   keep the device of a killed daemon open; only when that is closed does the kernel fail the requests that nobody
+   answers any more, and let go of their locks.
 5. A reply to a LOOKUP that revalidates takes no lock either: entries that were just given are expired once more when
    the thread that asked has run since, or outdated with all others.
 6. What a thread was told about a directory before a change of ours, and has not taken in yet, is dropped before that
    change returns: the kernel drops the times of a changed directory by itself, but a late reply would bring them back.
 7. A listing is kept while its group is held without a break since it was handed out (an `epoch`); `directories.py` has
    the rest. Dropping it takes no lock but those of its pages, which the kernel holds for moments.
-8. Pages of files: `kernel_pages.py`.
+8. Pages of files: `kernel_pages.py`. A file that gets another directory or name takes them to its new group (`moved`).
+9. A change that failed may have happened all the same, as where who waited for etcd was killed: then the kernel keeps
+   nothing that it knew of the names and the inodes concerned (`names_unsure`, `rehome`).
 """
 
 from __future__ import annotations
