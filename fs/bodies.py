@@ -93,6 +93,8 @@ class Bodies:
         self._retiring: set[int] = set()
         self.renewing: Callable[[OpenFile], AbstractContextManager[OpenFile]] = contextlib.nullcontext
         """Asked for a file that is about to be brought up to date: `passing.py` may make another object of it."""
+        self.forgotten: Callable[[int], None] = lambda _: None
+        """Told of each inode that is not open here any more."""
 
     # -- open files --------------------------------------------------------------------------------------------------
 
@@ -187,6 +189,7 @@ class Bodies:
         if isinstance(file, PassedFile):
             self._adopt(file)
         file.close()
+        self.forgotten(file.ino)
 
     def _is_unused(self, file: OpenFile) -> bool:
         if self._opens.get(file.ino, 0) or file.ino in self._held:

@@ -237,6 +237,7 @@ class FileCalls:
         """Bytes `[offset, offset + size)`; fewer only at the end of the file."""
         handle = self._handles.get(fh)
         file = handle.file
+        self.kernel.reading(file.ino)
         if handle.direct or self._pages.asks(file.ino) or file.is_unsure or not self._volume.proven:
             # Nobody has asked for attributes before this read, as the kernel does before a read(2) of cached pages.
             # For pages of a mapping it does not either, and those must not be older than the lease.
@@ -252,9 +253,10 @@ class FileCalls:
     async def _refresh(self, file: OpenFile) -> None:
         if file.orphaned:
             return
+        since = self._pages.recalls
         try:
             await self._bodies.refresh(file, await self._volume.getattr(file.ino))
-            self._pages.refreshed(file.ino)
+            self._pages.refreshed(file.ino, since)
         except StaleInode:
             file.orphan()
 

@@ -9,8 +9,8 @@ Rules
    is the newest body (`asks`).
 3. Pages outlive the close of a file. At the next open they are kept only if all are of the version that is opened and
    nothing was written since they were last dropped: what was written here the kernel puts into them by itself.
-4. Dropping pages waits for READs of them that are in flight, and these wait for nobody's delegation. A READ that is
-   answered later is of the version that it says.
+4. Dropping pages waits for READs of them that are in flight, the first one of a file too (`expect`), and these wait
+   for nobody's delegation. A READ that is answered later is of the version that it says.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class _Pages:
     """How many drops are under way: what was there before may be there still."""
     written: bool = False
     """Something was written, so that not all came from READs."""
-    asks: bool = False
-    """The group was given back: the base that is known may be old."""
+    asks: int = 0
+    """The number of the recall since which the base that is known may be old; 0: it is not."""
 
     def reset(self) -> None:
         self.shown.clear()
@@ -71,6 +71,8 @@ class KernelPages:
         self.kept = 0
         """Opens at which pages were kept."""
         self.drops = 0
+        self.recalls = 0
+        """How often pages of a file went with their group: what was asked for before may be old."""
 
     def __contains__(self, ino: int) -> bool:
         return ino in self._files
@@ -88,6 +90,10 @@ class KernelPages:
             pages = self._files[ino] = _Pages()
             self._table.add(ino)
         return pages
+
+    def expect(self, ino: int) -> None:
+        """The kernel is about to have pages of a file: what is dropped from now on includes them."""
+        self._of(ino)
 
     def read(self, ino: int, version: int, shown: Shown) -> None:
         """Bytes of a version of the body are about to be handed to the kernel."""
@@ -138,13 +144,13 @@ class KernelPages:
     def asks(self, ino: int) -> bool:
         """Whether the next READ must look for a newer body first."""
         pages = self._files.get(ino)
-        return pages is not None and pages.asks
+        return pages is not None and pages.asks > 0
 
-    def refreshed(self, ino: int) -> None:
-        """The newest body was looked for."""
+    def refreshed(self, ino: int, since: int) -> None:
+        """The newest body was looked for, when there had been so many `recalls`."""
         pages = self._files.get(ino)
-        if pages is not None:
-            pages.asks = False
+        if pages is not None and pages.asks <= since:
+            pages.asks = 0
 
     def spoil(self, ino: int) -> None:
         """They may be anything: drop them before attributes are given."""
@@ -160,7 +166,9 @@ class KernelPages:
             # what they showed stays: if this is not done, they may be there still
             pages.version, pages.mixed, pages.written = 0, False, False
             pages.dropping += 1
-            pages.asks |= recalled
+            if recalled:
+                self.recalls += 1
+                pages.asks = self.recalls
 
     def end_drop(self, ino: int, *, done: bool) -> None:
         """All that was there at `begin_drop` is gone, if it was `done`; what was read meanwhile may be there."""

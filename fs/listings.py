@@ -11,7 +11,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 NAMES_MAX = 400_000
-"""Names that are remembered over all listings; those that were made first are forgotten first."""
+"""Names that are remembered over all listings, each of which counts as one more; those that were made first are
+forgotten first."""
 INDEX_BITS = 32
 NUMBER_MAX = (1 << 30) - 1
 
@@ -48,10 +49,10 @@ class Listings:
         """Give a listing its number. It is the directory's newest now."""
         self._last = self._last % NUMBER_MAX + 1
         made = self._numbered[self._last] = self._newest[directory] = Listing(self._last, directory, names)
-        self._names += len(names)
+        self._names += 1 + len(names)
         while self._names > NAMES_MAX and len(self._numbered) > 1:
             _, oldest = self._numbered.popitem(last=False)
-            self._names -= len(oldest.names)
+            self._names -= 1 + len(oldest.names)
             if self._newest.get(oldest.directory) is oldest:
                 del self._newest[oldest.directory]
         return made

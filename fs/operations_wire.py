@@ -130,16 +130,17 @@ class InterceptedOperations(WireOperations):
     ) -> Coroutine[Any, Any, None] | None:
         found = self._filesystem.cached_readdir(request.ino, read.fh, read.offset, ENTRIES_MAX)
         if found is None:
-            return self._read_directory(request.ino, read, reply)
-        self._fill(request.ino, found, reply)
+            return self._read_directory(request, read, reply)
+        self._fill(request, found, reply)
         return None
 
-    async def _read_directory(self, ino: int, read: ReadDirectoryRequest, reply: DirectoryReply) -> None:
-        with self._filesystem.kernel.locked(ino):
+    async def _read_directory(self, request: Request, read: ReadDirectoryRequest, reply: DirectoryReply) -> None:
+        with self._filesystem.kernel.locked(request.ino):
             found = await self._filesystem.readdir(read.fh, read.offset, ENTRIES_MAX)
-        self._fill(ino, found, reply)
+        self._fill(request, found, reply)
 
-    def _fill(self, directory: int, found: Entries, reply: DirectoryReply) -> None:
+    def _fill(self, request: Request, found: Entries, reply: DirectoryReply) -> None:
+        directory = request.ino
         for after, entry in found:
             named_only = not reply.plus or entry.name in DOTS
             attributes = None if named_only else self._filesystem.listed(directory, entry)
@@ -149,6 +150,7 @@ class InterceptedOperations(WireOperations):
                 continue
             if not reply.add(entry.name, attributes, after):
                 return
+            self._told(attributes, request.pid)
             self.references.add(entry.ino)
             self._filesystem.remember(directory, entry)
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import trio
 
@@ -100,7 +100,8 @@ class Delegations:
 
     def end(self) -> None:
         """The session is gone, and with it everything that was cached under it."""
-        self._session = self.recalls.session = None
+        self._session = None
+        self.recalls.end()
         self.inbox.hearing = False
         self.ahead.end()
         self.turns.end()
@@ -377,8 +378,15 @@ class Delegations:
 
     def release(self, claim: Claim) -> None:
         """The operation has ended: the kernel's locks of what it changes are let go."""
-        self._claimed -= Counter(claim.groups.keys())
+        self.unclaim(claim.groups)
         claim.groups.clear()
+
+    def unclaim(self, groups: Collection[int]) -> None:
+        """An operation that had `_claimed` groups waits no more."""
+        self._claimed -= Counter(dict.fromkeys(groups, 1))
+        for group in groups:
+            if group not in self._claimed:
+                self._returns.above.calm(group)
 
     async def recall_others(
         self, session: Session, found: Sequence[RangeResult], writes: Sequence[Put | Delete], claim: Claim

@@ -122,6 +122,7 @@ class HeldVolume(ValueReader):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._usage.keep, session)
                     nursery.start_soon(self.locks.serve)
+                    nursery.start_soon(self.delegations.recalls.serve, session)
                     if self._options.delegations:
                         nursery.start_soon(self.delegations.serve, session)
                         nursery.start_soon(self.delegations.inbox.serve, session)

@@ -86,6 +86,32 @@ class NamespaceReader:
         inode = self._delegated_own(ino) or self._waypoint(ino)
         return Cached(inode, ino) if inode is not None else None
 
+    def cached_entry(self, directory: int, entry: DirectoryEntry) -> Cached | None:
+        """What an entry of a listing, which may be old, is by now, of what is delegated; None: that is not known.
+
+        Raises NoSuchEntry where its name is known to mean something else, or nothing."""
+        known = self._groups.peek(directory, self._keys.dentry(directory, entry.name))
+        if known is None:
+            return None
+        kv, inode = known[0], entry.inode
+        if kv is None:
+            raise NoSuchEntry("the name was taken away after it was listed")
+        if kv is not entry.record:
+            # their revisions would not tell: all that is queued at one time has the same
+            dentry = codec.decode_dentry(kv.value, kv.mod_revision)
+            if dentry.ino != entry.ino:
+                raise NoSuchEntry("the name was given to something else after it was listed")
+            inode = dentry.inode
+        if inode is not None:
+            return Cached(inode, directory)
+        own = self._delegated_own(entry.ino)
+        return Cached(own, entry.ino) if own is not None else None
+
+    def group_of(self, ino: int) -> int:
+        """The held group that the attributes of an inode are in; 0: none is, or it is not known."""
+        cached = self.cached_getattr(ino)
+        return cached.group if cached is not None else 0
+
     def _sealed_way(self, parent: int, name: bytes) -> Cached | None:
         """While this mount is cut off: where a name on the way to a sealed tree leads."""
         ino = 0 if self.delegations.is_proven else self.delegations.seals.waypoint(parent, name)
@@ -366,7 +392,7 @@ class NamespaceReader:
         entries = []
         for kv in kvs:
             dentry = codec.decode_dentry(kv.value, kv.mod_revision)
-            entries.append(DirectoryEntry(kv.key[at:], dentry.ino, dentry.file_type, dentry.inode))
+            entries.append(DirectoryEntry(kv.key[at:], dentry.ino, dentry.file_type, dentry.inode, kv))
         return DirectoryPage(tuple(entries), more, revision)
 
     def remember(self, ino: int, parent: int, name: bytes) -> None:

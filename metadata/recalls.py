@@ -6,8 +6,9 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import trio
 
@@ -25,6 +26,9 @@ SHARE = b"s"
 """What a notice asks for: to let others read the group. Otherwise to give it back, see `drop`."""
 RETRY_S = 0.1
 STOP_WAITING_S = 5.0
+"""For how long an operation that has ended tries to take back that it waits."""
+LEFT_MAX = 20_000
+LEFT_RETRY_S = 1.0
 
 
 def drop(holders: int) -> bytes:
@@ -66,6 +70,28 @@ class Recalls:
         self.sent = 0
         self.waited_s = 0.0
         """How long operations waited for others to give back, altogether."""
+        self._left: dict[bytes, Delete] = {}
+        """Keys of this session that say that somebody waits who does no more, and may be in the store still."""
+        self._leaving = trio.Event()
+
+    def end(self) -> None:
+        """The session is gone, and all its keys with it."""
+        self.session = None
+        self._left.clear()
+
+    async def serve(self, session: Session) -> None:
+        """Delete what `leave_line` could not, until cancelled or the session ends: while such a key is there nobody can
+        hold its group."""
+        while session.alive:
+            if not self._left:
+                self._leaving = trio.Event()
+                await self._leaving.wait()
+            keys = dict(islice(self._left.items(), NOTICES_IN_TRANSACTION))
+            if await self._delete(session, keys):
+                for key in keys:
+                    self._left.pop(key, None)
+            else:
+                await trio.sleep(LEFT_RETRY_S)
 
     def others(self, session: Session, found: Sequence[RangeResult]) -> list[tuple[int, int]]:
         """(group, session) of each holder that `found` names, but for this session."""
@@ -143,12 +169,30 @@ class Recalls:
         await self._until_gone(session, prefixes, ask)
 
     async def leave_line(self, session: Session, claim: Claim) -> None:
-        """The operation ended without its transaction: it wants nobody's delegation any more. No errors."""
+        """The operation ended without its transaction: it wants nobody's delegation any more. No errors; what can't be
+        deleted now is by `serve`."""
         with trio.move_on_after(STOP_WAITING_S, shield=True):
-            try:
-                await session.commit((), list(claim.waits.values()), NOTED, time_ns=0)
-            except MetadataError as exc:
-                log.info("a waiting writer's key stays until the session ends: %s", exc)
+            if await self._delete(session, claim.waits):
+                return
+        if session is not self.session:
+            return
+        if len(self._left) < LEFT_MAX:
+            self._left.update(claim.waits)
+            self._leaving.set()
+        else:
+            log.warning("a waiting writer's keys stay until the session ends: there are too many of them")
+
+    async def _delete(self, session: Session, keys: Mapping[bytes, Delete]) -> bool:
+        """Delete keys; whether they are gone for good, as they are when the session is."""
+        final = not session.in_doubt  # otherwise a put that was given up may come after this
+        try:
+            await session.commit((), list(keys.values()), NOTED, time_ns=0)
+        except SessionLost:
+            return True
+        except MetadataError as exc:
+            log.info("a waiting writer's key stays for now: %s", exc)
+            return False
+        return final
 
     async def _claim(
         self, session: Session, known: Sequence[tuple[int, int]], claim: Claim

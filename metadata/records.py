@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 ROOT_INO = 1
@@ -132,6 +132,8 @@ class DirectoryEntry:
     file_type: int
     """S_IFMT bits."""
     inode: Inode | None = None
+    record: object = field(default=None, compare=False, repr=False)
+    """What it was read from, to tell whether that is what the name means still."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,9 @@ class CacheAbove(Protocol):
     def hurry(self, group: int) -> None:
         """An operation that has locked this directory above waits for others: `drop` must not wait for its lock."""
 
+    def calm(self, group: int) -> None:
+        """No operation does any more: from now on `drop` waits again."""
+
     def discard(self, group: int) -> None:
         """The directory is gone, or `holds` has said no: forget what was there."""
 
@@ -54,6 +57,9 @@ class NoCacheAbove:
         pass
 
     def hurry(self, group: int) -> None:
+        pass
+
+    def calm(self, group: int) -> None:
         pass
 
     def discard(self, group: int) -> None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -73,6 +73,9 @@ class Holder(Protocol):
 
     def may_take(self) -> bool:
         """Whether anything may be taken now."""
+
+    def unclaim(self, groups: Collection[int]) -> None:
+        """An operation that had claimed groups waits no more."""
 
     def new_claim(self) -> Claim:
         """For an operation that may have to wait."""
@@ -174,7 +177,7 @@ class Turns:
         except MetadataError as exc:
             log.info("no turn on directory %#x: %s", group, exc)
         finally:
-            self._claimed -= Counter((group,))
+            self._holder.unclaim((group,))
             if self._taking.get(group) is taking:
                 del self._taking[group]
             taking.done.set()

@@ -11,18 +11,19 @@ import random
 import stat
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import trio
 import trio.testing
 
-from apollofs.metadata.errors import NoSuchEntry, SessionLost
-from apollofs.metadata.memory import MemoryStore
+from apollofs.metadata.errors import NoSuchEntry, SessionLost, StoreUnavailable
+from apollofs.metadata.memory import MemoryStore, Moment
 from apollofs.metadata.records import ROOT_INO, Owner, SetAttr
 from apollofs.metadata.returns import NoCacheAbove
+from apollofs.metadata.store import Range, prefix_end
 from apollofs.metadata.volume import Volume
-from tests.support.volumes import ME, assert_sound, make_volume, mounted
+from tests.support.volumes import ME, OPTIONS, assert_sound, make_volume, mounted
 
 FILE = stat.S_IFREG | 0o644
 
@@ -210,6 +211,69 @@ class Stuck(NoCacheAbove):
 
     async def drop(self, group: int) -> None:
         await trio.sleep_forever()
+
+
+class Noting(NoCacheAbove):
+    """Notes who is not to be waited for."""
+
+    def __init__(self) -> None:
+        self.hurried: set[int] = set()
+        self.calmed: set[int] = set()
+
+    def hurry(self, group: int) -> None:
+        self.hurried.add(group)
+
+    def calm(self, group: int) -> None:
+        self.calmed.add(group)
+
+
+async def test_locks_are_waited_for_again_when_the_operation_that_held_them_has_ended() -> None:
+    store = MemoryStore()
+    await make_volume(store)
+    async with mounted(store) as a, mounted(store) as b:
+        directory = await a.mkdir(ROOT_INO, b"d", 0o755, ME)
+        above = Noting()
+        b.delegations.put_above(above)
+        await b.mknod(directory.ino, b"f", FILE, 0, ME)
+    assert directory.ino in above.hurried
+    assert above.calmed == above.hurried
+    await assert_sound(store)
+
+
+@pytest.mark.parametrize("delegations", [True, False])
+async def test_who_gives_up_while_the_store_is_away_is_not_waited_for(
+    autojump_clock: trio.testing.MockClock, delegations: bool
+) -> None:
+    """Nobody could hold the directory while a key says that somebody waits for it."""
+    del autojump_clock
+    base, away = MemoryStore(), False
+
+    async def hook(moment: Moment, _: object) -> None:
+        await trio.lowlevel.checkpoint()
+        if away and moment is Moment.BEFORE:
+            raise StoreUnavailable("away")
+
+    await make_volume(base)
+    async with (
+        mounted(base) as a,
+        mounted(base.another(hook), replace(OPTIONS, lease_ttl_s=60, delegations=delegations)) as b,
+    ):
+        directory = await a.mkdir(ROOT_INO, b"d", 0o755, ME)
+        a.delegations.put_above(Stuck())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.mknod, directory.ino, b"f", FILE, 0, ME)
+            await trio.testing.wait_all_tasks_blocked()
+            line = Range(b._keys.writers_on(directory.ino), prefix_end(b._keys.writers_on(directory.ino)))
+            assert (await base.range(line)).kvs
+            away = True
+            nursery.cancel_scope.cancel()
+        a.delegations.put_above(NoCacheAbove())
+        assert (await base.range(line)).kvs
+        away = False
+        with trio.fail_after(30):
+            while (await base.range(line)).kvs:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+    await assert_sound(base)
 
 
 @pytest.mark.expects_log("has lost its lease")

@@ -191,3 +191,22 @@ async def test_a_lost_session_is_reported_once_by_each_handle(pair: Pair) -> Non
     assert (await pair.there.lookup(ROOT_INO, b"f")).size_bytes == 0
     assert (await content(pair.there, b"clean"))[:1] == b"x"
     assert attributes.ino != clean
+
+
+# -- what is remembered -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known_again", [False, True])
+async def test_the_place_of_a_file_is_forgotten_when_nobody_has_use_for_it(pair: Pair, known_again: bool) -> None:
+    kernel = Kernel()
+    attach(pair.here.kernel, kernel)
+    attributes, fh = await create(pair.here)
+    await pair.here.write(fh, 0, LARGE)
+    pair.here.forget(attributes.ino)
+    assert pair.volume.place_of(attributes.ino) is not None, "its bytes are to be committed"
+    if known_again:
+        kernel.referenced.add(attributes.ino)
+    await close(pair.here, fh)
+    assert (pair.volume.place_of(attributes.ino) is not None) == known_again
+    pair.here.forget(attributes.ino)
+    assert pair.volume.place_of(attributes.ino) is None

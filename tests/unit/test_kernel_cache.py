@@ -20,8 +20,14 @@ def kernel() -> Kernel:
 
 
 @pytest.fixture
-def cache(kernel: Kernel) -> KernelCache:
-    cache = KernelCache(lambda _: VALIDITY_S)
+def groups() -> dict[int, int]:
+    """The held group of each inode."""
+    return {}
+
+
+@pytest.fixture
+def cache(kernel: Kernel, groups: dict[int, int]) -> KernelCache:
+    cache = KernelCache(lambda _: VALIDITY_S, group_of=lambda ino: groups.get(ino, 0))
     attach(cache, kernel)
     return cache
 
@@ -96,6 +102,14 @@ async def test_who_waits_for_others_is_let_go_without_the_lock(cache: KernelCach
         assert not cache.holds(D)
 
 
+async def test_nobody_is_let_go_who_does_not_wait_any_more(cache: KernelCache, kernel: Kernel) -> None:
+    cache.entry(D, b"f")
+    cache.hurry(D)
+    cache.calm(D)
+    await cache.drop(D)
+    assert kernel.told == [("entries", D, b"f")]
+
+
 async def test_mounts_below_are_not_outdated(kernel: Kernel) -> None:
     kernel.submounts = True
     cache = KernelCache(lambda _: 0.2)
@@ -143,6 +157,40 @@ def test_changes_that_the_kernel_cannot_know(cache: KernelCache, kernel: Kernel)
     cache.attributes(D, FILE)
     cache.changed(FILE)
     assert kernel.told == [("attributes", FILE)]
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+async def test_what_has_moved_does_not_go_with_where_it_was(cache: KernelCache, kernel: Kernel, dropped: bool) -> None:
+    cache.attributes(D, FILE)
+    cache.changed(FILE)
+    cache.attributes(E, FILE)
+    if dropped:
+        await cache.drop(D)
+    else:
+        cache.discard(D)
+    kernel.told.clear()
+    cache.changed(FILE)
+    assert kernel.told == [("attributes", FILE)]
+
+
+async def test_pages_move_with_the_file(cache: KernelCache, kernel: Kernel, groups: dict[int, int]) -> None:
+    cache.attributes(D, FILE)
+    cache.reads(FILE, 1, (1, 1))
+    groups[FILE] = E
+    await cache.moved(FILE)
+    assert kernel.told == [("attributes", FILE)]
+    await cache.drop(E)
+    assert ("pages", FILE) in kernel.told
+
+
+async def test_pages_are_dropped_where_no_recall_would(cache: KernelCache, kernel: Kernel) -> None:
+    cache.attributes(D, FILE)
+    await cache.moved(FILE)
+    assert kernel.told == [("attributes", FILE)], "it has no pages"
+    cache.reads(FILE, 1, (1, 1))
+    await cache.moved(FILE)
+    assert kernel.told[1:] == [("pages", FILE)]
+    assert cache.pages.asks(FILE)
 
 
 def test_a_late_reply_does_not_bring_old_times_back(cache: KernelCache, kernel: Kernel) -> None:
@@ -223,6 +271,20 @@ def test_a_change_that_may_have_happened_ends_a_listing(cache: KernelCache, kern
     cache.names_unsure(D)
     assert not cache.keeps_listing(D)
     assert kernel.told == [("attributes", D)]
+    cache.entry(D, b"f")
+    cache.names_unsure(D)
+    assert kernel.told[1:] == [("attributes", D), ("epoch",)]
+
+
+def test_where_something_is_mounted_inside_it_gives_the_directory_back(kernel: Kernel) -> None:
+    kernel.submounts = True
+    given_back: list[int] = []
+    cache = KernelCache(lambda _: VALIDITY_S, give_back=given_back.append)
+    attach(cache, kernel)
+    cache.entry(D, b"f")
+    cache.names_unsure(D)
+    assert kernel.told == [("attributes", D)]
+    assert given_back == [D]
 
 
 def test_what_is_given_is_bounded(cache: KernelCache) -> None:

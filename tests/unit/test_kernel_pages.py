@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import pytest
 import trio
 
+from apollofs.fs.filesystem import Filesystem
 from apollofs.fs.kernel_cache import KernelCache
 from apollofs.fs.kernel_pages import KernelPages
-from apollofs.metadata.records import ROOT_INO
-from tests.support.filesystems import LARGE, USER, Pair, close, save
+from apollofs.metadata.records import ROOT_INO, RenameFlag
+from tests.support.filesystems import LARGE, ROOT, USER, Pair, close, save
 from tests.support.kernels import Kernel, attach
 
 VALIDITY_S = 10.0
@@ -90,8 +91,17 @@ def test_a_drop_that_was_not_done_leaves_them_outdated(pages: KernelPages) -> No
     pages.end_drop(FILE, done=False)
     assert pages.outdated(FILE, 1)
     assert pages.asks(FILE)
-    pages.refreshed(FILE)
+    pages.refreshed(FILE, pages.recalls)
     assert not pages.asks(FILE)
+
+
+def test_a_recall_that_comes_while_the_newest_body_is_looked_for_counts(pages: KernelPages) -> None:
+    pages.read(FILE, 1, ONE)
+    since = pages.recalls
+    pages.begin_drop(FILE, recalled=True)
+    pages.end_drop(FILE, done=True)
+    pages.refreshed(FILE, since)
+    assert pages.asks(FILE)
 
 
 def test_a_table_is_told_which_files_have_pages() -> None:
@@ -161,3 +171,103 @@ async def test_a_listing_gives_no_attributes_for_a_body_that_is_not_read_yet(pai
     assert (await pair.here.getattr(ino)).size_bytes == len(LARGE)
     assert await pair.here.read(reading.fh, 0, 5) == b"new34"
     await close(pair.here, reading.fh)
+
+
+async def _mapped(pair: Pair, kernel: Kernel) -> tuple[int, int, int]:
+    """A file, its directory and a handle of it: `here` holds the directory, and the kernel has its pages."""
+    attach(pair.here.kernel, kernel)
+    directory = await pair.here.mkdir(ROOT_INO, b"d", 0o755, ROOT)
+    attributes, opened = await pair.here.create(directory.ino, b"f", 0o644, os.O_RDWR, ROOT)
+    await pair.here.write(opened.fh, 0, LARGE)
+    await pair.here.fsync(opened.fh, data_only=False)
+    await pair.here.getattr(attributes.ino)
+    assert await pair.here.read(opened.fh, 0, 100) == LARGE[:100]
+    return attributes.ino, directory.ino, opened.fh
+
+
+async def _overwrite(fs: Filesystem, ino: int) -> None:
+    opened = await fs.open(ino, os.O_WRONLY, ROOT)
+    await fs.write(opened.fh, 0, b"new")
+    await close(fs, opened.fh)
+
+
+async def test_pages_go_with_the_group_that_the_file_was_moved_to(pair: Pair) -> None:
+    kernel = Kernel()
+    ino, directory, fh = await _mapped(pair, kernel)
+    other = await pair.here.mkdir(ROOT_INO, b"e", 0o755, ROOT)
+    await pair.here.rename(directory, b"f", other.ino, b"f", RenameFlag(0))
+    assert ("pages", ino) not in kernel.told, "they stay while the new directory is held"
+    await pair.there.lookup(other.ino, b"f")
+    await _overwrite(pair.there, ino)
+    assert ("pages", ino) in kernel.told
+    assert await pair.here.read(fh, 0, 5) == b"new34"
+    await close(pair.here, fh)
+
+
+async def test_pages_of_what_is_moved_to_where_nothing_is_held_go_at_once(pair: Pair) -> None:
+    kernel = Kernel()
+    ino, directory, fh = await _mapped(pair, kernel)
+    other = await pair.there.mkdir(ROOT_INO, b"e", 0o755, ROOT)
+    await pair.here.rename(directory, b"f", other.ino, b"f", RenameFlag(0))
+    assert ("pages", ino) in kernel.told
+    await pair.there.lookup(other.ino, b"f")
+    await _overwrite(pair.there, ino)
+    assert await pair.here.read(fh, 0, 5) == b"new34", "nobody has asked for attributes before it"
+    await close(pair.here, fh)
+
+
+async def test_pages_of_what_gets_another_name_go_at_once(pair: Pair) -> None:
+    kernel = Kernel()
+    ino, directory, fh = await _mapped(pair, kernel)
+    await pair.here.link(ino, directory, b"another")
+    assert ("pages", ino) in kernel.told
+    await pair.there.lookup(directory, b"f")
+    await _overwrite(pair.there, ino)
+    assert await pair.here.read(fh, 0, 5) == b"new34"
+    await close(pair.here, fh)
+
+
+async def _read_twice(pair: Pair, fh: int) -> None:
+    await pair.here.read(fh, 0, 100)
+    assert await pair.here.read(fh, 0, 5) == b"new34"
+
+
+async def test_the_first_read_of_a_file_is_among_what_a_recall_drops(pair: Pair) -> None:
+    kernel, begun, let_go = Kernel(), trio.Event(), trio.Event()
+    attach(pair.here.kernel, kernel)
+    ino = await save(pair.there, b"f", LARGE)
+    with trio.fail_after(20):
+        while not (await pair.here.lookup(ROOT_INO, b"f")).attr_timeout_s:
+            pass
+
+    async def slowly() -> None:
+        begun.set()
+        await let_go.wait()
+
+    pair.blobs.before_read = slowly
+    fh = (await pair.here.open(ino, os.O_RDONLY, ROOT)).fh
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_read_twice, pair, fh)
+        await begun.wait()
+        await _overwrite(pair.there, ino)
+        assert ("pages", ino) in kernel.told
+        pair.blobs.before_read = None
+        let_go.set()
+    await close(pair.here, fh)
+
+
+async def test_a_mapping_needs_no_attributes_to_be_dropped_with_its_group(pair: Pair) -> None:
+    """The last ones that the kernel was told were given before the directory was held."""
+    kernel = Kernel()
+    attach(pair.here.kernel, kernel)
+    ino = await save(pair.there, b"f", LARGE)
+    assert not (await pair.here.lookup(ROOT_INO, b"f")).attr_timeout_s
+    fh = (await pair.here.open(ino, os.O_RDONLY, ROOT)).fh
+    with trio.fail_after(20):
+        while not pair.volume.group_of(ino):
+            await pair.volume.lookup(ROOT_INO, b"f")
+    assert await pair.here.read(fh, 0, 5) == LARGE[:5]
+    await _overwrite(pair.there, ino)
+    assert ("pages", ino) in kernel.told
+    assert await pair.here.read(fh, 0, 5) == b"new34"
+    await close(pair.here, fh)

@@ -31,6 +31,14 @@ def test_old_listings_are_forgotten_first() -> None:
     assert remembered.newest(2) is second
 
 
+def test_listings_of_empty_directories_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listings, "NAMES_MAX", 100)
+    remembered = Listings()
+    made = [remembered.add(directory, ()) for directory in range(1, 200)]
+    assert sum(remembered.newest(listing.directory) is not None for listing in made) == 100
+    assert sum(remembered.find(listing.number) is not None for listing in made) == 100
+
+
 async def _begin(fs: Filesystem, kernel: Kernel) -> Attributes:
     fs.kernel.attach(kernel, lambda _: True, lambda: False)
     made = await fs.mkdir(ROOT_INO, b"d", 0o755, ROOT)
