@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from apollofs.metadata import codec
 from apollofs.metadata.changes.role import Role
+from apollofs.metadata.changes.segment import Segment, unpack
 from apollofs.metadata.errors import CorruptRecord
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.session import retry
@@ -45,6 +46,11 @@ class SegmentEntry(NamedTuple):
     """Of the object."""
     archived_ns: int = 0
     """When, by the archiver's clock: those of mounts may be anywhere. 0: an archiver of before has not told."""
+
+    gathered_bytes: int = 0
+    """In memory, about, when it was gathered. 0: an archiver of before has not told."""
+    merged_from_ns: int = 0
+    """When the first of the segments was archived that were merged into this one; 0: it was not merged."""
 
     @property
     def kept_since_ns(self) -> int:
@@ -143,6 +149,16 @@ class ArchiveIndex:
         state = state.resized(-sum(entry.size_bytes for entry in entries))
         return await self._put_state(role, state.without(max(entry.last_time_ns for entry in entries)), deletes)
 
+    async def merge(
+        self, role: Role, state: ArchiveState, entries: Sequence[SegmentEntry], merged: SegmentEntry
+    ) -> ArchiveState:
+        """One in place of neighbours, whose objects are the caller's to delete. It has the key of the last one. Raises
+        RoleLost."""
+        writes: list[Op] = [Delete(self._keys.segment(entry.last_revision)) for entry in entries[:-1]]
+        writes.append(Put(self._keys.segment(merged.last_revision), codec.encode_fields(merged)))
+        more_bytes = merged.size_bytes - sum(entry.size_bytes for entry in entries)
+        return await self._put_state(role, state.resized(more_bytes), writes)
+
     async def sized(self, state: ArchiveState) -> ArchiveState:
         """With the size of all segments, if the state does not have it: all of the index is read. For who has the
         role; it is put with the next change."""
@@ -185,6 +201,14 @@ def _state_of(found: RangeResult) -> ArchiveState:
     # an archiver that did not tell may have removed all that it had archived
     lost_ns, size_bytes = more or (pairs[-1][1], None)
     return ArchiveState(through, open_from, pairs, lost_ns, size_bytes, found.kvs[0].mod_revision)
+
+
+def unpacked(entry: SegmentEntry, data: bytes) -> Segment:
+    """Raises CorruptRecord where the object is not the segment that the index means."""
+    segment = unpack(data)
+    if (segment.first_revision, segment.last_revision) != (entry.first_revision, entry.last_revision):
+        raise CorruptRecord(f"segment {entry.name} of the change log is another one")
+    return segment
 
 
 def _entry_of(kv: KeyValue) -> SegmentEntry:

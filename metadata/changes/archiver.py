@@ -6,7 +6,8 @@ Rules
    lease in them: nobody writes over another's.
 2. It goes on where the index says that the archive ends. What was gathered and not stored when it ended is gathered
    again; an object that was stored and not put into the index is removed by the next one.
-3. It never lets etcd forget what it has not archived (`compaction.py`). If others did, it says so, and goes on with the
+3. Small segments are merged (`merging.py`).
+4. It never lets etcd forget what it has not archived (`compaction.py`). If others did, it says so, and goes on with the
    first that is left; a reader meets the gap as `ChangesLost`.
 """
 
@@ -26,6 +27,7 @@ from apollofs.metadata.changes.directories import Directories
 from apollofs.metadata.changes.draft import Draft
 from apollofs.metadata.changes.history import mark_end, watched_slots
 from apollofs.metadata.changes.log import ChangeLog
+from apollofs.metadata.changes.merging import Merger
 from apollofs.metadata.changes.port import SegmentStore
 from apollofs.metadata.changes.record import entries_of
 from apollofs.metadata.changes.role import Role, held_role
@@ -89,7 +91,12 @@ class Archiver:
         self._index = ArchiveIndex(store, keys)
         self._directories = Directories(store, keys)
         self._state = ArchiveState()
+        self._merger = self._new_merger()
         self.report = ArchiveReport()
+
+    def _new_merger(self) -> Merger:
+        options = self._options
+        return Merger(self._index, self._segments, options.changes_max, options.gathered_bytes_max, options.keep_s)
 
     async def run(self, *, once: bool, wait: bool = True) -> None:
         """Become the archiver, and archive: everything up to now (`once`), or until cancelled. Cancelled or killed at
@@ -105,6 +112,7 @@ class Archiver:
             self._state = await self._index.state()
             if not self._state.revision:
                 self._state = await self._index.begin(role, beginning)
+            self._merger = self._new_merger()
             await self._sweep(role, once=once)
             until = await mark_end(self._store, self._keys) if once else 0
             while not once or self._state.through < until:
@@ -132,6 +140,7 @@ class Archiver:
                 if ends or trio.current_time() >= flush_at:
                     draft = await self._flush(role, draft, once=bool(until))
                     await self._retire(role)
+                    self._state = await self._merger.merge(role, self._state, SEGMENT_PREFIX)
                     flush_at = trio.current_time() + flush_s
                 if ends:
                     return
@@ -159,7 +168,7 @@ class Archiver:
             self.report.through = self._state.through
             return draft
         data = pack(draft.segment())
-        name = f"{SEGMENT_PREFIX}{draft.through:016x}-{role.lease_id & (1 << 64) - 1:016x}"
+        name = f"{SEGMENT_PREFIX}{draft.through:016x}-{role.token}"
         await self._persistently(partial(self._segments.put, name, data), once=once)
         entry = SegmentEntry(
             draft.first_revision,
@@ -171,8 +180,10 @@ class Archiver:
             self._segments.site,
             name,
             time.time_ns(),
+            draft.size_bytes,
         )
         self._state = await self._index.add(role, self._state, entry)
+        self._merger.note((entry,))
         self.report.segments += 1
         self.report.changes += draft.changes
         self.report.stored_bytes += len(data)
@@ -199,7 +210,8 @@ class Archiver:
         options = self._options
         if not options.keep_s and not options.keep_bytes:
             return
-        self._state = await self._index.sized(self._state)
+        if options.keep_bytes:
+            self._state = await self._index.sized(self._state)
         total = self._state.size_bytes or 0
         old_ns = time.time_ns() - int(options.keep_s * 1e9)
         down: set[int] = set()
@@ -215,6 +227,7 @@ class Archiver:
             if not gone:
                 return
             self._state = await self._index.remove(role, self._state, gone)
+            self._merger.forget(gone)
             for entry in gone:
                 if entry.site not in down and not await self._delete(entry):
                     down.add(entry.site)
@@ -239,6 +252,7 @@ class Archiver:
         while more:
             page = await self._index.page(revision)
             names -= {entry.name for entry in page.entries}
+            self._merger.note(page.entries)
             more = page.more
             revision = page.entries[-1].last_revision + 1 if page.entries else revision
         for name in names:

@@ -25,6 +25,14 @@ DIRECTORIES_MAX = 100_000
 READ_S = 30.0
 
 
+def places(change: Change) -> tuple[int, ...]:
+    """The directories whose place a change says; the other one of an exchange may be a file."""
+    if change.kind == Kind.EXCHANGE:
+        return (change.ino, change.ino2) if stat.S_ISDIR(change.mode) else (change.ino2,)
+    moved = change.kind == Kind.RENAME and stat.S_ISDIR(change.mode)
+    return (change.ino,) if moved or change.kind == Kind.MKDIR else ()
+
+
 class Directories:
     """One reader's map. Methods that look up raise DeadlineExceeded, StoreError, CorruptRecord."""
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import stat
-
 from apollofs.metadata import journal
-from apollofs.metadata.changes.directories import Directories
+from apollofs.metadata.changes.directories import Directories, places
 from apollofs.metadata.changes.record import SlotEntry
 from apollofs.metadata.changes.segment import Place, Segment
-from apollofs.metadata.journal import NAMESPACE_KINDS, Change, Kind
+from apollofs.metadata.journal import NAMESPACE_KINDS, Change
 from apollofs.metadata.records import ROOT_INO
 
 ENTRY_BYTES = 120
@@ -61,7 +59,4 @@ class Draft:
                 self._places[above] = place
                 above = place[0]
         self._directories.apply(change)
-        if change.kind == Kind.MKDIR or (change.kind in (Kind.RENAME, Kind.EXCHANGE) and stat.S_ISDIR(change.mode)):
-            self._placed.add(change.ino)
-        if change.kind == Kind.EXCHANGE:
-            self._placed.add(change.ino2)
+        self._placed.update(places(change))

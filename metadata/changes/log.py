@@ -17,18 +17,16 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from apollofs.metadata import journal
-from apollofs.metadata.changes.archive_index import ArchiveIndex, ArchiveState, SegmentEntry
+from apollofs.metadata.changes.archive_index import ArchiveIndex, ArchiveState, unpacked
 from apollofs.metadata.changes.directories import Directories
 from apollofs.metadata.changes.history import mark_end, watched_slots
 from apollofs.metadata.changes.port import SegmentSource
 from apollofs.metadata.changes.position import REVISION_MAX, Position
 from apollofs.metadata.changes.record import ChangeRecord, SlotEntry, entries_of
-from apollofs.metadata.changes.segment import Segment, unpack
 from apollofs.metadata.errors import (
     ArchiveUnavailable,
     ChangesLost,
     Compacted,
-    CorruptRecord,
     InvalidArgument,
     NotFormatted,
 )
@@ -146,7 +144,7 @@ class ChangeLog:
                     if misses > REREAD_MAX:
                         raise ArchiveUnavailable(f"segment {entry.name} of the change log is missing")
                     break
-                segment, misses = _unpacked(entry, data), 0
+                segment, misses = unpacked(entry, data), 0
                 self._directories.begin(segment.directories)
                 records = self._records(segment.entries, position, entry.last_revision, selects)
                 async with aclosing(records) as batches:
@@ -231,14 +229,6 @@ class ChangeLog:
 def _behind_what_is_lost(revision: int, first: int, state: ArchiveState, time_ns: int) -> Position:
     """What is wanted begins at a revision, and can be had from `first` on: that, if nothing of the time is lost."""
     return Position(max(revision, first) if state.lost_ns < time_ns else revision)
-
-
-def _unpacked(entry: SegmentEntry, data: bytes) -> Segment:
-    """Raises CorruptRecord where the object is not the segment that the index means."""
-    segment = unpack(data)
-    if (segment.first_revision, segment.last_revision) != (entry.first_revision, entry.last_revision):
-        raise CorruptRecord(f"segment {entry.name} of the change log is another one")
-    return segment
 
 
 def within(path: bytes) -> Selects:

@@ -51,6 +51,11 @@ class Role:
         self._created = 0
         self.is_lost = False
 
+    @property
+    def token(self) -> str:
+        """The lease, for the names of what is made in this role: nobody else makes these."""
+        return f"{self.lease_id & (1 << 64) - 1:016x}"
+
     async def commit(
         self, compares: Sequence[Compare], writes: Sequence[Op], written: tuple[bytes, bytes] | None = None
     ) -> int:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from apollofs.metadata.changes import merging
 from apollofs.metadata.changes.archiver import ArchiveOptions, Archiver
 from apollofs.metadata.changes.record import ChangeRecord
 from apollofs.metadata.memory import Moment
@@ -58,6 +59,24 @@ async def test_stopped_in_retention(world: World, step: int, moment: Moment) -> 
     await stop_at(world, step, moment, OPTIONS)
     await world.archive(OPTIONS)
     assert len(await world.objects()) == len(await world.keys_in("a"))
+
+
+@pytest.mark.parametrize("moment", [Moment.BEFORE, Moment.AFTER])
+@pytest.mark.parametrize("step", range(14))
+async def test_stopped_in_merging(world: World, step: int, moment: Moment, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.archive()
+    async with mounted(world.store) as volume:
+        for number in range(5):
+            await volume.mkdir(ROOT_INO, b"more%d" % number, 0o755, ME)
+            await volume.settle()
+            await world.archive()
+    before, segments = await world.read(), len(await world.objects())
+    monkeypatch.setattr(merging, "MERGED_AT_ONCE", 4)
+    await stop_at(world, step, moment, ArchiveOptions())
+    assert await world.read() == before
+    await world.archive()
+    assert await world.read() == before
+    assert len(await world.objects()) == len(await world.keys_in("a")) < segments
 
 
 @pytest.mark.parametrize("step", range(4))

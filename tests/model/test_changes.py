@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import trio
 
-from apollofs.metadata.changes import history
+from apollofs.metadata.changes import history, merging
 from apollofs.metadata.changes.archiver import ArchiveOptions
 from apollofs.metadata.errors import BodyConflict, MetadataError, NamespaceError
 from apollofs.metadata.policy import Policy
@@ -197,6 +197,7 @@ async def test_the_log_rebuilds_the_volume(world: World, seed: int, monkeypatch:
     # history in lanes too, however short it is
     monkeypatch.setattr(history, "LANE_REVISIONS", rng.randrange(1, 50))
     monkeypatch.setattr(history, "LAG_MIN", rng.choice([0, 100]))
+    monkeypatch.setattr(merging, "MERGED_AT_ONCE", rng.choice([2, 3, 16]))
     async with (
         mounted(world.store, PATIENT) as a,
         mounted(world.store, PATIENT) as b,
