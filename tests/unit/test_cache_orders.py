@@ -230,3 +230,19 @@ async def test_all_pins_of_a_directory_can_be_taken_back(world: World, tmp_path:
         os.utime(unfinished, (0, 0))
         await pinned_files(mount)
         assert not unfinished.exists()
+
+
+async def test_a_full_cache_takes_what_is_warmed_whole(world: World) -> None:
+    """Blocks that come side by side each get the room that was made for them."""
+    async with world.mount(cache_bytes_max=16 << 20) as mount:
+        body = await stored(mount, b"file", 7 << 20)
+        await mount.bodies.orders.pin(body)
+        for text in (b"else", b"more"):
+            file = await mount.bodies.open(body.inode.ino)
+            await file.write(0, text * (7 << 18))
+            await file.commit()
+            mount.bodies.release(file)
+            changed = await mount.volume.read_body(body.inode.ino)
+            await mount.bodies.orders.pin(changed)
+            assert await read_again(world, mount, changed) == 0
+            assert mount.bodies.orders.status()["used_bytes"] <= 16 << 20
