@@ -59,6 +59,11 @@ class CacheOrders:
         self._block_bytes = block_bytes
         self._pins = Pins(os.path.join(config.cache_dir, "pins"))
         self._pinned: dict[Key, Owners] = {}
+        self._keys_of_ino: dict[int, set[Key]] = {}
+        self._counted: dict[Key, int] = {}
+        """How large each was when it was pinned; `_counted_bytes` is their sum, so that a pin costs the same however
+        many there are."""
+        self._counted_bytes = 0
         self._pinning = trio.Lock()
         room.is_pinned = self._pins.has
 
@@ -81,7 +86,7 @@ class CacheOrders:
             "block_bytes": self._cache.bytes_used,
             "block_count": self._cache.blocks,
             "pinned_bytes": self.pinned_bytes,
-            "pinned_count": len({ino for owners in self._pinned.values() for ino in owners}),
+            "pinned_count": len(self._keys_of_ino),
         }
 
     @property
@@ -130,8 +135,8 @@ class CacheOrders:
             await self._unpin(ino, [key for key in self._keys_pinned_for(ino) if key not in set(keys)])
             more = 0 if all(key in self._pinned for key in keys) else body.inode.size_bytes
             bound = int(PINNED_SHARE * self._room.bytes_max)
-            if more and self.pinned_bytes + more > bound:
-                raise UserError(f"pins may take {bound} bytes of this cache: {self.pinned_bytes} are pinned already")
+            if more and self._counted_bytes + more > bound:
+                raise UserError(f"pins may take {bound} bytes of this cache: {self._counted_bytes} are pinned already")
             await self.warm(body, 0, body.inode.size_bytes)
             place = ANYWHERE if body.inode.nlink > 1 else self._volume.place_of(ino)
             try:
@@ -219,23 +224,36 @@ class CacheOrders:
         return found
 
     def _keys_pinned_for(self, ino: int) -> list[Key]:
-        return [key for key, owners in self._pinned.items() if ino in owners]
+        return list(self._keys_of_ino.get(ino, ()))
 
     def _hold(self, key: Key, owners: Owners) -> None:
         if key not in self._pinned:
             self._room.hold(key)
+            self._counted[key] = self._room.size_of(key)
+            self._counted_bytes += self._counted[key]
         self._pinned[key] = self._pinned.get(key, {}) | owners
+        for ino in owners:
+            self._keys_of_ino.setdefault(ino, set()).add(key)
 
     def _let_go(self, key: Key, ino: int) -> None:
         owners = self._pinned.get(key, {})
         if ino in owners:
             del owners[ino]
+            self._unlist(ino, key)
             if not owners:
                 self._drop_hold(key)
 
     def _drop_hold(self, key: Key) -> None:
-        del self._pinned[key]
+        for ino in self._pinned.pop(key):
+            self._unlist(ino, key)
+        self._counted_bytes -= self._counted.pop(key)
         self._room.let_go(key)
+
+    def _unlist(self, ino: int, key: Key) -> None:
+        keys = self._keys_of_ino[ino]
+        keys.discard(key)
+        if not keys:
+            del self._keys_of_ino[ino]
 
     def _keys_of(self, body: Body) -> list[Key]:
         return [body_key(body)] if is_large(body) else list(self._blocks_of(body))

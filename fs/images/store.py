@@ -41,6 +41,8 @@ IDLE_MAX = 64
 THREADS = 8
 RESCAN_S = 60.0
 """How often, while images grow, it is looked what other mounts have added and deleted."""
+ROOM_ATTEMPTS = 4
+"""To make room for a block, where others take it meanwhile."""
 MAP_BYTES = 4096
 """What a map and the files' inodes are counted as."""
 
@@ -333,11 +335,14 @@ class ImageStore:
         """See that the bound has room for a block, and count it: others are on their way too. Raises nothing."""
         if trio.current_time() - self._scanned_s > RESCAN_S:
             await self._rescan()
-        if self._room.bytes + length > self._room.bytes_max:
-            await self._make_room(self._room.bytes + length - self._room.bytes_max)
-        fits = self._room.bytes + length <= self._room.bytes_max
-        if fits:
-            self._room.grow(image.key, length)
+        # counted before room is made: what is given up for one block must not be taken by another that comes meanwhile
+        self._room.grow(image.key, length)
+        for _ in range(ROOM_ATTEMPTS):
+            if self._room.bytes > self._room.bytes_max:
+                await self._make_room(0)
+        fits = self._room.bytes <= self._room.bytes_max
+        if not fits:
+            self._room.grow(image.key, -length)
         return fits
 
     async def _bring(self, image: Image, index: int, fetch: Fetch, *, takes: bool) -> bool:

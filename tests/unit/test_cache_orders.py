@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from apollofs.fs.copying import copy_range
 from apollofs.fs.handles import FileHandle
 from apollofs.fs.open_file import OpenFile
+from apollofs.fs.room import Room
 from apollofs.fs.user_error import UserError
 from apollofs.metadata.records import ROOT_INO, Body, RenameFlag
 from tests.support.bodies import Mount, World, body_world
@@ -230,3 +231,40 @@ async def test_all_pins_of_a_directory_can_be_taken_back(world: World, tmp_path:
         os.utime(unfinished, (0, 0))
         await pinned_files(mount)
         assert not unfinished.exists()
+
+
+async def test_a_full_cache_takes_what_is_warmed_whole(world: World) -> None:
+    """Blocks that come side by side each get the room that was made for them."""
+    async with world.mount(cache_bytes_max=16 << 20) as mount:
+        body = await stored(mount, b"file", 7 << 20)
+        await mount.bodies.orders.pin(body)
+        for text in (b"else", b"more"):
+            file = await mount.bodies.open(body.inode.ino)
+            await file.write(0, text * (7 << 18))
+            await file.commit()
+            mount.bodies.release(file)
+            changed = await mount.volume.read_body(body.inode.ino)
+            await mount.bodies.orders.pin(changed)
+            assert await read_again(world, mount, changed) == 0
+            assert mount.bodies.orders.status()["used_bytes"] <= 16 << 20
+
+
+async def test_a_pin_costs_the_same_however_many_there_are(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world.mount() as mount:
+        bodies = [await stored(mount, b"%02d" % at, 1000) for at in range(40)]
+        asked = 0
+        size_of = Room.size_of
+
+        def counted(self: Room, key: Hashable) -> int:
+            nonlocal asked
+            asked += 1
+            return size_of(self, key)
+
+        monkeypatch.setattr(Room, "size_of", counted)
+        for body in bodies:
+            await mount.bodies.orders.pin(body)
+        assert asked <= 4 * len(bodies)
+        assert mount.bodies.orders.pinned_bytes == mount.bodies.orders._counted_bytes > 0
+        for body in bodies:
+            assert await mount.bodies.orders.unpin(body.inode.ino)
+        assert (mount.bodies.orders._counted_bytes, mount.bodies.orders.status()["pinned_count"]) == (0, 0)
