@@ -232,14 +232,21 @@ class KernelCache:
         """As `changed`, of an inode that is in another group now: if that is held, its recall drops the pages from now
         on. False where nothing would, so that they have to be dropped (`moved`)."""
         self.changed(ino)
-        self._shares.move_out(ino)
-        return ino not in self.pages or self._settle(ino)
+        before = self._shares.move_out(ino)
+        if ino in self.pages and not self._settle(ino):
+            return False
+        if before is not None and before is not self._shares.home(ino):
+            before.forget(ino)
+        return True
 
     async def moved(self, ino: int) -> None:
         """As `rehome`; drops the pages if they have to be, for a second at most as at a recall."""
+        before = self._shares.home(ino)
         if not self.rehome(ino):
             with trio.move_on_after(PAGES_WAIT_S):
                 await self.drop_pages((ino,), recalled=True)
+                if before is not None:
+                    before.forget(ino)
 
     def names_changed(self, directory: int, tid: int) -> None:
         """A name in a directory was made or taken away; to be called before that is answered."""

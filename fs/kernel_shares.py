@@ -27,6 +27,11 @@ class Share:
     """Until when the attributes that came along with the last one hold."""
     hurried: trio.Event = field(default_factory=trio.Event)
 
+    def forget(self, ino: int) -> None:
+        """The kernel has nothing of an inode that it was given as part of this group."""
+        self.inodes.discard(ino)
+        self.paged.discard(ino)
+
 
 class Shares:
     """Those of one mount's kernel. An inode may be in several, of groups that it was in; one of them is its home."""
@@ -89,16 +94,15 @@ class Shares:
             if self._home.get(ino) is share:
                 del self._home[ino]
 
-    def move_out(self, ino: int) -> None:
-        """An inode is in another group now. What was given of it before stays in its old share."""
-        self._home.pop(ino, None)
+    def move_out(self, ino: int) -> Share | None:
+        """An inode is in another group now. The share that has been its home, and knows of it still."""
+        return self._home.pop(ino, None)
 
     def forget(self, ino: int) -> None:
         """The kernel knows the inode no more."""
         share = self._home.pop(ino, None)
         if share is not None:
-            share.inodes.discard(ino)
-            share.paged.discard(ino)
+            share.forget(ino)
 
     # -- names -------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from tests.faults.mount_faults import until
 from tests.mounted.client import Client
-from tests.mounted.clients import churn
+from tests.mounted.clients import churn, errno_of
 from tests.mounted.conftest import Places
 from tests.mounted.counting import asked, cached
 from tests.mounted.harness import Mount
@@ -150,3 +151,26 @@ def test_listings_are_never_behind(here: Path, there: Path, client: Client) -> N
         for directory in (other, changed):
             assert {name for name in os.listdir(directory) if name.startswith("n")} == names
     churning.result()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_directory_that_is_moved_away_during_a_listing_is_gone(here: Path, again: bool) -> None:
+    """The names that the listing still has to bring are older than the rename."""
+    one, other = here / "one", here / "other"
+    names = [f"{number:04}" + "x" * 100 for number in range(1200)]
+    for directory in (one, other, *(one / name for name in names)):
+        directory.mkdir()
+    (one / names[-1] / "before").touch()
+    with os.scandir(one) as entries:
+        for _ in range(10):
+            os.stat(next(entries))  # so that the kernel asks for attributes with names
+        (one / names[-1]).rename(other / names[-1])
+        if again:
+            (one / names[-1]).mkdir()
+        for entry in entries:
+            if entry.name != names[-1]:
+                os.stat(entry)
+    if again:
+        assert os.listdir(one / names[-1]) == []
+    else:
+        assert errno_of(os.stat, one / names[-1]) == errno.ENOENT

@@ -77,6 +77,18 @@ def test_a_mapping_sees_a_commit_elsewhere_while_its_directory_is_held(here: Pat
         assert mapped[:] == b"1" * SIZE
 
 
+def test_a_mapping_of_what_was_moved_here_sees_a_commit_elsewhere(here: Path, there: Path, west: Mount) -> None:
+    for name in ("one", "other"):
+        (here / name).mkdir()
+    (here / "one" / "file").write_bytes(b"-" * SIZE)
+    with opened(here / "one" / "file") as fd, mmap.mmap(fd, SIZE, prot=mmap.PROT_READ) as mapped:
+        cached(west, lambda: os.pread(fd, SIZE, 0), READING)
+        assert mapped[SIZE // 2] == ord("-")
+        (here / "one" / "file").rename(here / "other" / "file")
+        overwrite(there / "other" / "file", b"1" * SIZE)
+        assert mapped[:] == b"1" * SIZE
+
+
 def test_a_commit_that_leaves_the_times_is_read_at_once(here: Path, there: Path, west: Mount) -> None:
     """Neither size nor mtime tell of it."""
     (here / "file").write_bytes(b"-" * SIZE)

@@ -179,6 +179,8 @@ async def test_pages_move_with_the_file(cache: KernelCache, kernel: Kernel, grou
     groups[FILE] = E
     await cache.moved(FILE)
     assert kernel.told == [("attributes", FILE)]
+    await cache.drop(D)
+    assert kernel.told == [("attributes", FILE)], "a directory through which files pass remembers none of them"
     await cache.drop(E)
     assert ("pages", FILE) in kernel.told
 
@@ -191,6 +193,8 @@ async def test_pages_are_dropped_where_no_recall_would(cache: KernelCache, kerne
     await cache.moved(FILE)
     assert kernel.told[1:] == [("pages", FILE)]
     assert cache.pages.asks(FILE)
+    await cache.drop(D)
+    assert kernel.told[2:] == []
 
 
 def test_a_late_reply_does_not_bring_old_times_back(cache: KernelCache, kernel: Kernel) -> None:
