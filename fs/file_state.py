@@ -27,6 +27,7 @@ from apollofs.metadata.errors import (
     StoreUnavailable,
     TooManyExtents,
 )
+from apollofs.metadata.fates import Fate
 from apollofs.metadata.records import Body, BodyChange, Inode
 
 
@@ -228,15 +229,16 @@ class FileState:
             self._base = self._base._replace(inode=kept)
         self._changed()
 
-    def rebase(self, body: Body) -> None:
+    def rebase(self, body: Body, fate: Fate | None = None) -> None:
         """Replace the base by a newer body; what was appended here moves behind what was appended there.
 
-        Settles what is in doubt: `body` was read when no late copy of it could arrive any more. Not while a transaction
+        Settles what is in doubt: `fate` is what became of it (None: only `body` can tell), and `body` was read when no
+        late copy of it could arrive any more. Not while a transaction
         is under way: its outcome may be in `body` already.
         """
         if self.orphaned or body.inode.body_version < self.version:
             return
-        if self._doubt is not None and self._settle(self._doubt, body):
+        if self._doubt is not None and self._settle(self._doubt, body, fate):
             return
         old_size, new_size = self._base.inode.size_bytes, body.inode.size_bytes
         start = self._append_start()
@@ -351,13 +353,18 @@ class FileState:
         else:
             self._move_appended(self._append_from, max(0, self._base.inode.size_bytes - self._append_from))
 
-    def _settle(self, doubt: _Doubt, body: Body) -> bool:
-        """Whether the doubtful transaction was applied, as the newest body tells; if so it has landed."""
-        distance = _distance_if_applied(body, doubt.change)
+    def _settle(self, doubt: _Doubt, body: Body, fate: Fate | None) -> bool:
+        """Whether the doubtful transaction was applied; if so it has landed."""
+        if fate is None:
+            distance = _distance_if_applied(body, doubt.change)
+        else:
+            distance = fate.size_bytes - doubt.change.size_at_least if fate.applied else None
+            if distance is not None and doubt.change.append_from is None:
+                distance = 0
         self._doubt = None
         if distance is None:
             self.staged.unpin()
-            if body.inode.body_version > doubt.change.base_version:
+            if fate is None and body.inode.body_version > doubt.change.base_version:
                 self.denied_hook(doubt.change)
             return False
         self._land(doubt.flight, doubt.change.append_from, distance, body)

@@ -16,6 +16,8 @@ class GrowingBlob:
     block_bytes: int
     count: int = 0
     length: int = 0
+    closed: bool = False
+    """Commits refer to it: what was kept room for and is not there yet must not be referred to, ever."""
 
     @property
     def takes_more(self) -> bool:

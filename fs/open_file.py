@@ -294,10 +294,13 @@ class OpenFile:
         inode = await self._tools.volume.setattr(self.ino, change)
         if inode.body_version == known + 1:
             return inode, None
-        # The size is set: what is staged past it must go even if the next request fails.
+        # The size is set: what is here past it must go even if the next request fails.
         assert change.size_bytes is not None
-        self._state.staged.drop(change.size_bytes)
+        self._cut_here(change.size_bytes)
         return inode, await self._tools.volume.read_body(self.ino)
+
+    def _cut_here(self, size: int) -> None:
+        self._state.staged.drop(size)
 
     def _yield_to_truncation(self) -> None:
         if self._upload is not None and not self._state.is_transacting:
@@ -422,8 +425,11 @@ class OpenFile:
 
     async def _settle_doubt(self) -> None:
         if self._state.in_doubt:
-            await self._tools.volume.out_of_doubt()
-            self._state.rebase(await self._tools.volume.read_body(self.ino))
+            volume = self._tools.volume
+            await volume.out_of_doubt()
+            body = await volume.read_body(self.ino)
+            if self._state.in_doubt:  # and not lost with its session
+                self._state.rebase(body, volume.fate_of(self.ino))
 
 
 def check_range(offset: int, length: int) -> None:

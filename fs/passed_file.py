@@ -141,6 +141,8 @@ class PassedFile(OpenFile):
             self.is_lost = True
             self.errors.record(self._lost())
             self._yield_to_truncation()
+        else:
+            self._stored.keep_only({extent.blob for extent in self._state.base().inode.extents})
 
     def check_usable(self) -> None:
         """Whether it may be opened once more. Raises BodyLost."""
@@ -180,13 +182,14 @@ class PassedFile(OpenFile):
             if self._attempted is not None:
                 await self._take_over_now()
             before, inode, body = self._state.base(), None, None
+            if size > self.copy.size_bytes:
+                self.copy.resize(size)  # first, as the local disk may not be able to
             if not self._state.orphaned:
                 try:
                     inode, body = await self._resize(change)
                 except StaleInode:
                     self._state.orphan()
-            self._stored.forget([(size, max(size, self.copy.size_bytes))])
-            self.copy.resize(size)
+            self._cut_here(size)
             self._mtime_told_ns = self.copy.moment().mtime_ns
             self._taken.truncated(size)
             self._state.truncated(size, inode, None)
@@ -195,6 +198,10 @@ class PassedFile(OpenFile):
                 self._state.replace_base(before)
                 await self._take_over_now()
         return self.inode
+
+    def _cut_here(self, size: int) -> None:
+        self._stored.forget([(size, max(size, self.copy.size_bytes))])
+        self.copy.resize(size)
 
     async def punch(self, offset: int, length: int, *, keep_size: bool, cursor: ErrorCursor | None = None) -> None:
         check_range(offset, length)
@@ -298,7 +305,7 @@ class PassedFile(OpenFile):
         # whether anything was stored just now does not matter: earlier uploads and commits that failed may have done so
         if told and not base.inode.is_inline and layout == extents.merge(base.inode.extents):
             return None
-        self._stored.finish_blobs()
+        self._stored.finish_blobs(size)
         before = {extent.blob for extent in base.inode.extents}
         new = [extent for extent in layout if extent.blob not in before]
         return BodyChange(
@@ -324,6 +331,12 @@ class PassedFile(OpenFile):
 
     def _committed(self, body: Body) -> None:
         self._taken.committed(body.inode.size_bytes, self.copy.size_bytes)
+        self._replace_base(body)
+
+    def _replace_base(self, body: Body) -> None:
+        """The newest body known. What is not in it any more will be collected."""
+        kept = {extent.blob for extent in body.inode.extents}
+        self._stored.forget_blobs({extent.blob for extent in self._state.base().inode.extents} - kept)
         self._state.replace_base(body)
 
     async def _settle_doubt(self) -> None:
@@ -348,10 +361,12 @@ class PassedFile(OpenFile):
             return
         if attempted is not None and attempted is self._attempted:
             self._attempted = None
-            shown = as_committed(attempted, self._state.base(), newest)
+            fate = self._tools.volume.fate_of(self.ino)
+            shown = as_committed(attempted, self._state.base(), newest, fate)
             if shown is not None:
                 self._committed(shown)
-            elif newest.inode.body_version > self.version:  # it may have been, and its blobs may be garbage by now
+            elif fate is None and newest.inode.body_version > self.version:
+                # it may have been applied all the same, and its blobs may be garbage by now
                 mine = {extent.blob for extent in self._state.base().inode.extents}
                 self._stored.forget_blobs({extent.blob for extent in attempted.extents} - mine)
         base = self._state.base()
@@ -362,7 +377,7 @@ class PassedFile(OpenFile):
         await TakingOver(
             self.copy, self._stored, self._tools.reader, self._block_bytes, base, newest, self._taken, clean
         ).run()
-        self._state.replace_base(newest)
+        self._replace_base(newest)
         self._clean = None
         if told:
             self._mtime_told_ns = self.copy.set_times(newest.inode.mtime_ns)

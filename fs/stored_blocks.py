@@ -119,6 +119,9 @@ class _Stored:
     def is_in(self, blobs: Collection[int]) -> bool:
         return any(extent.blob in blobs for extent in self.where(0))
 
+    def is_only_in(self, blobs: Collection[int]) -> bool:
+        return all(extent.blob in blobs for extent in self.where(0))
+
 
 class StoredBlocks:
     """What is in the store of one working copy, by block; and what a commit is to refer to."""
@@ -130,6 +133,10 @@ class StoredBlocks:
         self._table: dict[int, _Stored] = {}
         self._busy: dict[int, trio.Event] = {}
         self._blob: GrowingBlob | None = None
+        self._ahead: GrowingBlob | None = None
+        """As `_blob`, for what is stored ahead while a commit is under way, which does not refer to it."""
+        self._committing = False
+        self._generation = 0
         self._rewritten: GrowingBlob | None = None
         self._full_before: set[int] = set()
 
@@ -140,6 +147,7 @@ class StoredBlocks:
 
         Raises BodyUnavailable, BlobStoreFull, StagingFailed, CopyCut; what was stored then is not stored again.
         """
+        self._committing = True
         count = block_count(size, self._block_bytes)
         self._drop([index for index in self._table if index >= count])
 
@@ -156,14 +164,12 @@ class StoredBlocks:
 
     def _jobs(self, size: int, holding: set[int]) -> Iterator[tuple[int, int, BlockPlace | None]]:
         """What is not stored yet comes first: while it is on its way, the rest is compared. `holding`: the blocks that
-        have any data."""
-        count = block_count(size, self._block_bytes)
-        for index in sorted(range(count), key=self._table.__contains__):
+        have any data; the others are holes."""
+        for index in sorted(self._table.keys() - holding):
+            self._drop([index])
+        for index in sorted(holding, key=lambda index: (index in self._table, index)):
             length = min(self._block_bytes, size - index * self._block_bytes)
-            if index in holding:
-                yield index, length, self._reserve(index, length)
-            else:
-                self._drop([index])
+            yield index, length, self._reserve(index, length)
 
     async def ready(self, copy: WorkingCopy) -> list[Callable[[], Awaitable[bool]]]:
         """Uploads of blocks that look finished: whole, without holes, and so since the last call. To be started at
@@ -178,20 +184,18 @@ class StoredBlocks:
         full = {index for indices in whole for index in indices if self._is_open(index)}
         first = sorted(full & self._full_before)[: self._uploads.workers]
         self._full_before = full
-        return [
-            partial(self._store, copy, index, self._block_bytes, self._reserve(index, self._block_bytes))
-            for index in first
-        ]
+        return [partial(self._store, copy, index, self._block_bytes, self._reserve_ahead(index)) for index in first]
 
     def _is_open(self, index: int) -> bool:
         """Whether a block is neither stored nor being stored."""
         return index not in self._table and index not in self._busy
 
     async def _store(self, copy: WorkingCopy, index: int, length: int, reserved: BlockPlace | None) -> bool:
-        """Store one block if it differs from what is stored; whether it did."""
+        """Store one block if it differs from what is stored; whether it did, and was not too late for its blob."""
         while index in self._busy:
             await self._busy[index].wait()
         done = self._busy[index] = trio.Event()
+        generation = self._generation
         try:
             stored = self._table.get(index)
             place = reserved if stored is None else None
@@ -204,7 +208,7 @@ class StoredBlocks:
 
             known = stored.footer if stored is not None else None
             footer, put = await self._uploads.store(copy.fd, [(index * self._block_bytes, length)], known, where)
-            if put is None or place is None:
+            if put is None or place is None or place.blob.closed or generation != self._generation:
                 return False
             self._table[index] = _Stored(footer, place)
             return True
@@ -224,6 +228,13 @@ class StoredBlocks:
         place, self._blob = self._next(self._blob, length)
         return place
 
+    def _reserve_ahead(self, index: int) -> BlockPlace | None:
+        """As `_reserve`, for a whole block that is stored before anybody asks for it."""
+        if not self._committing:
+            return self._reserve(index, self._block_bytes)
+        place, self._ahead = self._next(self._ahead, self._block_bytes)
+        return place
+
     def _next(self, blob: GrowingBlob | None, length: int) -> tuple[BlockPlace, GrowingBlob | None]:
         """A place in a blob, and the blob that is to be filled further: none after a short block."""
         blob = blob or GrowingBlob(self._new_blob(), self._block_bytes)
@@ -232,9 +243,19 @@ class StoredBlocks:
 
     # -- what a commit refers to -------------------------------------------------------------------------------------
 
-    def finish_blobs(self) -> None:
-        """From now on nothing is added to the blobs that were used so far: a commit is about to refer to them."""
-        self._blob = self._rewritten = None
+    def finish_blobs(self, size: int) -> None:
+        """A commit is about to refer to what `layout` says: nothing is added to these blobs from now on, nor does what
+        is still on its way to them count. So a blob of which a commit refers to anything has nothing else, and is of no
+        use once others have dropped that."""
+        count = block_count(size, self._block_bytes)
+        for index, stored in self._table.items():
+            if index < count and stored.place is not None:
+                stored.place.blob.closed = True
+        still_open = (blob for blob in (self._ahead, self._blob) if blob is not None and not blob.closed)
+        self._blob, self._ahead = next(still_open, None), None
+        if self._rewritten is not None and self._rewritten.closed:
+            self._rewritten = None
+        self._committing = False
 
     def layout(self, size: int) -> extents.Extents:
         """Where the copy's first `size` bytes are, just after `bring_up`; holes where it has none."""
@@ -249,13 +270,16 @@ class StoredBlocks:
     def footers(self, size: int) -> list[Footer] | None:
         """The checksums of all blocks of `size` bytes; None if some are holes."""
         count = block_count(size, self._block_bytes)
+        if len(self._table) < count:
+            return None
         found = [self._table[index].footer for index in range(count) if index in self._table]
         return found if len(found) == count else None
 
     def forget(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Ranges (offset, end) of the copy were changed by the daemon: their blocks are stored anew."""
         for start, end in ranges:
-            self._drop(range(start // self._block_bytes, -(-end // self._block_bytes)))
+            gone = range(start // self._block_bytes, -(-end // self._block_bytes))
+            self._drop([index for index in self._table if index in gone])
 
     def forget_blobs(self, blobs: Collection[int]) -> None:
         """Blobs that a commit referred to may be garbage: what they have is stored anew."""
@@ -267,8 +291,13 @@ class StoredBlocks:
 
     def clear(self) -> None:
         """Store everything anew, in one blob."""
-        self._table.clear()
-        self.finish_blobs()
+        self.keep_only(())
+
+    def keep_only(self, blobs: Collection[int]) -> None:
+        """Refer to nothing that was stored until now but what is in `blobs`, which are whole."""
+        self._generation += 1
+        self._blob = self._ahead = self._rewritten = None
+        self._drop([index for index, stored in self._table.items() if not stored.is_only_in(blobs)])
 
     def _drop(self, indices: Iterable[int]) -> None:
         for index in indices:

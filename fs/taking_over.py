@@ -13,7 +13,8 @@ from apollofs.fs.reader import Reader
 from apollofs.fs.stored_blocks import StoredBlocks
 from apollofs.fs.working_copy import WorkingCopy
 from apollofs.metadata import extents
-from apollofs.metadata.records import Body, BodyChange
+from apollofs.metadata.fates import Fate
+from apollofs.metadata.records import Body, BodyChange, InodeFlag
 
 SAME_BY_CHANCE = 16
 """Fewer bytes than these between others that were written here count as written here, though they are as before."""
@@ -51,23 +52,27 @@ class Taken:
             self.size_bytes = size
 
 
-def as_committed(change: BodyChange, base: Body, newest: Body) -> Body | None:
-    """The body as `change` of a working copy has made it from `base`, if `newest` shows that it was applied.
-
-    A change that others have wholly overwritten since looks as if it never was.
-    """
+def as_committed(change: BodyChange, base: Body, newest: Body, fate: Fate | None) -> Body | None:
+    """The body as `change` of a working copy has made it from `base`, if it was applied: `fate` says so, or, if that is
+    not known, `newest` shows it. (A change that others have wholly overwritten since looks as if it never was.)"""
     inode, version = newest.inode, base.inode.body_version + 1
     if inode.body_version < version:
         return None
-    if change.inline is not None:
-        shown = bool(change.inline) and inode.is_inline and newest.inline.startswith(change.inline)
-    else:
-        new = {extent.blob for extent in change.extents} - {extent.blob for extent in base.inode.extents}
-        shown = not new.isdisjoint(extent.blob for extent in inode.extents) or inode.extents == change.extents
-    if not shown:
+    if not (_shows(change, base, newest) if fate is None else fate.applied):
         return None
-    made = inode._replace(body_version=version, size_bytes=change.size_at_least, extents=change.extents)
-    return newest if inode.body_version == version else Body(made, change.inline or b"")
+    if inode.body_version == version:
+        return newest
+    flags = inode.flags & ~InodeFlag.INLINE if change.inline is None else inode.flags | InodeFlag.INLINE
+    size, laid = change.size_at_least, change.extents
+    return Body(inode._replace(body_version=version, size_bytes=size, extents=laid, flags=flags), change.inline or b"")
+
+
+def _shows(change: BodyChange, base: Body, newest: Body) -> bool:
+    inode = newest.inode
+    if change.inline is not None:
+        return bool(change.inline) and inode.is_inline and newest.inline.startswith(change.inline)
+    new = {extent.blob for extent in change.extents} - {extent.blob for extent in base.inode.extents}
+    return not new.isdisjoint(extent.blob for extent in inode.extents) or inode.extents == change.extents
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,7 @@ class TakingOver:
         if size > self.copy.size_bytes or (self.clean and not grown_here):
             self._resize(size)
         known = max(before, size, *(body.inode.size_bytes for body in (self.base, *taken.blocks.values())))
-        for start in range(0, min(known, self.copy.size_bytes), self.block_bytes):
+        for start in await self._blocks(min(known, self.copy.size_bytes)):
             base = taken.blocks.get(start, self.base)
             if not self._is_same(base, start):
                 await self._take_block(base, start)
@@ -115,6 +120,16 @@ class TakingOver:
             taken.append_from = end
         taken.done()
 
+    async def _blocks(self, end: int) -> list[int]:
+        """Where the blocks begin, up to `end`, in which any version has data; where all have holes nothing is to do."""
+        bodies = (self.base, self.newest, *self.taken.blocks.values())
+        data = [(extent.offset, extent.end) for body in bodies for extent in body.inode.extents]
+        data += [(0, body.inode.size_bytes) for body in bodies if body.inode.is_inline]
+        data += await self.copy.data_within(0, end)
+        step = self.block_bytes
+        found = {at for low, high in data for at in range(low // step * step, min(high, end), step)}
+        return sorted(found)
+
     def _resize(self, size: int) -> None:
         self.stored.forget([(size, max(size, self.copy.size_bytes))])
         self.copy.resize(size)
@@ -122,7 +137,9 @@ class TakingOver:
 
     def _is_same(self, base: Body, start: int) -> bool:
         """Whether both versions refer to the same bytes in the block at `start`."""
-        newest = self.newest
+        newest, end = self.newest, start + self.block_bytes
+        if newest.inode.size_bytes < min(end, base.inode.size_bytes) and not self.clean:
+            return False  # cut elsewhere, also where there was a hole: something may have been written there
         length = min(self.block_bytes, max(base.inode.size_bytes, newest.inode.size_bytes) - start)
         if base.inode.is_inline or newest.inode.is_inline or base.inode.size_bytes < start + length:
             return False
@@ -145,13 +162,14 @@ class TakingOver:
         changed = list(differing(before.ljust(len(ours), b"\0"), ours, start))
         for low, high in without(differing(before, theirs, start), changed):
             await self.copy.write(low, theirs[low - start : high - start])
-        cut = (start + len(theirs), min(start + len(ours), base.inode.size_bytes))
+        appended = self.taken.append_from
+        cut = (start + len(theirs), start + len(ours) if appended is None else min(start + len(ours), appended))
         changed = joined(changed, SAME_BY_CHANCE)
         for low, high in without([cut], changed):
             self.copy.punch(low, high - low)
         kept = [min(high, cut[1]) for low, high in changed if high > cut[0] and low < cut[1]]
         self.taken.kept_end = max([self.taken.kept_end, *kept])
-        if changed or len(ours) > len(theirs):
+        if changed or len(ours) > len(theirs) or self.newest.inode.is_inline:
             self.stored.forget([(start, start + self.block_bytes)])
         else:
             pieces = self._pieces(self.newest, start, len(theirs))

@@ -19,6 +19,7 @@ import trio
 
 from apollofs.fs import local_io
 from apollofs.fs.errors import StagingFailed, StagingFull
+from apollofs.metadata.errors import FileTooLarge
 
 T = TypeVar("T")
 YOUNG_NS = 20_000_000
@@ -84,9 +85,12 @@ class WorkingCopy:
             raise staging_error(exc) from exc
 
     def resize(self, size: int) -> None:
+        """Raises FileTooLarge where the local disk can't have a file of this size."""
         try:
             os.ftruncate(self.fd, size)
         except OSError as exc:
+            if exc.errno == errno.EFBIG:
+                raise FileTooLarge(f"the cache's disk can't have a file of {size} bytes") from exc
             raise staging_error(exc) from exc
 
     def punch(self, offset: int, length: int) -> None:

@@ -29,6 +29,7 @@ from apollofs.fs.segments import Segment
 from apollofs.fs.upload_limit import UploadLimit
 from apollofs.fs.workers import share_out
 from apollofs.metadata.errors import BodyConflict, TooManyExtents
+from apollofs.metadata.fates import Fate
 from apollofs.metadata.records import Body, BodyChange, Inode, SetAttr, Superblock
 from apollofs.metadata.session import Session
 
@@ -49,6 +50,7 @@ class BodyVolume(Protocol):
     async def setattr(self, ino: int, change: SetAttr) -> Inode: ...
     async def commit_body(self, ino: int, change: BodyChange, session: Session | None = None) -> Inode: ...
     async def out_of_doubt(self) -> None: ...
+    def fate_of(self, ino: int) -> Fate | None: ...
 
 
 class CommitSource(Protocol):

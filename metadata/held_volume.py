@@ -19,6 +19,7 @@ from apollofs.metadata.errors import (
     SessionLost,
     UnknownSite,
 )
+from apollofs.metadata.fates import Fate
 from apollofs.metadata.inbox import Inbox
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.locks import LockManager
@@ -204,9 +205,10 @@ class HeldVolume(ValueReader):
         await self.delegations.ahead.settled()
 
     async def out_of_doubt(self) -> None:
-        """On return no transaction of this mount that was given up before can be applied any more: what is read from
-        now on tells what became of it. No request if there is none. Raises SessionLost, DeadlineExceeded."""
+        """On return no transaction of this mount that was given up before can be applied any more: `fate_of`, and what
+        is read from now on, tell what became of it. No request if there is none. SessionLost, DeadlineExceeded."""
         session = self.session
+        await self.settle()
         with trio.move_on_after(self._options.operation_deadline_s):
             while session.in_doubt:
                 await session.settle()
@@ -216,6 +218,10 @@ class HeldVolume(ValueReader):
                     await trio.sleep(SETTLE_AGAIN_S)
             return
         raise DeadlineExceeded("metadata store: it can't be told what became of an earlier operation")
+
+    def fate_of(self, ino: int) -> Fate | None:
+        """What became of the last `commit_body` of a file (`Fates.of`). Raises SessionLost."""
+        return self.session.fates.of(ino)
 
     @property
     def losses(self) -> int:

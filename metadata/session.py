@@ -33,6 +33,7 @@ from apollofs.metadata.errors import (
     StoreError,
     StoreUnavailable,
 )
+from apollofs.metadata.fates import Fates
 from apollofs.metadata.journal import Change, Kind, SlotRecord
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.patience import Patience
@@ -91,6 +92,8 @@ class Slot:
     key: bytes
     mod_revision: int
     doubtful: bool = False
+    doubted: SlotRecord | None = None
+    """What was sent last: while `doubtful`, nobody knows whether it was applied."""
 
 
 class Session:
@@ -117,6 +120,7 @@ class Session:
         """Called with the time (`boot_time`) until which the lease is proven, whenever that has moved."""
         self._patience = Patience()
         """With which transactions that have a deadline wait for the store."""
+        self.fates = Fates()
         self.lost = trio.Event()
         """Set once, when the lease is known to have ended."""
         self._bound: set[trio.CancelScope] = set()
@@ -239,13 +243,17 @@ class Session:
                 )
         finally:
             self._settling -= 1
-        slot.doubtful = False
+        doubted, slot.doubted, slot.doubtful = slot.doubted, None, False
+        written = record.sequence
         if result.succeeded:
             slot.mod_revision = result.revision
-            return record.sequence
-        held = self._slot_value(slot, result.ranges[0])
-        slot.mod_revision = held.mod_revision
-        return journal.decode(held.value).sequence
+        else:
+            held = self._slot_value(slot, result.ranges[0])
+            slot.mod_revision = held.mod_revision
+            written = journal.decode(held.value).sequence
+        if doubted is not None:
+            self.fates.tell(doubted, applied=written == doubted.sequence)
+        return written
 
     async def settle(self) -> None:
         """Take slots out of doubt that nobody uses now, so that the session as a whole gets out of it. Best effort."""
@@ -275,6 +283,8 @@ class Session:
     ) -> Committed | Conflict:
         fence = Compare(slot.key, Target.MOD, Relation.EQUAL, slot.mod_revision)
         then = (Put(slot.key, journal.encode(record), self.lease_id), *writes)
+        slot.doubted = record
+        self.fates.sent(record)
         otherwise = (Range(slot.key), *orelse)
         backoff_s = BACKOFF_FIRST_S
         patience = self._patience if deadline < math.inf else Patience()
@@ -303,6 +313,7 @@ class Session:
         outcome = self._outcome(slot, record, result.succeeded, result.revision, result.ranges)
         if isinstance(outcome, Conflict) and slot.doubtful and deadline < math.inf:
             return await self._refused(slot, record, outcome)
+        self.fates.tell(record, applied=isinstance(outcome, Committed))
         return outcome
 
     def _outcome(

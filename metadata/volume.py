@@ -167,6 +167,7 @@ class Volume(HeldVolume):
         change was prepared, is no longer the mount's."""
         if session is not None and session is not self.session:
             raise SessionLost("the change was prepared in a session that has been lost")
+        self.session.fates.begin(ino)
         scope = self._scope()
         source = self._locations.get(change.cloned_from) if change.cloned_from else None
         operation = CommitBody(scope, ino, self._locations.get(ino), change, source)

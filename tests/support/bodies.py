@@ -18,12 +18,17 @@ from apollofs.blobstore.memory import MemoryStore as MemoryBlobs
 from apollofs.blobstore.open import wrap
 from apollofs.fs.bodies import Bodies, open_bodies
 from apollofs.fs.config import BodyConfig
+from apollofs.metadata.codec import encode_superblock
 from apollofs.metadata.errors import OutcomeUnknown, StoreUnavailable
+from apollofs.metadata.fates import Fate
+from apollofs.metadata.format import read_superblock
+from apollofs.metadata.keys import Keys
 from apollofs.metadata.memory import MemoryStore
 from apollofs.metadata.records import ROOT_INO, Body, BodyChange, DirectoryPage, Inode, SetAttr
 from apollofs.metadata.session import Session
+from apollofs.metadata.store import Put
 from apollofs.metadata.volume import Volume
-from tests.support.volumes import ME, make_volume, mounted
+from tests.support.volumes import ME, VOLUME, make_volume, mounted
 
 T = TypeVar("T")
 Hook = Callable[[], Awaitable[None]]
@@ -116,7 +121,9 @@ class BrokenVolume:
         self.inner = volume
         self.superblock = replace(volume.superblock, block_bytes=block_bytes)
         self.faults: list[str] = []
-        """For the next commits: "refused", or of unknown outcome: "lost" (not applied), "applied"."""
+        """For the next commits: "refused", or of unknown outcome: "lost" (not applied), "applied", "hangs" (applied,
+        and no answer comes)."""
+        self.hanging = trio.Event()
         self.before_commit: Hook | None = None
         self.commits: list[BodyChange] = []
         self.body_reads = 0
@@ -134,6 +141,9 @@ class BrokenVolume:
 
     async def out_of_doubt(self) -> None:
         await self.inner.out_of_doubt()
+
+    def fate_of(self, ino: int) -> Fate | None:
+        return self.inner.fate_of(ino)
 
     def place_of(self, ino: int) -> tuple[int, bytes] | None:
         return self.inner.place_of(ino)
@@ -164,8 +174,12 @@ class BrokenVolume:
         if fault == "refused":
             raise StoreUnavailable("refused by the test")
         if fault == "lost":
+            self.inner.session.fates.begin(ino)
             raise OutcomeUnknown("lost by the test")
         inode = await self.inner.commit_body(ino, change, session)
+        if fault == "hangs":
+            self.hanging.set()
+            await trio.sleep_forever()
         if fault == "applied":
             raise OutcomeUnknown("the reply was lost by the test")
         return inode
@@ -219,6 +233,9 @@ async def body_world(directory: Path, *, inline_bytes_max: int = 64, block_bytes
     """A fresh volume; small limits, so that small data has many blocks."""
     store = MemoryStore()
     await make_volume(store, inline_bytes_max=inline_bytes_max)
+    # smaller blocks than a volume can be formatted with, for those who read it as a whole, too
+    superblock = replace(await read_superblock(store, VOLUME), block_bytes=block_bytes)
+    await store.txn((), [Put(Keys(VOLUME).superblock, encode_superblock(superblock))])
     yield World(store, BrokenBlobs(MemoryBlobs()), directory, block_bytes)
 
 

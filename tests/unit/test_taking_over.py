@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import random
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -17,9 +16,8 @@ from apollofs.fs.errors import BodyUnavailable
 from apollofs.fs.open_file import OpenFile
 from apollofs.fs.passed_file import PassedFile
 from apollofs.metadata.errors import OutcomeUnknown
-from apollofs.metadata.records import ROOT_INO, BodyChange, Inode, SetAttr
-from apollofs.metadata.session import Session
-from tests.support.bodies import BLOCK, BrokenVolume, Mount, World, mount, world
+from apollofs.metadata.records import ROOT_INO, SetAttr
+from tests.support.bodies import BLOCK, Mount, World, mount, world
 from tests.support.collecting import collect
 
 __all__ = ["mount", "world"]
@@ -211,63 +209,108 @@ async def test_a_cut_that_is_taken_over_goes_on_where_it_was_interrupted(
     assert await as_others_read_it(world, file.ino) == bytes(expected)
 
 
-# -- commits of unknown outcome, and what others did since -------------------------------------------------------------
-
-
-@pytest.mark.parametrize("fault", ["applied", "lost"])
-async def test_blobs_that_others_may_have_dropped_are_not_used_again(
-    world: World, mount: Mount, file: PassedFile, fault: str
-) -> None:
-    """The commit of unknown outcome was applied, and cut to nothing elsewhere: its blobs are garbage."""
-    data = random.Random(3).randbytes(5 * BLOCK)
-    os.pwrite(file.copy.fd, data, 0)
-    mount.volume.faults = [fault]
-    with pytest.raises(OutcomeUnknown):
-        await file.commit()
-    await cut_elsewhere(world, 0)
+async def test_what_was_written_into_a_hole_past_a_cut_elsewhere_stays(world: World, mount: Mount) -> None:
+    file = mount.bodies.pass_through(await mount.bodies.open(await mount.create()))
+    os.pwrite(file.copy.fd, BASE[:BLOCK], 0)
+    os.ftruncate(file.copy.fd, 8 * BLOCK)
     await file.commit()
-    assert await as_others_read_it(world, file.ino) == await mount.content(file.ino)
+    await cut_elsewhere(world, 2 * BLOCK)
+    os.pwrite(file.copy.fd, b"written later", 4 * BLOCK + 7)
+    await file.commit()
+    assert await as_others_read_it(world, file.ino) == BASE[:BLOCK].ljust(4 * BLOCK + 7, b"\0") + b"written later"
 
 
-@pytest.mark.parametrize("blocks", [1, 400])
-async def test_early_blocks_that_others_may_have_dropped_are_not_used_again(
-    world: World, mount: Mount, blocks: int
-) -> None:
-    """The same for a file that is written through the daemon; a small one is staged in memory, and stored when it is
-    committed."""
-    file = await mount.bodies.open(await mount.create())
-    data = random.Random(4).randbytes(blocks * BLOCK)
-    await file.write(0, data)
-    for _ in range(2 if blocks > 1 else 0):
-        for upload in await file.ready_uploads():
-            await upload()
-    mount.volume.faults = ["applied"]
-    with pytest.raises(OutcomeUnknown):
+async def test_what_was_written_after_a_take_over_that_failed_stays(world: World, mount: Mount) -> None:
+    file = mount.bodies.pass_through(await mount.bodies.open(await mount.create()))
+    async with world.mount("other") as other:
+        there = await opened_there(other)
+        await there.write(0, b"theirs" * 2000)
+        await there.commit()
+
+        async def fail() -> None:
+            raise BlobStoreUnavailable("away")
+
+        world.blobs.before_read = fail
+        with pytest.raises(BodyUnavailable):
+            await mount.bodies.refresh(file, await mount.volume.inner.getattr(file.ino))
+        world.blobs.before_read = None
+        os.pwrite(file.copy.fd, b"mine", 5000)
+        await there.truncate(SetAttr(size_bytes=100))
         await file.commit()
-    await cut_elsewhere(world, 0)
+    assert await as_others_read_it(world, file.ino) == (b"theirs" * 17)[:100].ljust(5000, b"\0") + b"mine"
+
+
+async def test_an_inline_body_that_is_taken_over_is_stored(world: World, mount: Mount) -> None:
+    """Another mount has written a header and made room; here a range is written."""
+    file = mount.bodies.pass_through(await mount.bodies.open(await mount.create()))
+    async with world.mount("other") as other:
+        there = await opened_there(other)
+        await there.write(0, b"the header")
+        await there.truncate(SetAttr(size_bytes=16 * BLOCK))
+        await there.commit()
+        os.pwrite(file.copy.fd, b"x" * BLOCK, 8 * BLOCK)
+        await file.commit()
+    expected = bytearray(16 * BLOCK)
+    expected[:10], expected[8 * BLOCK : 9 * BLOCK] = b"the header", b"x" * BLOCK
+    assert await as_others_read_it(world, file.ino) == bytes(expected)
+
+
+@pytest.mark.parametrize("elsewhere", ["cut", "overwritten"])
+async def test_what_is_stored_ahead_during_a_commit_is_in_no_blob_of_that(
+    world: World, file: PassedFile, elsewhere: str
+) -> None:
+    """Others drop what the commit has laid down: its blobs are garbage then, as a whole."""
+    first, late = random.Random(6).randbytes(3 * BLOCK), random.Random(7).randbytes(2 * BLOCK)
+    await file.truncate(SetAttr(size_bytes=0))
+    os.pwrite(file.copy.fd, first, 0)
+
+    async def go_on() -> None:
+        world.blobs.before_put = None
+        os.pwrite(file.copy.fd, late, 3 * BLOCK)
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                for upload in await file.ready_uploads():
+                    nursery.start_soon(upload)
+
+    world.blobs.before_put = go_on
+    await file.commit()
+    if elsewhere == "cut":
+        await cut_elsewhere(world, 0)
+        expected = bytes(3 * BLOCK)
+    else:
+        expected = random.Random(8).randbytes(3 * BLOCK)
+        async with world.mount("other") as other:
+            there = await opened_there(other)
+            await there.write(0, expected)
+            await there.commit()
+            other.bodies.release(there)
+    await file.commit()
+    assert await as_others_read_it(world, file.ino) == expected + late
+
+
+async def test_a_block_on_its_way_while_the_file_is_cut_is_not_referred_to(world: World, file: PassedFile) -> None:
+    """The same bytes are written again after that."""
+    data = random.Random(9).randbytes(5 * BLOCK)
+    await file.truncate(SetAttr(size_bytes=0))
+    os.pwrite(file.copy.fd, data[: 3 * BLOCK], 0)
+    go_on = trio.Event()
+
+    async def wait() -> None:
+        if int(world.blobs.puts[-1].rpartition("/")[2], 16) >= 3:
+            await go_on.wait()
+
+    os.pwrite(file.copy.fd, data[3 * BLOCK :], 3 * BLOCK)
+    world.blobs.before_put = wait
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            for upload in await file.ready_uploads():
+                nursery.start_soon(upload)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        os.ftruncate(file.copy.fd, 3 * BLOCK)
+        await file.commit()
+        await file.truncate(SetAttr(size_bytes=0))
+        go_on.set()
+    world.blobs.before_put = None
+    os.pwrite(file.copy.fd, data, 0)
     await file.commit()
     assert await as_others_read_it(world, file.ino) == data
-
-
-async def test_a_commit_that_was_interrupted_and_cut_elsewhere(world: World, mount: Mount, file: PassedFile) -> None:
-    """fsync gets a signal while its transaction is applied."""
-    os.pwrite(file.copy.fd, random.Random(5).randbytes(5 * BLOCK), 0)
-    applied, inner = trio.Event(), mount.volume.inner
-
-    class Waiting(BrokenVolume):
-        async def commit_body(self, ino: int, change: BodyChange, session: Session | None = None) -> Inode:
-            await inner.commit_body(ino, change, session)
-            applied.set()
-            await trio.sleep_forever()
-            raise AssertionError
-
-    tools = file._tools
-    file._tools = replace(tools, volume=Waiting(inner, BLOCK))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(file.commit)
-        await applied.wait()
-        nursery.cancel_scope.cancel()
-    file._tools = tools
-    await cut_elsewhere(world, 0)
-    await file.commit()
-    assert await as_others_read_it(world, file.ino) == await mount.content(file.ino)
