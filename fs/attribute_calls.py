@@ -97,7 +97,14 @@ class AttributeCalls(FileCalls):
         if self._stale.concerns(parent):
             return None
         cached = self._volume.cached_lookup(parent, name)
-        return self._current(cached, (parent, name)) if cached is not None else None
+        if cached is None or self._is_known_elsewhere(cached.inode, parent, name):
+            return None
+        return self._current(cached, (parent, name))
+
+    def _is_known_elsewhere(self, inode: Inode, parent: int, name: bytes) -> bool:
+        """Whether the kernel may have a directory under another name, which it had before others moved it."""
+        seen = self._seen_directories.get(inode.ino) if inode.is_dir else None
+        return seen is not None and (seen.parent, seen.name) != (parent, name)
 
     def cached_getattr(self, ino: int) -> Attributes | None:
         """As `getattr`, where nobody need be asked; None: call that."""
@@ -126,7 +133,10 @@ class AttributeCalls(FileCalls):
         """The inode that a name means. NoSuchEntry, NameTooLong."""
         found = self._stale if self._stale.concerns(parent) else self._volume
         since = self._pages.recalls
-        attributes = await self._fresh(await found.lookup(parent, name), since)
+        inode = await found.lookup(parent, name)
+        if self._is_known_elsewhere(inode, parent, name):
+            await self.kernel.let_go_of_names()
+        attributes = await self._fresh(inode, since)
         return self.cached_lookup(parent, name) or attributes
 
     def absent(self, parent: int, name: bytes) -> float:

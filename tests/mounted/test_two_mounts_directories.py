@@ -132,3 +132,15 @@ def test_a_directory_of_200_000_names_lists_completely_while_others_change_it(
         (west.path / "many" / "f100000").unlink()
         assert set(os.listdir(east.path / "many")) == stable - {"f100000"}
         watchdog.calm()
+
+
+def test_a_directory_that_was_moved_elsewhere_can_be_moved_at_once(here: Path, there: Path) -> None:
+    """The kernel has it under its former name, and may not enter it under the new one amid a rename."""
+    for name in ("from", "to", "from/moved"):
+        (here / name).mkdir()
+    (here / "from" / "moved" / "file").write_bytes(b"in it")
+    assert (here / "from" / "moved" / "file").read_bytes() == b"in it"
+    (there / "from" / "moved").rename(there / "to" / "moved")
+    (here / "to" / "moved").rename(here / "from" / "again")
+    assert (there / "from" / "again" / "file").read_bytes() == b"in it"
+    assert [path.name for path in here.rglob("*")] == ["from", "to", "again", "file"]
