@@ -27,6 +27,8 @@ from apollofs.metadata.etcd_errors import Failure, Verdict, classify
 from apollofs.metadata.etcdrpc import rpc_pb2 as rpc
 
 LOG = logging.getLogger(__name__)
+ATTEMPTS_MIN = 3
+"""With one endpoint: the call that fails, one that finds its connection closed behind that, and one on a new one."""
 REQUIRE_LEADER: Metadata = (("hasleader", "true"),)
 TOKEN_REFRESHES_MAX = 2
 
@@ -102,7 +104,7 @@ class EtcdClient:
         Raises OutcomeUnknown if it may have been applied, StoreUnavailable if no endpoint took it, StoreAuthFailed, or
         what the server refused it with.
         """
-        attempts = _Attempts(effect, max(2, len(self._endpoints)), trio.current_time() + self._config.call_deadline_s)
+        attempts = _Attempts(effect, max(ATTEMPTS_MIN, len(self._endpoints)), trio.current_time() + self._config.call_deadline_s)
         while True:
             endpoint = self._endpoints[self._current]
             if not (endpoint.connection.proven and self._authenticated):
