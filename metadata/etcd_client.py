@@ -104,7 +104,8 @@ class EtcdClient:
         Raises OutcomeUnknown if it may have been applied, StoreUnavailable if no endpoint took it, StoreAuthFailed, or
         what the server refused it with.
         """
-        attempts = _Attempts(effect, max(ATTEMPTS_MIN, len(self._endpoints)), trio.current_time() + self._config.call_deadline_s)
+        deadline = trio.current_time() + self._config.call_deadline_s
+        attempts = _Attempts(effect, max(ATTEMPTS_MIN, len(self._endpoints)), deadline)
         while True:
             endpoint = self._endpoints[self._current]
             if not (endpoint.connection.proven and self._authenticated):
