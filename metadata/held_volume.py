@@ -144,6 +144,8 @@ class HeldVolume(ValueReader):
             await self.delegations.drop_above()
             for hook in self.session_lost_hooks:
                 hook()
+            if session.given_up:
+                await session.close()
 
     async def _open_session(self, record: MountRecord, *, retry: bool) -> Session:
         while True:

@@ -121,6 +121,7 @@ class Session:
         self._patience = Patience()
         """With which transactions that have a deadline wait for the store."""
         self.fates = Fates()
+        self.given_up = False
         self.lost = trio.Event()
         """Set once, when the lease is known to have ended."""
         self._bound: set[trio.CancelScope] = set()
@@ -391,7 +392,9 @@ class Session:
             self._patience.prove(self.proven_s)
 
     def give_up(self) -> None:
-        """End the session now: what was known under it can't be relied on any more."""
+        """End the session now: what was known under it can't be relied on any more. Its lease is for `close` to give
+        back: until then others wait for what it holds."""
+        self.given_up = True
         self._lose()
 
     async def close(self) -> None:
