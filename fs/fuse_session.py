@@ -113,9 +113,12 @@ class FuseSession:
             return
         self._mounted = False
         self.wire.close()
-        # what somebody has unmounted or detached before must not be tried again: another mount may be there by now
+        pyfuse3.close(unmount=self.in_place())
+
+    def in_place(self) -> bool:
+        """Whether it is this mount that is on top at its mountpoint: what is there by now may be another's."""
         entry = mount_at(self._mountpoint)
-        pyfuse3.close(unmount=entry is not None and entry.device == self._device)
+        return entry is not None and entry.device == self._device
 
     def statistics(self) -> Mapping[str, Any]:
         """Counters for `status`."""
