@@ -38,6 +38,7 @@ class Interrupts:
     def __init__(self) -> None:
         self._scopes: dict[int, tuple[trio.CancelScope, int | None]] = {}
         self._early: dict[int, None] = {}
+        self._refusing = False
         self.delivered = 0
         """How many scopes were cancelled."""
 
@@ -75,9 +76,18 @@ class Interrupts:
 
         `unique` is what `Wire.current_unique()` said in the handler's first step, before any await; with FATAL `pid`
         is the caller's.  An interrupt that comes when the work is already done changes nothing.  What a cancelled
-        operation leaves behind is up to the code inside.
+        operation leaves behind is up to the code inside.  EAGAIN: it would have waited, and too many do.
         """
         return InterruptibleBlock(self, unique, pid if mode is Interruptible.FATAL else None)
+
+    def refuse_waiting(self, refusing: bool) -> None:
+        """From now on a block that is entered must not wait (EAGAIN), or may again: too many do already."""
+        self._refusing = refusing
+
+    @property
+    def refusing(self) -> bool:
+        """Whether what would wait is refused."""
+        return self._refusing
 
     @property
     def registered(self) -> int:
@@ -88,15 +98,19 @@ class Interrupts:
 class InterruptibleBlock:
     """The context manager that `Interrupts.interruptible` returns."""
 
-    __slots__ = ("_fatal_pid", "_interrupts", "_scope", "_unique")
+    __slots__ = ("_errno", "_fatal_pid", "_interrupts", "_scope", "_unique")
 
     def __init__(self, interrupts: Interrupts, unique: int, fatal_pid: int | None) -> None:
         self._interrupts = interrupts
         self._unique = unique
         self._fatal_pid = fatal_pid
         self._scope = trio.CancelScope()
+        self._errno = errno.EINTR
 
     def __enter__(self) -> trio.CancelScope:
+        if self._interrupts.refusing:
+            self._errno = errno.EAGAIN
+            self._scope.cancel()
         self._interrupts.register(self._unique, self._scope, fatal_pid=self._fatal_pid)
         return self._scope.__enter__()
 
@@ -106,7 +120,7 @@ class InterruptibleBlock:
         self._interrupts.unregister(self._unique)
         swallowed = self._scope.__exit__(kind, exc, traceback)
         if self._scope.cancelled_caught:
-            raise pyfuse3.FUSEError(errno.EINTR)
+            raise pyfuse3.FUSEError(self._errno)
         return swallowed
 
 

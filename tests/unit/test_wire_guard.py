@@ -121,6 +121,19 @@ async def test_finished_work_is_not_undone_by_an_interrupt() -> None:
     assert interrupts.delivered == 1
 
 
+async def test_what_would_wait_is_refused_while_too_many_wait() -> None:
+    interrupts = Interrupts()
+    interrupts.refuse_waiting(True)
+    with interrupts.interruptible(4, Interruptible.FATAL, os.getpid()):
+        pass
+    with pytest.raises(pyfuse3.FUSEError) as caught, interrupts.interruptible(5, Interruptible.FATAL, os.getpid()):
+        await trio.sleep_forever()
+    assert caught.value.errno == errno.EAGAIN
+    interrupts.refuse_waiting(False)
+    with interrupts.interruptible(6, Interruptible.FATAL, os.getpid()):
+        await trio.lowlevel.checkpoint()
+
+
 async def test_fatal_mode_ignores_signals_that_do_not_kill() -> None:
     interrupts = Interrupts()
     with interrupts.interruptible(4, Interruptible.FATAL, os.getpid()):
