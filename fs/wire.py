@@ -156,6 +156,7 @@ class Wire:
     def start(self, nursery: trio.Nursery) -> None:
         """Run asynchronous handlers in `nursery` from now on; before pyfuse3.main()."""
         self._nursery = nursery
+        nursery.start_soon(self.interrupts.keep_looking)
 
     def close(self) -> None:
         """Let go of the session: after pyfuse3.main() has returned, before pyfuse3.close()."""
