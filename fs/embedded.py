@@ -100,6 +100,10 @@ class EmbeddedEtcd:
             raise UserError(f"{self._state_file} was written by a newer version")
         return state
 
+    def has_data(self) -> bool:
+        """Whether it was started here, though it may never have become healthy."""
+        return os.path.isdir(self._data)
+
     def start(self, deadline_s: float = START_DEADLINE_S) -> EmbeddedState:
         """Have it running and healthy. The ports are kept; a port that somebody took meanwhile is chosen anew.
 
