@@ -146,12 +146,12 @@ class FastLoop:
     async def _mind(self) -> None:
         """Let the reserve in when nobody has read for a while."""
         read_before = -1
-        while True:
+        while not hook.exited():
             await trio.sleep(STUCK_S)
             if self._watched or self._awaited or self._parked:
                 continue
             read = sum(hook.state()["counts"].values())
-            if read == read_before:
+            if read == read_before and not hook.exited():
                 if not self._crowded:
                     log.warning("%d requests wait, as many as may: what would wait as well is refused", self._count)
                     self._crowded = True
