@@ -10,6 +10,7 @@ import contextlib
 import re
 import socket
 import ssl
+import threading
 from collections import deque
 from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -76,10 +77,14 @@ class Reception:
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
         self._connection: HTTPConnection | None = None
+        self._lock = threading.Lock()
+        """For the two below: what is shut down is this object's, and no other's by then."""
+        self._sock: socket.socket | None = None
         self._aborted = False
 
     def receive(self, key: str, what: str, into: memoryview) -> None:
         """Fill `into` with the first bytes of an object. Blocks. Raises BlobStoreError as the port's `read`."""
+        answer: HTTPResponse | None = None
         try:
             answer = self._ask(key, f"bytes=0-{len(into) - 1}")
             if answer.status not in (200, 206):
@@ -87,46 +92,62 @@ class Reception:
             _check(answer, len(into), what)
             have = 0
             while have < len(into):
+                if self._aborted:
+                    raise ConnectionAbortedError
                 count = answer.readinto(into[have:])
                 if not count:
                     raise connection_error(what, timed_out=False)
                 have += count
         except BaseException as exc:
+            self._release()
+            if answer is not None:
+                answer.close()
             if self._connection is not None:
                 self._connection.close()
             if isinstance(exc, OSError | HTTPException):
                 raise _connection_error(exc, what) from exc
             raise
         assert self._connection is not None
-        if answer.isclosed():
+        self._release()
+        if answer.isclosed() and not self._aborted:
             self._receiver.keep(self._connection)
         else:
+            answer.close()
             self._connection.close()
 
     def abort(self) -> None:
         """Nobody wants it any more: the thread ends soon, by an error."""
-        self._aborted = True
-        sock = self._connection.sock if self._connection is not None else None
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                # not the method of a TLS socket, which would take its state from the thread that reads
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        with self._lock:
+            self._aborted = True
+            if self._sock is not None:
+                with contextlib.suppress(OSError):
+                    # not the method of a TLS socket, which would take its state from the thread that reads
+                    socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+
+    def _hold(self, connection: HTTPConnection) -> None:
+        """Keep its socket: http.client forgets it where the server says that it will close. Raises OSError."""
+        with self._lock:
+            if self._aborted:
+                raise ConnectionAbortedError
+            self._sock = connection.sock
+
+    def _release(self) -> None:
+        with self._lock:
+            self._sock = None
 
     def _ask(self, key: str, wanted: str) -> HTTPResponse:
         """The answer's head. Raises OSError, HTTPException."""
         url = self._receiver.url(key)
         while True:
-            used = self._connection = self._receiver.idle()
-            if used is None:
-                self._connection = self._receiver.connect(url)
-            if self._aborted:
-                raise ConnectionAbortedError
-            assert self._connection is not None
+            used = self._receiver.idle()
+            self._connection = used or self._receiver.connect(url)
+            self._hold(self._connection)
             try:
                 return _request(self._connection, url, wanted)
             except (ConnectionError, HTTPException):
                 if used is None or self._aborted:
                     raise
+                self._release()
                 used.close()
 
 

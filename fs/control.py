@@ -3,7 +3,8 @@
     {"ask": "status", ...arguments}  ->  {"ok": true, "answer": {...}}   or   {"ok": false, "error": "one line"}
 
 The socket is `<runtime dir>/<minor>.sock`, where `minor` is the mount's device number: the one name that every bind
-mount of it shares, and that can be found without touching the mount. Only its owner and root may ask.
+mount of it shares, and that can be found without touching the mount. Only its owner and root may ask. The kernel uses
+a number again as soon as its mount is gone, so while a former daemon still commits, its path may be another mount's.
 
 Bounds: `CLIENTS_MAX` clients at once, one request each, of at most `REQUEST_BYTES_MAX` in `REQUEST_DEADLINE_S`.
 """
@@ -59,6 +60,7 @@ class ControlServer:
         self._handlers = handlers
         self._limit = trio.CapacityLimiter(CLIENTS_MAX)
         self._listener: trio.SocketListener | None = None
+        self._made: tuple[int, int, int] | None = None
         self._busy = 0
         self._idle = trio.Event()
         self._idle.set()
@@ -71,6 +73,7 @@ class ControlServer:
                 os.unlink(self._path)
             await listening.bind(self._path)
             os.chmod(self._path, 0o600)
+            self._made = _identity(self._path)
             listening.listen(CLIENTS_MAX)
         except OSError as exc:
             listening.close()
@@ -78,14 +81,15 @@ class ControlServer:
         self._listener = trio.SocketListener(listening)
 
     async def serve(self) -> None:
-        """Answer until cancelled; the socket is removed then. After `bind`."""
+        """Answer until cancelled; the socket is removed then, unless another mount has its path. After `bind`."""
         assert self._listener is not None
         try:
             async with trio.open_nursery() as nursery:
                 await trio.serve_listeners(self._serve_client, [self._listener], handler_nursery=nursery)
         finally:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+                if _identity(self._path) == self._made:
+                    os.unlink(self._path)
 
     async def drained(self, deadline_s: float) -> None:
         """Wait until every request has been answered, but no longer than `deadline_s`."""
@@ -124,6 +128,12 @@ class ControlServer:
         except Exception as exc:  # a bug in one answer must not end the mount
             log.exception("a request on the control socket failed")
             return {"ok": False, "error": f"the mount failed to answer ({type(exc).__name__}); see its log"}
+
+
+def _identity(path: str) -> tuple[int, int, int]:
+    """Tells this file from every other that has had its path, also from one that was given its inode number."""
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _check_peer(stream: trio.SocketStream) -> None:

@@ -119,13 +119,15 @@ def start_detached(
         _run_child(serve, PipeReadiness(write_fd), describe)
     os.close(write_fd)
     os.close(log_fd)
+    child = _Child(pid)
     try:
-        return _await_readiness(pid, read_fd, log_path, deadline_s)
+        return _await_readiness(child, read_fd, log_path, deadline_s)
     except BaseException:
-        _end_child(pid)
+        child.end()
         raise
     finally:
         os.close(read_fd)
+        child.close()
 
 
 def _become_daemon(log_fd: int, pipe_fd: int) -> None:
@@ -163,14 +165,14 @@ def _run_child(
         os._exit(status)
 
 
-def _await_readiness(pid: int, fd: int, log_path: str, deadline_s: float) -> dict[str, Any]:
+def _await_readiness(child: _Child, fd: int, log_path: str, deadline_s: float) -> dict[str, Any]:
     text = _read_all(fd, time.monotonic() + deadline_s)
     if text is None:
         raise StartFailed(f"it did not answer within {deadline_s:g} s and was ended; its log is {log_path}")
     try:
         message: dict[str, Any] = json.loads(text)
     except ValueError:
-        how = _how_it_ended(pid)
+        how = _how_it_ended(child)
         raise StartFailed(f"it {how} before it answered; its log is {log_path}") from None
     if "error" in message:
         raise StartFailed(str(message["error"]))
@@ -194,37 +196,47 @@ def _read_all(fd: int, deadline: float) -> bytes | None:
     return parts
 
 
-def _how_it_ended(pid: int) -> str:
-    status = _wait_for_end(pid, time.monotonic() + END_GRACE_S)
+def _how_it_ended(child: _Child) -> str:
+    status = child.wait(END_GRACE_S)
     if status is None:
         return "closed its pipe"
     code = os.waitstatus_to_exitcode(status)
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
 
-def _end_child(pid: int) -> None:
-    """SIGTERM, so that it can unmount; SIGKILL if that does not help."""
-    for number, grace_s in ((signal.SIGTERM, END_GRACE_S), (signal.SIGKILL, END_GRACE_S)):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-        if _wait_for_end(pid, time.monotonic() + grace_s) is not None:
-            return
+class _Child:
+    """A process that was forked, told from every other that gets its number once it is collected."""
 
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._pidfd = -1
+        self._status: int | None = None
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:  # the kernel has collected it: somebody ignores SIGCHLD
+            self._status = 0
 
-def _wait_for_end(pid: int, deadline: float) -> int | None:
-    """The wait status of a child; 0 if it was collected before; None if it lives on at the deadline."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return 0
-    try:
-        poller = select.poll()
-        poller.register(pidfd, select.POLLIN)
-        if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            return None
-    finally:
-        os.close(pidfd)
-    try:
-        return os.waitpid(pid, 0)[1]
-    except ChildProcessError:
-        return 0
+    def close(self) -> None:
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+
+    def wait(self, grace_s: float) -> int | None:
+        """Its wait status; 0 if somebody else has collected it; None if it lives on after `grace_s`."""
+        if self._status is None:
+            poller = select.poll()
+            poller.register(self._pidfd, select.POLLIN)
+            if not poller.poll(grace_s * 1000):
+                return None
+            try:
+                self._status = os.waitpid(self._pid, 0)[1]
+            except ChildProcessError:
+                self._status = 0
+        return self._status
+
+    def end(self) -> None:
+        """SIGTERM, so that it can unmount; SIGKILL if that does not help. Nothing for one that has ended."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if self.wait(0) is None:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._pidfd, number)
+                self.wait(END_GRACE_S)

@@ -5,7 +5,8 @@
     DIRECTORY/etcd.pid, etcd.log, lock
 
 It listens on the loopback address only. It is started detached, so it outlives the command; `start` finds it running
-the next time, or starts it again on the same data. Everything here blocks and is bounded by a deadline.
+the next time, or starts it again on the same data. What tells of it is written when it is healthy; one that a killed
+start has left is found by its command line. Everything here blocks and is bounded by a deadline.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ COMPACT_AFTER = "1h"
 LOG_BYTES_MAX = 16 << 20
 
 
+DATA_OPTION = "--data-dir="
+
+
 class EtcdMissing(UserError):
     """The server's program is not installed."""
 
@@ -57,7 +61,7 @@ class EmbeddedEtcd:
 
     def __init__(self, directory: str, environment: Mapping[str, str], program: str | None = None) -> None:
         """`environment`: for the server, of which its own variables (ETCD_*) are left out."""
-        self.directory = os.path.abspath(directory)
+        self.directory = os.path.realpath(directory)
         self._environment = {name: value for name, value in environment.items() if not name.startswith("ETCD_")}
         self._program = program
         self._data = os.path.join(self.directory, "etcd")
@@ -96,6 +100,10 @@ class EmbeddedEtcd:
             raise UserError(f"{self._state_file} was written by a newer version")
         return state
 
+    def has_data(self) -> bool:
+        """Whether it was started here, though it may never have become healthy."""
+        return os.path.isdir(self._data)
+
     def start(self, deadline_s: float = START_DEADLINE_S) -> EmbeddedState:
         """Have it running and healthy. The ports are kept; a port that somebody took meanwhile is chosen anew.
 
@@ -104,28 +112,27 @@ class EmbeddedEtcd:
         deadline = time.monotonic() + deadline_s
         state = self.state()
         pid = self.running_pid()
-        if pid is not None and state is not None:
+        if pid is not None and state is not None and self._listens(pid, state):
             self._await_health(pid, None, state.client_port, deadline)
             return state
-        if state is None or not (_port_is_free(state.client_port) and _port_is_free(state.peer_port)):
-            client_port, peer_port = free_ports(2)
-            state = (
-                EmbeddedState(client_port, peer_port)
-                if state is None
-                else replace(state, client_port=client_port, peer_port=peer_port)
-            )
-            self._write(self._state_file, json.dumps(asdict(state)))
-        process = self._spawn(state)
-        self._write(self._pid_file, str(process.pid))
+        if pid is not None:
+            self.stop(max(0.0, deadline - time.monotonic()))
+        wanted = self._with_free_ports(state)
+        process = self._spawn(wanted)
         try:
-            self._await_health(process.pid, process, state.client_port, deadline)
-        except BaseException:
+            self._await_health(process.pid, process, wanted.client_port, deadline)
+            if wanted != state:
+                self._write(self._state_file, json.dumps(asdict(wanted)))
+            self._write(self._pid_file, str(process.pid))
+        except BaseException as exc:
             process.kill()
             process.wait()
+            if isinstance(exc, OSError):
+                raise UserError(f"the directory {self.directory} can't be written: {exc.strerror}") from exc
             raise
         # The interpreter must not warn that a child of ours lives on: that is its purpose.
         process.returncode = 0
-        return state
+        return wanted
 
     def stop(self, deadline_s: float = STOP_DEADLINE_S) -> bool:
         """End it cleanly; False if it did not run. Raises UserError if it can't be ended."""
@@ -140,15 +147,32 @@ class EmbeddedEtcd:
         raise UserError(f"etcd (process {pid}) does not end")
 
     def running_pid(self) -> int | None:
-        """The process of our etcd, if it lives: its command line must name our data."""
-        try:
-            with open(self._pid_file, encoding="ascii") as file:
-                pid = int(file.read())
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                words = file.read().split(b"\0")
-        except (OSError, ValueError):
-            return None
-        return pid if os.fsencode(f"--data-dir={self._data}") in words else None
+        """The process of our etcd, if it lives: its command line must name our data. Also one that no file tells of."""
+        with contextlib.suppress(OSError, ValueError), open(self._pid_file, encoding="ascii") as file:
+            pid = int(file.read())
+            if self._is_ours(pid):
+                return pid
+        return next((int(name) for name in os.listdir("/proc") if name.isdecimal() and self._is_ours(int(name))), None)
+
+    def _is_ours(self, pid: int) -> bool:
+        """By the directory itself: its path may be another's in a container, and another path may lead to it."""
+        for word in _command_line(pid):
+            if word.startswith(DATA_OPTION):
+                with contextlib.suppress(OSError):
+                    return os.path.samefile(f"/proc/{pid}/root/{word.removeprefix(DATA_OPTION)}", self._data)
+        return False
+
+    def _listens(self, pid: int, state: EmbeddedState) -> bool:
+        """Whether the process was started with these ports."""
+        return f"--listen-client-urls=http://{HOST}:{state.client_port}" in _command_line(pid)
+
+    def _with_free_ports(self, state: EmbeddedState | None) -> EmbeddedState:
+        if state is not None and _port_is_free(state.client_port) and _port_is_free(state.peer_port):
+            return state
+        client_port, peer_port = free_ports(2)
+        if state is None:
+            return EmbeddedState(client_port, peer_port)
+        return replace(state, client_port=client_port, peer_port=peer_port)
 
     def _spawn(self, state: EmbeddedState) -> subprocess.Popen[bytes]:
         program = self._program or shutil.which("etcd", path=self._environment.get("PATH"))
@@ -158,7 +182,7 @@ class EmbeddedEtcd:
         words = [
             program,
             "--name=apollofs",
-            f"--data-dir={self._data}",
+            f"{DATA_OPTION}{self._data}",
             f"--listen-client-urls={client}",
             f"--advertise-client-urls={client}",
             f"--listen-peer-urls={peer}",
@@ -207,6 +231,15 @@ class EmbeddedEtcd:
             file.flush()
             os.fsync(file.fileno())
         os.replace(f"{path}.new", path)
+
+
+def _command_line(pid: int) -> list[str]:
+    """Empty for a process that has ended."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return [os.fsdecode(word) for word in file.read().split(b"\0")]
+    except OSError:
+        return []
 
 
 def _is_healthy(port: int) -> bool:

@@ -22,8 +22,9 @@ from apollofs.fs.wire_load import pyfuse3
 
 log = logging.getLogger(__name__)
 
-WORKERS_MAX = 256
-"""Requests that pyfuse3 works on at once; each parked worker costs a task, not a buffer."""
+WORKERS_MAX = 4096
+"""Requests that are worked on at once: well above the kernel's `max_background`, since those of processes come on top.
+One that waits costs some 25 KiB, and what it writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,10 @@ class FuseSession:
                 references = self._operations.references
                 self._operations.kernel.attach(self.wire.device, references.__contains__, self._has_submounts)
                 nursery.start_soon(references.keep_bounded, self.wire.device.prune)
-                await pyfuse3.main(1, WORKERS_MAX)
+                if self._loop is not None:
+                    await self._loop.serve(WORKERS_MAX, self.wire.interrupts.refuse_waiting)
+                else:
+                    await pyfuse3.main(1, WORKERS_MAX)
                 # lock waits and the like have nobody left to answer
                 nursery.cancel_scope.cancel()
         finally:
@@ -113,9 +117,12 @@ class FuseSession:
             return
         self._mounted = False
         self.wire.close()
-        # what somebody has unmounted or detached before must not be tried again: another mount may be there by now
+        pyfuse3.close(unmount=self.in_place())
+
+    def in_place(self) -> bool:
+        """Whether it is this mount that is on top at its mountpoint: what is there by now may be another's."""
         entry = mount_at(self._mountpoint)
-        pyfuse3.close(unmount=entry is not None and entry.device == self._device)
+        return entry is not None and entry.device == self._device
 
     def statistics(self) -> Mapping[str, Any]:
         """Counters for `status`."""

@@ -4,8 +4,9 @@ One long-lived nursery holds everything. How it ends:
 
 - `umount` from outside, or asked through the control socket: the kernel has handed everything over; what is not yet
   committed is committed, the session is given back, the process ends;
-- SIGTERM or SIGINT: the same, after unmounting by itself; a mount that is busy is detached, once all that was written
-  so far is committed. A second signal ends the process at once, detached but uncommitted;
+- SIGTERM or SIGINT: the same, after unmounting by itself; a mount that is busy, or lives on elsewhere (a bind mount, a
+  container), is detached, once all that was written so far is committed. What another mount has put at the mountpoint
+  meanwhile stays. A second signal ends the process at once, detached but uncommitted;
 - the volume was destroyed, or a bug ended the loop: detached, an error in the log, exit status 1.
 
 A lost session does not end it: the Volume drops its locks and uncommitted writes and opens a new one.
@@ -33,6 +34,7 @@ from apollofs.fs.guarding import Guarded, Guarding
 from apollofs.fs.inspection import inspect_inode
 from apollofs.fs.lease_end import LeaseEnd
 from apollofs.fs.mount_config import MountConfig
+from apollofs.fs.mountinfo import place_of
 from apollofs.fs.page_table import PageTable
 from apollofs.fs.unmounting import MountBusy, sync_filesystem, unmount
 from apollofs.fs.user_error import UserError, leaves
@@ -228,9 +230,19 @@ class RunningMount:
     async def _unmount(self, *, lazy: bool) -> None:
         """Raises MountBusy, UserError; also when the kernel does not come to an end in time."""
         with trio.move_on_after(self._config.stop_deadline_s) as scope:
-            await trio.to_thread.run_sync(lambda: unmount(self._config.mountpoint, lazy=lazy), abandon_on_cancel=True)
+            await self._take_away(lazy=lazy)
         if scope.cancelled_caught:
             raise UserError(f"{self._config.mountpoint} could not be unmounted in {self._config.stop_deadline_s:g} s")
+
+    async def _take_away(self, *, lazy: bool) -> None:
+        """Unmount what is at the mountpoint if that is this mount, and not another that has its place by now."""
+
+        def work() -> None:
+            # the device number of a mount that has gone is given to the next one at once
+            if not self.gone.is_set() and self._session.in_place():
+                unmount(self._config.mountpoint, lazy=lazy)
+
+        await trio.to_thread.run_sync(work, abandon_on_cancel=True)
 
     async def stop(self) -> None:
         """Unmount; what is busy is detached after a commit, and its users get errors."""
@@ -243,16 +255,22 @@ class RunningMount:
             log.warning("%s; it is detached", exc)
         try:
             with trio.move_on_after(self._config.stop_deadline_s):
-                await trio.to_thread.run_sync(sync_filesystem, self._config.mountpoint, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(self._sync_kernel, abandon_on_cancel=True)
             await self._commit()
             await self._unmount(lazy=True)
         except (UserError, OSError) as exc:
             log.error("while detaching: %s", exc)
         self._session.terminate()
 
+    def _sync_kernel(self) -> None:
+        """Have the kernel hand over what it holds, by whichever way leads to this mount. Raises UserError, OSError."""
+        place = place_of(self._session.device)
+        if place is not None:
+            sync_filesystem(place)
+
     async def detach_now(self) -> None:
         """Take it out of the tree, whatever is lost by that."""
-        await trio.to_thread.run_sync(lambda: unmount(self._config.mountpoint, lazy=True), abandon_on_cancel=True)
+        await self._take_away(lazy=True)
 
     # -- answers of the control socket -------------------------------------------------------------------------------
 

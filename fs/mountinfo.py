@@ -63,6 +63,14 @@ def mount_at(mountpoint: str, mounts: list[MountEntry] | None = None) -> MountEn
     return None
 
 
+def place_of(device: str, mounts: list[MountEntry] | None = None) -> str | None:
+    """A mountpoint in this mount namespace at which the filesystem `device` is on top, or None."""
+    known = read_mounts() if mounts is None else mounts
+    return next(
+        (point for point, top in {entry.mountpoint: entry.device for entry in known}.items() if top == device), None
+    )
+
+
 def mount_of(path: str, mounts: list[MountEntry] | None = None) -> MountEntry | None:
     """The mount that `path` (absolute, without symlinks) lies on."""
     best: MountEntry | None = None

@@ -12,7 +12,7 @@ Life of a mount, in this order:
     async with trio.open_nursery() as nursery:
         wire.start(nursery)
         loop = fastloop.install(wire.fd)
-        await pyfuse3.main(1, workers_max)
+        await loop.serve(workers_max, wire.interrupts.refuse_waiting)    # or pyfuse3.main(1, workers_max)
         nursery.cancel_scope.cancel()           # ends lock waits: EINTR
     wire.close()                                # before pyfuse3.close()
     pyfuse3.close()
@@ -156,6 +156,7 @@ class Wire:
     def start(self, nursery: trio.Nursery) -> None:
         """Run asynchronous handlers in `nursery` from now on; before pyfuse3.main()."""
         self._nursery = nursery
+        nursery.start_soon(self.interrupts.keep_looking)
 
     def close(self) -> None:
         """Let go of the session: after pyfuse3.main() has returned, before pyfuse3.close()."""

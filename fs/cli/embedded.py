@@ -124,11 +124,12 @@ def down(directory: str, lazy: bool, as_json: bool) -> None:
         raise UserError(f"{server.directory} does not exist")
     with server.locked():
         state = server.state()
-        if state is None:
+        if state is None and not server.has_data():
             raise UserError(f"{server.directory} was never brought up")
-        unmounted = (
-            _unmount_all(_access(state, server.directory), lazy=lazy) if server.running_pid() is not None else []
-        )
+        # without a state it was interrupted before anything could be mounted
+        unmounted = []
+        if state is not None and server.running_pid() is not None:
+            unmounted = _unmount_all(_access(state, server.directory), lazy=lazy)
         stopped = server.stop()
     report = {"directory": server.directory, "unmounted": unmounted, "etcd_stopped": stopped}
     if as_json:

@@ -127,7 +127,7 @@ def take_down(apollofs: Apollofs, layout: Layout) -> None:
     """Unmounts both mounts and ends the private etcd; what is not there needs no ending."""
     if is_mounted(layout.second):
         apollofs.run("umount", layout.second)
-    if layout.volume.exists() and any(layout.volume.iterdir()):
+    if any((layout.volume / name).exists() for name in ("apollofs.json", "etcd")):
         apollofs.run("down", layout.volume)
 
 

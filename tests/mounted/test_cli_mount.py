@@ -196,6 +196,31 @@ def test_umount_from_outside_ends_it(world: World, url: str) -> None:
     assert "everything is committed" in world.log("m").read_text()
 
 
+def test_a_signal_spares_what_is_mounted_there_by_now(world: World, url: str) -> None:
+    """A bind mount, as a container has it, keeps the old mount alive when it has left its place to a new one."""
+    mountpoint, elsewhere = world.mount(url, "m"), world.directory / "elsewhere"
+    pid = world.pid(mountpoint)
+    elsewhere.mkdir()
+    subprocess.run(["mount", "--bind", mountpoint, elsewhere], check=True, timeout=DEADLINE_S)
+    try:
+        subprocess.run(["umount", "-i", mountpoint], check=True, timeout=DEADLINE_S)
+        (elsewhere / "written").write_bytes(b"by the other way")
+        subprocess.run(["mount", "-t", "tmpfs", "other", mountpoint], check=True, timeout=DEADLINE_S)
+        try:
+            os.kill(pid, signal.SIGTERM)
+            assert await_end(pid)
+            entry = mount_at(str(mountpoint))
+            assert entry is not None
+            assert entry.fstype == "tmpfs"
+        finally:
+            subprocess.run(["umount", mountpoint], check=False, timeout=DEADLINE_S)
+    finally:
+        subprocess.run(["umount", "--lazy", elsewhere], check=True, timeout=DEADLINE_S)
+    world.mount(url, "m")
+    assert (mountpoint / "written").read_bytes() == b"by the other way"
+    world.run("umount", mountpoint)
+
+
 def test_a_killed_mount_can_be_taken_away_and_mounted_over(world: World, url: str) -> None:
     mountpoint = world.mount(url, "m")
     for _ in range(2):

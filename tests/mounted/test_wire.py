@@ -235,6 +235,25 @@ def test_blocked_requests_leave_workers_for_others(mount: Mount) -> None:
         client.communicate(timeout=WAIT_S)
 
 
+def test_with_all_workers_waiting_interrupts_are_read(mount: Mount) -> None:
+    """What need not wait is answered, what would wait is refused, and a killed process goes."""
+    probe = mount(workers_max=4)
+    hanging = [probe.start("os.open(mnt + '/hang', os.O_RDONLY)") for _ in range(4)]
+    probe.until(lambda seen: seen["counts"].get(str(int(Opcode.OPEN))) == 4)
+    refused = probe.run("""
+try:
+    os.open(mnt + '/hang', os.O_RDONLY)
+except OSError as exc:
+    print(exc.errno)
+""")
+    assert refused == errno.EAGAIN
+    for client in hanging:
+        client.kill()
+        client.communicate(timeout=WAIT_S)
+    last = probe.end(["kill", "-TERM", str(probe.process.pid)])
+    assert last["registered"] == 0
+
+
 def test_passthrough_reads_the_backing_file(mount: Mount, tmp_path: Path) -> None:
     """Needs CAP_SYS_ADMIN and Linux 6.9; without them the mount says so and serves the file itself."""
     backing = tmp_path / "backing"

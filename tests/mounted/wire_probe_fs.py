@@ -340,7 +340,7 @@ class WireShell(WireOperations):
         return self.tree.nodes[ino].stat(), ino
 
 
-async def serve(wire: Wire, workers_max: int) -> None:
+async def serve(wire: Wire, loop: fastloop.FastLoop | None, workers_max: int) -> None:
     async with trio.open_nursery() as nursery:
         wire.start(nursery)
 
@@ -351,7 +351,10 @@ async def serve(wire: Wire, workers_max: int) -> None:
                     return
 
         nursery.start_soon(end_on_signal)
-        await pyfuse3.main(1, workers_max)
+        if loop is not None:
+            await loop.serve(workers_max, wire.interrupts.refuse_waiting)
+        else:
+            await pyfuse3.main(1, workers_max)
         nursery.cancel_scope.cancel()
 
 
@@ -376,7 +379,7 @@ def main(mountpoint: str, options: dict[str, Any]) -> None:
     wire.verify_active()
     loop = fastloop.install(wire.fd) if options.get("fast", True) else None
     try:
-        trio.run(serve, wire, options.get("workers_max", 16))
+        trio.run(serve, wire, loop, options.get("workers_max", 16))
         print(json.dumps({"waits": loop.waits if loop else None, "registered": wire.interrupts.registered}), flush=True)
     finally:
         if loop is not None:

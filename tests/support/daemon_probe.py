@@ -45,6 +45,11 @@ def end_early(readiness: PipeReadiness) -> int:
     return 3
 
 
+def unwanted(pid: int, number: int) -> None:
+    """In place of os.kill where nobody may be signalled: the child was collected, and its number is anybody's."""
+    sys.stderr.write(f"process {pid} was signalled\n")
+
+
 def hang(readiness: PipeReadiness) -> int:
     with open(os.path.join(sys.argv[2], "pid"), "w", encoding="ascii") as file:
         file.write(str(os.getpid()))
@@ -63,6 +68,8 @@ MODES: dict[str, Callable[[PipeReadiness], int]] = {
 
 def main() -> int:
     mode, directory = sys.argv[1:]
+    if mode == "end":
+        os.kill = unwanted
     try:
         found = start_detached(
             MODES[mode],

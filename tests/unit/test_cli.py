@@ -264,6 +264,8 @@ def test_what_is_not_mounted(run: Run, tmp_path: Path) -> None:
     failed(run("status", tmp_path), "is not mounted")
     failed(run("info", tmp_path), "is not on an apollofs mount")
     failed(run("down", tmp_path), "was never brought up")
+    (tmp_path / "interrupted" / "etcd").mkdir(parents=True)
+    assert run("down", tmp_path / "interrupted").out.endswith("was down already\n")
     failed(run("down", tmp_path / "missing"), "does not exist")
 
 

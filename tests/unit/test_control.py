@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from apollofs.fs.control import (
     REQUEST_BYTES_MAX,
@@ -77,6 +78,19 @@ async def test_answers(path: str) -> None:
         with pytest.raises(UserError, match="does not know 'unheard'"):
             await ask_in_thread(path, "unheard")
         await server.drained(30)
+    assert not await trio.Path(path).exists()
+
+
+async def test_a_former_mount_leaves_the_socket_of_its_successor(path: str) -> None:
+    """The kernel gives a device number to the next mount at once, while the former daemon still commits."""
+    former = ControlServer(path, HANDLERS)
+    await former.bind()
+    async with served(path):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(former.serve)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert await ask_in_thread(path, "echo", {"word": 1}) == {"heard": 1}
     assert not await trio.Path(path).exists()
 
 

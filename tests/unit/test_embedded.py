@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
@@ -90,12 +91,61 @@ def test_a_pid_file_that_names_a_stranger_is_not_believed(server: EmbeddedEtcd) 
     state = server.start()
     pid_file = Path(server.directory, "etcd.pid")
     own = pid_file.read_text()
-    pid_file.write_text(str(os.getpid()))
-    assert server.running_pid() is None
-    pid_file.write_text("nonsense")
-    assert server.running_pid() is None
-    pid_file.write_text(own)
+    for text in (str(os.getpid()), "nonsense"):
+        pid_file.write_text(text)
+        assert server.running_pid() == int(own)
     assert server.start() == state
+
+
+def test_one_directory_by_two_paths(server: EmbeddedEtcd, tmp_path: Path) -> None:
+    state = server.start()
+    pid = server.running_pid()
+    (tmp_path / "link").symlink_to(server.directory)
+    other = EmbeddedEtcd(str(tmp_path / "link"), ENVIRONMENT)
+    assert (other.start(), other.running_pid()) == (state, pid)
+
+
+def test_a_start_that_fails_changes_nothing_of_what_runs(
+    server: EmbeddedEtcd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if what runs isn't found."""
+    state = server.start()
+    pid = server.running_pid()
+    program = tmp_path / "etcd"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    other = EmbeddedEtcd(server.directory, ENVIRONMENT, str(program))
+    monkeypatch.setattr(other, "running_pid", lambda: None)
+    with pytest.raises(UserError, match="ended at once"):
+        other.start()
+    assert (server.state(), server.running_pid()) == (state, pid)
+
+
+@pytest.mark.parametrize("name", ["apollofs.json", "etcd.pid"])
+def test_a_full_disk_leaves_no_server(server: EmbeddedEtcd, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    replaced = os.replace
+
+    def full(source: str, target: str) -> None:
+        if target.endswith(name):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replaced(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(UserError, match="No space left"):
+            server.start()
+    assert server.running_pid() is None
+    assert server.start() == server.state()
+
+
+def test_a_server_that_an_interrupted_start_has_left_is_found(server: EmbeddedEtcd) -> None:
+    state = server.start()
+    left = server.running_pid()
+    Path(server.directory, "etcd.pid").unlink()
+    assert server.running_pid() == left
+    Path(server.directory, "apollofs.json").unlink()
+    assert server.start() != state
+    assert server.running_pid() not in (None, left)
 
 
 def test_two_at_once(server: EmbeddedEtcd) -> None:

@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from apollofs.fs import fastloop
-from apollofs.fs.fastloop import REQUESTS_MAX, FastLoop
+from apollofs.fs.fastloop import PARKED_MAX, REQUESTS_MAX, STUCK_S, FastLoop
 from apollofs.fs.wire_load import pyfuse3
 
 
@@ -27,6 +27,41 @@ class ScriptedHook:
 
     def exited(self) -> bool:
         return self.has_exited
+
+    def state(self) -> dict[str, dict[int, int]]:
+        return {"counts": {}}
+
+
+class ScriptedSession:
+    """Plays pyfuse3: each byte of the pipe is a request, and waits until it is told to end."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, loop: FastLoop, fd: int) -> None:
+        monkeypatch.setattr(pyfuse3, "main", self.main)
+        monkeypatch.setattr(pyfuse3, "_session_loop", self.work)
+        self._loop = loop
+        self._fd = fd
+        self.workers = 0
+        self.waiting = 0
+        self.end = trio.Event()
+
+    async def main(self, least: int, most: int) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.work, nursery, least, most)
+
+    async def work(self, nursery: trio.Nursery, least: int, most: int) -> None:
+        self.workers += 1
+        while await self._loop.wait_fuse_readable():
+            if self._read():
+                self.waiting += 1
+                await self.end.wait()
+                self.waiting -= 1
+        self.workers -= 1
+
+    def _read(self) -> bool:
+        try:
+            return bool(os.read(self._fd, 1))
+        except BlockingIOError:
+            return False
 
 
 @pytest.fixture
@@ -127,11 +162,56 @@ async def test_a_cancelled_watcher_or_sleeper_leaves_the_others_going(
     assert woken == [3]
 
 
-@pytest.mark.expects_log("without the fast loop")
-def test_without_the_private_function_nothing_is_replaced(
-    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int]
+async def test_workers_are_started_as_they_are_needed_and_not_kept(
+    monkeypatch: pytest.MonkeyPatch, hook: ScriptedHook, pipe: tuple[int, int]
 ) -> None:
-    monkeypatch.delattr(pyfuse3, fastloop.PRIVATE_NAME)
+    os.set_blocking(pipe[0], False)
+    loop = FastLoop(pipe[0], unused)
+    session = ScriptedSession(monkeypatch, loop, pipe[0])
+    many = 3 * PARKED_MAX
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(loop.serve, 2 * many, lambda crowded: None)
+        await wait_all_tasks_blocked()
+        assert session.workers == 1
+        os.write(pipe[1], b"x" * many)
+        await wait_all_tasks_blocked()
+        assert (session.waiting, session.workers) == (many, many + 1)
+        session.end.set()
+        await wait_all_tasks_blocked()
+        assert (session.waiting, session.workers) == (0, PARKED_MAX + 1)
+        hook.has_exited = True
+        trio.lowlevel.notify_closing(pipe[0])
+    assert session.workers == 0
+
+
+@pytest.mark.expects_log("2 requests wait")
+async def test_when_all_wait_a_reserve_reads_on_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, hook: ScriptedHook, pipe: tuple[int, int], autojump_clock: MockClock
+) -> None:
+    os.set_blocking(pipe[0], False)
+    loop = FastLoop(pipe[0], unused)
+    session = ScriptedSession(monkeypatch, loop, pipe[0])
+    crowds: list[bool] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(loop.serve, 2, crowds.append)
+        os.write(pipe[1], b"x" * 5)
+        await wait_all_tasks_blocked()
+        assert (session.waiting, crowds) == (2, [])
+        await trio.sleep(3 * STUCK_S)
+        assert (session.waiting, crowds) == (5, [True])
+        session.end.set()
+        await wait_all_tasks_blocked()
+        assert (session.workers, crowds) == (2, [True, False])
+        hook.has_exited = True
+        trio.lowlevel.notify_closing(pipe[0])
+
+
+@pytest.mark.expects_log("without the fast loop")
+@pytest.mark.parametrize("name", [fastloop.PRIVATE_NAME, fastloop.PRIVATE_WORKER])
+def test_without_a_private_function_nothing_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int], name: str
+) -> None:
+    monkeypatch.delattr(pyfuse3, name)
     assert fastloop.install(pipe[0]) is None
     assert os.get_blocking(pipe[0])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from apollofs.fs.mount_checks import check_cache_dir, check_fuse_device, check_mountpoint
-from apollofs.fs.mountinfo import MountEntry, absolute, mount_at, mount_of, parse_line, read_mounts
+from apollofs.fs.mountinfo import MountEntry, absolute, mount_at, mount_of, parse_line, place_of, read_mounts
 from apollofs.fs.user_error import UserError
 
 LINES = b"""\
@@ -44,6 +44,13 @@ def test_where_a_path_lies(mounts: list[MountEntry]) -> None:
     assert mount_of("/mnt/a bc", mounts) == mounts[0]
     assert mount_at("/mnt/bind", mounts) == mounts[2]
     assert mount_at("/mnt", mounts) is None
+
+
+def test_a_place_where_a_filesystem_is_on_top(mounts: list[MountEntry]) -> None:
+    assert place_of("0:50", mounts) == "/mnt/a b"
+    over = MountEntry("0:52", "/", "/mnt/a b", "tmpfs", "none")
+    assert place_of("0:50", [*mounts, over]) == "/mnt/bind"
+    assert place_of("0:53", mounts) is None
 
 
 def test_absolute_never_follows_the_last_component(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Served:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    """`/whole` is answered at once, `/half` with its second half when `go_on` is set."""
+    """`/whole` is answered at once, `/half` with its second half when `go_on` is set; `/half-last` closes after it."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -44,6 +44,8 @@ def served(tmp_path: Path) -> Iterator[Served]:
             self.send_response(206)
             self.send_header("Content-Length", str(len(BODY)))
             self.send_header("Content-Range", f"bytes 0-{len(BODY) - 1}/{len(BODY)}")
+            if self.path.startswith("/half-last"):
+                self.send_header("Connection", "close")
             self.end_headers()
             self.wfile.write(BODY[: len(BODY) // 2])
             if self.path.startswith("/half"):
@@ -94,7 +96,8 @@ def test_a_strange_certificate_is_refused(served: Served, authority: str | None)
         receiver(served, ca_file).begin().receive("whole", "read", memoryview(bytearray(len(BODY))))
 
 
-def test_an_end_from_outside_is_noticed_at_once(served: Served) -> None:
+@pytest.mark.parametrize("key", ["half", "half-last"])
+def test_an_end_from_outside_is_noticed_at_once(served: Served, key: str) -> None:
     reception = receiver(served, served.certificates.ca).begin()
 
     def end() -> None:
@@ -103,8 +106,9 @@ def test_an_end_from_outside_is_noticed_at_once(served: Served) -> None:
 
     ending = threading.Thread(target=end)
     ending.start()
-    with pytest.raises(BlobStoreUnavailable):
-        reception.receive("half", "read", memoryview(bytearray(len(BODY))))
+    with pytest.raises(BlobStoreUnavailable) as caught:
+        reception.receive(key, "read", memoryview(bytearray(len(BODY))))
+    assert type(caught.value) is BlobStoreUnavailable, "it has not waited for the timeout"
     assert not served.go_on.is_set()
     ending.join()
 

@@ -7,12 +7,14 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from apollofs.fs.wire_guard import Faults, guard_operations, guarded
-from apollofs.fs.wire_interrupts import EARLY_MAX, Interruptible, Interrupts, killed
+from apollofs.fs.wire_interrupts import EARLY_MAX, LOOK_S, Interruptible, Interrupts, killed
 from apollofs.fs.wire_load import hook, pyfuse3
 
 OURS = "apollofs.fs.wire_guard"
@@ -121,12 +123,58 @@ async def test_finished_work_is_not_undone_by_an_interrupt() -> None:
     assert interrupts.delivered == 1
 
 
+async def test_what_would_wait_is_refused_while_too_many_wait() -> None:
+    interrupts = Interrupts()
+    interrupts.refuse_waiting(True)
+    with interrupts.interruptible(4, Interruptible.FATAL, os.getpid()):
+        pass
+    with pytest.raises(pyfuse3.FUSEError) as caught, interrupts.interruptible(5, Interruptible.FATAL, os.getpid()):
+        await trio.sleep_forever()
+    assert caught.value.errno == errno.EAGAIN
+    interrupts.refuse_waiting(False)
+    with interrupts.interruptible(6, Interruptible.FATAL, os.getpid()):
+        await trio.lowlevel.checkpoint()
+
+
 async def test_fatal_mode_ignores_signals_that_do_not_kill() -> None:
     interrupts = Interrupts()
     with interrupts.interruptible(4, Interruptible.FATAL, os.getpid()):
         interrupts.fire(4)
         await trio.lowlevel.checkpoint()
     assert interrupts.delivered == 0
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
+
+
+async def test_a_kill_after_another_signal_is_noticed(
+    sleeper: subprocess.Popen[bytes], autojump_clock: MockClock
+) -> None:
+    """The kernel says nothing of the second one."""
+    interrupts = Interrupts()
+
+    async def request() -> None:
+        with interrupts.interruptible(4, Interruptible.FATAL, sleeper.pid):
+            await trio.sleep(100 * LOOK_S)
+
+    async def signalled() -> None:
+        await trio.sleep(LOOK_S)
+        interrupts.fire(4)
+        await trio.sleep(10 * LOOK_S)
+        assert (interrupts.registered, interrupts.delivered) == (1, 0)
+        sleeper.kill()
+        sleeper.wait()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(interrupts.keep_looking)
+        nursery.start_soon(signalled)
+        with pytest.raises(pyfuse3.FUSEError):
+            await request()
+        nursery.cancel_scope.cancel()
 
 
 def test_killed_tells_the_dead_from_the_living() -> None:
