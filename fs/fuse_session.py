@@ -22,7 +22,7 @@ from apollofs.fs.wire_load import pyfuse3
 
 log = logging.getLogger(__name__)
 
-WORKERS_MAX = 4096
+WORKERS_MAX = 1024
 """Requests that are worked on at once: well above the kernel's `max_background`, since those of processes come on top.
 One that waits costs some 25 KiB, and what it writes."""
 
