@@ -178,7 +178,8 @@ async def test_workers_are_started_as_they_are_needed_and_not_kept(
         assert (session.waiting, session.workers) == (many, many + 1)
         session.end.set()
         await wait_all_tasks_blocked()
-        assert (session.waiting, session.workers) == (0, PARKED_MAX + 1)
+        assert session.waiting == 0
+        assert session.workers in (PARKED_MAX + 1, PARKED_MAX + 2), "one watches, and pyfuse3's own may be one too many"
         hook.has_exited = True
         trio.lowlevel.notify_closing(pipe[0])
     assert session.workers == 0
