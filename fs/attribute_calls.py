@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+import trio
+
 from apollofs.fs.attributes import Attributes, Caller
 from apollofs.fs.bodies import Bodies
 from apollofs.fs.file_calls import FileCalls
@@ -32,6 +34,7 @@ from apollofs.metadata.volume import Volume
 
 SETTABLE_FLAGS = InodeFlag.IMMUTABLE | InodeFlag.APPEND_ONLY
 XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
+WALKS_ANEW_S, WALKS_MAX = 0.2, 64
 CAPABILITY = b"security.capability"
 """The kernel asks for it before every write; file capabilities are not supported, so the answer needs no request."""
 
@@ -43,6 +46,14 @@ class AttributeCalls(FileCalls):
         super().__init__(volume, bodies, kernel)
         self._seen_directories: dict[int, Inode] = {}
         """Directories that the kernel knows, as last read: what a process that is in a removed one still sees."""
+        self._walked_anew: dict[int, float] = {}
+        """Directories in which the kernel may have failed to enter one, until when they tell of that by being looked
+        up."""
+
+    def _seen(self, inode: Inode) -> None:
+        known = self._seen_directories.get(inode.ino)
+        if known is None or known.revision <= inode.revision:
+            self._seen_directories[inode.ino] = inode
 
     def _attributes(self, inode: Inode, group: int = 0, entry: tuple[int, bytes] | None = None) -> Attributes:
         """Of an inode that was just read; of one that is open here, with what is not yet committed.
@@ -50,7 +61,7 @@ class AttributeCalls(FileCalls):
         `group`: the held group that they are in. `entry`: the name that means it, in a held group.
         """
         if inode.is_dir:
-            self._seen_directories[inode.ino] = inode
+            self._seen(inode)
         file = self._bodies.find(inode.ino)
         allocated = inode.allocated_bytes
         if file is not None:
@@ -97,14 +108,22 @@ class AttributeCalls(FileCalls):
         if self._stale.concerns(parent):
             return None
         cached = self._volume.cached_lookup(parent, name)
-        if cached is None or self._is_known_elsewhere(cached.inode, parent, name):
+        if cached is None:
             return None
+        if cached.inode.is_dir:
+            self._is_entered(cached.inode, parent, name)
         return self._current(cached, (parent, name))
 
-    def _is_known_elsewhere(self, inode: Inode, parent: int, name: bytes) -> bool:
-        """Whether the kernel may have a directory under another name, which it had before others moved it."""
-        seen = self._seen_directories.get(inode.ino) if inode.is_dir else None
-        return seen is not None and (seen.parent, seen.name) != (parent, name)
+    def _is_entered(self, inode: Inode, parent: int, name: bytes) -> None:
+        """A directory was looked up. Where the kernel has it under another name, from before others moved it, it can't
+        enter it amid a rename: then it walks both paths anew (ESTALE), and by then must have let go of that name."""
+        now, seen = trio.current_time(), self._seen_directories.get(inode.ino)
+        if self._walked_anew.pop(inode.ino, 0.0) > now:
+            self.kernel.let_go_of_names()
+        if seen is not None and (seen.parent, seen.name) != (parent, name):
+            self._walked_anew[parent] = now + WALKS_ANEW_S
+            if len(self._walked_anew) > WALKS_MAX:
+                del self._walked_anew[next(iter(self._walked_anew))]
 
     def cached_getattr(self, ino: int) -> Attributes | None:
         """As `getattr`, where nobody need be asked; None: call that."""
@@ -134,8 +153,8 @@ class AttributeCalls(FileCalls):
         found = self._stale if self._stale.concerns(parent) else self._volume
         since = self._pages.recalls
         inode = await found.lookup(parent, name)
-        if self._is_known_elsewhere(inode, parent, name):
-            await self.kernel.let_go_of_names()
+        if inode.is_dir:
+            self._is_entered(inode, parent, name)
         attributes = await self._fresh(inode, since)
         return self.cached_lookup(parent, name) or attributes
 

@@ -101,7 +101,7 @@ class Filesystem(AttributeCalls):
         exchanged = done.replaced if flags & RenameFlag.EXCHANGE else None
         for inode in filter(None, (done.moved, exchanged)):
             if inode.ino in self._seen_directories:
-                self._seen_directories[inode.ino] = inode  # the kernel knows
+                self._seen(inode)  # the kernel knows
             await self.kernel.moved(inode.ino)
         # the kernel moves its entries too, as soon as it hears
         self.kernel.renamed(parent, name, new_parent, new_name)

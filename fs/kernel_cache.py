@@ -47,8 +47,6 @@ FILES_AT_ONCE = 64
 """Files whose pages one thread drops: it waits for their READs in flight."""
 PAGES_WAIT_S = 1.0
 """For READs in flight at a recall. What they bring is dropped after them, before attributes of the file are given."""
-LET_GO_S = 0.02
-"""What the kernel is given to do so, behind the notification."""
 RETRY_FIRST_S = 0.001
 RETRY_MAX_S = 0.1
 
@@ -430,12 +428,10 @@ class KernelCache:
             await in_thread(notifier.expire_entries, self._expiring, group, names)
         done.cancel()
 
-    async def let_go_of_names(self) -> None:
-        """Have the kernel forget the names that nobody uses, those that have run out too. A directory that it has under
-        one can't be entered under another amid a rename (ESTALE), where it may not move the one to the other."""
+    def let_go_of_names(self) -> None:
+        """Have the kernel forget the names that nobody uses, those that have run out too."""
         if self._notifier is not None and not self._has_submounts():
             self._outdate()
-            await trio.sleep(LET_GO_S)
 
     def _outdate(self) -> None:
         if self._notifier is not None:
