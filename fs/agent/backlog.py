@@ -1,7 +1,8 @@
 """The jobs that are open: files whose bodies may have to be copied to this site.
 
-Bounded: where JOBS_MAX are open the feed waits, and with it the journal, which etcd keeps. What a reader waits for
-comes first and is let in always (there is a bound on that of its own).
+Bounded: where JOBS_MAX are open the feed waits, and with it the journal, which etcd keeps. Walks, of which many tasks
+wait for room, fill half of that, so that what is committed meanwhile is always let in beside them. What a reader waits
+for comes first and is let in always (there is a bound on that of its own).
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Backlog:
 
     async def add(self, job: Job) -> None:
         """Once there is room. Cancelled, it is not added."""
-        while len(self._open) >= self._jobs_max and job.rank != WANTED:
+        while self._is_full_for(job.rank):
             await self._change()
         for walk in job.walks:
             walk.open += 1
@@ -105,6 +106,9 @@ class Backlog:
             waiting.rank, job = job.rank, waiting
         self._open.add(job)
         self._offer(job)
+
+    def _is_full_for(self, rank: int) -> bool:
+        return rank != WANTED and len(self._open) >= (self._jobs_max // 2 if rank == MOVED else self._jobs_max)
 
     async def take(self, count_max: int, rank_max: int = MOVED) -> list[Job]:
         """The next ones, all of one rank up to `rank_max`, once there is one. `done` or `again` must follow each."""

@@ -71,6 +71,24 @@ async def test_a_million_files_wait_outside() -> None:
             await trio.lowlevel.checkpoint()
 
 
+async def test_what_is_committed_does_not_wait_for_a_walk() -> None:
+    backlog, walk = Backlog(100), Walk()
+
+    async def found(ino: int) -> None:
+        await backlog.add(job(ino, MOVED, walks=[walk]))
+
+    async with trio.open_nursery() as nursery:
+        for ino in range(1, 1000):
+            nursery.start_soon(found, ino)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(backlog) == 50
+        with trio.fail_after(10):
+            for ino in range(1000, 1040):
+                await backlog.add(job(ino, COMMITTED, revision=ino))
+        assert {each.rank for each in await backlog.take(40)} == {COMMITTED}
+        nursery.cancel_scope.cancel()
+
+
 async def test_the_position_waits_for_the_oldest() -> None:
     backlog = Backlog()
     for number in (5, 6, 7):
