@@ -11,7 +11,7 @@ import time
 
 import trio
 
-from apollofs.fs.agent.backlog import COMMITTED, WANTED, Job
+from apollofs.fs.agent.backlog import COMMITTED, MOVED, WANTED, Job, Owed
 from apollofs.fs.agent.context import AgentContext
 from apollofs.metadata import codec, journal
 from apollofs.metadata.errors import Compacted, CorruptRecord
@@ -62,7 +62,7 @@ async def _take(context: AgentContext, batch: WatchBatch) -> None:
         await trio.lowlevel.checkpoint()  # who is far behind gets thousands at once: the lease is renewed in between
         if found:
             backlog.mark(event.kv.mod_revision - 1)
-        for job in _jobs(context, event):
+        for job in _jobs(context, event, COMMITTED):
             found = True
             if context.policies.by_number:
                 await backlog.add(job)
@@ -71,7 +71,35 @@ async def _take(context: AgentContext, batch: WatchBatch) -> None:
         backlog.mark(batch.revision)
 
 
-def _jobs(context: AgentContext, event: Event) -> list[Job]:
+async def make_up(context: AgentContext) -> None:
+    """Add again what was left out while sites could not be read, behind what is committed now, until cancelled. Raises
+    StoreError."""
+    backlog = context.backlog
+    while True:
+        owed = await backlog.owed()
+        try:
+            await _read_again(context, owed)
+        except Compacted:
+            log.info("the journal from revision %d on is gone: all trees with policies are walked", owed.first)
+            context.state.walked = {}  # a walk that is under way may have passed by what was left out
+            context.policies.changed_now()
+        backlog.made_up(0)
+
+
+async def _read_again(context: AgentContext, owed: Owed) -> None:
+    slots = context.keys.slots
+    async with context.store.watch(slots, prefix_end(slots), start_revision=owed.first) as batches:
+        async for batch in batches:
+            for event in batch.events:
+                await trio.lowlevel.checkpoint()
+                context.backlog.made_up(event.kv.mod_revision)
+                for job in _jobs(context, event, MOVED):
+                    await context.backlog.add(job)
+            if batch.revision >= owed.last:
+                break
+
+
+def _jobs(context: AgentContext, event: Event, rank: int) -> list[Job]:
     if event.deleted or context.keys.parse_numbers(event.kv.key)[0] == context.session.number:
         return []
     try:
@@ -83,7 +111,7 @@ def _jobs(context: AgentContext, event: Event) -> list[Job]:
         Job(
             change.ino,
             (change.parent, change.name) if change.parent else None,
-            COMMITTED,
+            rank,
             record.time_ns,
             event.kv.mod_revision,
         )

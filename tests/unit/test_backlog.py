@@ -141,6 +141,47 @@ async def test_a_walk_waits_for_its_jobs_also_where_others_absorb_them() -> None
         backlog.done(taken)
 
 
+async def test_a_site_that_cant_be_read_takes_no_room_from_others() -> None:
+    backlog, site = Backlog(40), 7
+    with trio.fail_after(10):
+        for revision in range(1, 101):
+            await backlog.add(job(revision, revision=revision))
+            (taken,) = await backlog.take(10)
+            assert backlog.put_off(taken, site) == (revision == 1), "it is news once"
+            backlog.mark(revision)
+    assert (len(backlog), backlog.position, set(backlog.away)) == (10, 0, {site})
+    backlog.back(site)
+    assert not backlog.away
+    for each in await backlog.take(10):
+        backlog.done(each)
+    assert (len(backlog), backlog.position) == (0, 10)
+    owed = await backlog.owed()
+    assert (owed.first, owed.last, backlog.position) == (11, 100, 10)
+    backlog.made_up(50)
+    await backlog.add(job(50, MOVED, 50))
+    backlog.made_up(51)
+    assert backlog.position == 49
+    backlog.made_up(0)
+    backlog.done((await backlog.take(1))[0])
+    assert backlog.position == 100
+
+
+async def test_a_file_that_changes_again_and_again_at_a_site_that_cant_be_read_waits_once() -> None:
+    backlog, site, walk = Backlog(40), 7, Walk()
+    for revision in range(1, 101):
+        await backlog.add(job(1, revision=revision, walks=[walk] if revision == 5 else []))
+        backlog.put_off((await backlog.take(1))[0], site)
+    assert len(backlog) == 1
+    await walk.wait()
+    assert (walk.open, walk.away) == (1, 1)
+    await backlog.add(job(1, WANTED))
+    backlog.back(site)
+    (taken,) = await backlog.take(10)
+    assert (taken.rank, taken.revision, walk.away) == (WANTED, 1, 0)
+    backlog.done(taken)
+    assert (walk.open, len(backlog)) == (0, 0)
+
+
 async def test_a_rate_is_kept(autojump_clock: trio.testing.MockClock) -> None:
     rate = ByteRate(1000)
     began = trio.current_time()
