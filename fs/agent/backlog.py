@@ -2,7 +2,7 @@
 
 Bounded: where JOBS_MAX are open the feed waits, and with it the journal, which etcd keeps. Walks, of which many tasks
 wait for room, fill half of that, so that what is committed meanwhile is always let in beside them. What a reader waits
-for comes first and is let in always (there is a bound on that of its own).
+for comes first and has WANTED_MAX places of its own.
 
 Where a site can't be read, its jobs wait apart until it can, so that they take no room from others: a quarter of
 JOBS_MAX in memory; of those beyond it is only kept from where to where the journal speaks of them, and the position
@@ -22,6 +22,8 @@ import trio
 from apollofs.metadata.ops.common import Location
 
 JOBS_MAX = 10_000
+WANTED_MAX = 1000
+"""Wishes that are open and wait for no site; the others stay in etcd."""
 WANTED, COMMITTED, MOVED = range(3)
 """Ranks: a reader waits; a mount has committed it; a policy has changed."""
 
@@ -78,8 +80,9 @@ class Owed:
 class Backlog:
     """Filled by feeds and walks, emptied by workers."""
 
-    def __init__(self, jobs_max: int = JOBS_MAX) -> None:
+    def __init__(self, jobs_max: int = JOBS_MAX, wanted_max: int = WANTED_MAX) -> None:
         self._jobs_max = jobs_max
+        self._wanted_max = wanted_max
         self._ready: tuple[deque[Job], ...] = (deque(), deque(), deque())
         self._waiting: dict[int, Job] = {}
         """By inode: those that nobody has taken yet."""
@@ -88,9 +91,13 @@ class Backlog:
         self._resting: list[tuple[float, int, Job]] = []
         self._tickets = count()
         self._open: set[Job] = set()
+        self._wanted: set[Job] = set()
+        """Those of the open ones that are WANTED and wait for no site."""
         self._away: dict[int, dict[int, Job]] = {}
         """Sites that can't be read; by inode, the open jobs that wait for that to end."""
         self._owed: dict[int, Owed] = {}
+        self._wishes_left_out: set[int] = set()
+        """Sites of which wishes were left out."""
         self._making_up = 0
         self._changed = trio.Event()
         self._mark = 0
@@ -131,9 +138,10 @@ class Backlog:
         self._offer(job)
 
     def _is_full_for(self, rank: int) -> bool:
-        if rank == MOVED and len(self._open) - self._count_away() >= self._jobs_max // 2:
-            return True
-        return rank != WANTED and len(self._open) >= self._jobs_max
+        if rank == WANTED:
+            return len(self._wanted) >= self._wanted_max
+        is_half_full = len(self._open) - self._count_away() >= self._jobs_max // 2
+        return len(self._open) >= self._jobs_max or (rank == MOVED and is_half_full)
 
     async def take(self, count_max: int, rank_max: int = MOVED) -> list[Job]:
         """The next ones, all of one rank up to `rank_max`, once there is one. `done` or `again` must follow each."""
@@ -178,7 +186,7 @@ class Backlog:
             self._offer(job)
             return
         newer.absorb(job)
-        self._open.discard(job)
+        self._forget(job)
         if job.rank < newer.rank:
             newer.rank = job.rank
             self._offer(newer)
@@ -200,6 +208,7 @@ class Backlog:
         if twin is None and self._count_away() >= self._jobs_max // 4:
             self._leave_out(job, site)
         else:
+            self._wanted.discard(job)
             for walk in job.walks:
                 walk.away += 1
                 walk.drained.set()
@@ -208,7 +217,7 @@ class Backlog:
             else:
                 twin.absorb(job)
                 twin.rank = min(twin.rank, job.rank)
-                self._open.discard(job)
+                self._forget(job)
         self._wake()
         return is_news
 
@@ -218,6 +227,8 @@ class Backlog:
             self._owed.setdefault(site, owed).include(owed)
         for walk in job.walks:
             walk.left_out.add(site)
+        if job.rank == WANTED:
+            self._wishes_left_out.add(site)
         self._close(job)
 
     def back(self, site: int) -> None:
@@ -244,6 +255,12 @@ class Backlog:
         self._making_up = owed.first
         return owed
 
+    async def wishes_left_out(self) -> None:
+        """Wait until a site is back of which wishes were left out: they are to be added again."""
+        while not (found := self._wishes_left_out - self._away.keys()):
+            await self._change()
+        self._wishes_left_out -= found
+
     def made_up(self, revision: int) -> None:
         """What was left out before this revision is added again; 0: all of it is."""
         self._making_up = revision
@@ -253,14 +270,20 @@ class Backlog:
 
     # -- what becomes of them ----------------------------------------------------------------------------------------
 
-    def _close(self, job: Job) -> None:
+    def _forget(self, job: Job) -> None:
         self._open.discard(job)
+        self._wanted.discard(job)
+
+    def _close(self, job: Job) -> None:
+        self._forget(job)
         for walk in job.walks:
             walk.open -= 1
             walk.drained.set()
 
     def _offer(self, job: Job) -> None:
         job.taken = False
+        if job.rank == WANTED:
+            self._wanted.add(job)
         self._waiting[job.ino] = job
         if job.ino not in self._busy:
             self._ready[job.rank].append(job)

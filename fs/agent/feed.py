@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 import trio
 
@@ -18,13 +19,12 @@ from apollofs.metadata.errors import Compacted, CorruptRecord
 from apollofs.metadata.journal import Kind
 from apollofs.metadata.policy import decode_policy, read_policies
 from apollofs.metadata.session import retry
-from apollofs.metadata.store import NOW, Event, Range, WatchBatch, prefix_end
+from apollofs.metadata.store import NOW, Event, KeyValue, Range, WatchBatch, prefix_end
 
 log = logging.getLogger(__name__)
 READ_S = 30.0
 QUIET_REVISIONS = 10_000
-WANTED_MAX = 1000
-"""What somebody waits for and is in the backlog; more is found when these are done."""
+PAGE_KEYS = 1000
 
 
 async def follow_journal(context: AgentContext) -> None:
@@ -123,23 +123,38 @@ def _jobs(context: AgentContext, event: Event, rank: int) -> list[Job]:
 async def follow_wanted(context: AgentContext) -> None:
     """Add what is waited for, ahead of everything else, until cancelled. Raises StoreError."""
     prefix = context.keys.wanted_at(context.site.id)
-    async with context.store.watch(prefix, prefix_end(prefix), start_revision=NOW) as batches:
-        async for batch in batches:
-            if not batch.events:
-                asked = Range(prefix, prefix_end(prefix), limit=WANTED_MAX)
-                found = await retry(lambda asked=asked: context.store.range(asked), READ_S)  # type: ignore[misc]
-                events = tuple(Event(False, kv) for kv in found.kvs)
-            else:
-                events = batch.events
-            for event in events:
-                if not event.deleted:
-                    await context.backlog.add(_wanted(context, event))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_look_again, context)
+        async with context.store.watch(prefix, prefix_end(prefix), start_revision=NOW) as batches:
+            async for batch in batches:
+                if not batch.events:
+                    await _add_all_wanted(context)
+                await _add_wanted(context, [event.kv for event in batch.events if not event.deleted])
 
 
-def _wanted(context: AgentContext, event: Event) -> Job:
-    parent, name = codec.decode_fields(event.kv.value)
-    ino = context.keys.parse_numbers(event.kv.key)[1]
-    return Job(ino, (parent, name) if parent else None, WANTED, time.time_ns())
+async def _look_again(context: AgentContext) -> None:
+    while True:
+        await context.backlog.wishes_left_out()
+        await _add_all_wanted(context)
+
+
+async def _add_all_wanted(context: AgentContext) -> None:
+    """However many there are, as soon as there is room for them."""
+    start = prefix = context.keys.wanted_at(context.site.id)
+    while True:
+        asked = Range(start, prefix_end(prefix), limit=PAGE_KEYS)
+        found = await retry(lambda asked=asked: context.store.range(asked), READ_S)  # type: ignore[misc]
+        await _add_wanted(context, found.kvs)
+        if not found.more:
+            return
+        start = found.kvs[-1].key + b"\0"
+
+
+async def _add_wanted(context: AgentContext, wishes: Sequence[KeyValue]) -> None:
+    for kv in wishes:
+        parent, name = codec.decode_fields(kv.value)
+        ino = context.keys.parse_numbers(kv.key)[1]
+        await context.backlog.add(Job(ino, (parent, name) if parent else None, WANTED, time.time_ns()))
 
 
 async def follow_policies(context: AgentContext) -> None:

@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from apollofs.blobstore import BlobStoreUnavailable
-from apollofs.fs.agent.backlog import Backlog
+from apollofs.fs.agent.backlog import WANTED_MAX, Backlog
 from apollofs.fs.agent.context import AgentContext
 from apollofs.metadata.memory import MemoryStore
 from apollofs.metadata.policy import Policy
@@ -23,7 +23,7 @@ FILES = 3 * JOBS_MAX
 
 @pytest.fixture(autouse=True)
 def small_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Backlog.__init__, "__defaults__", (JOBS_MAX,))
+    monkeypatch.setattr(Backlog.__init__, "__defaults__", (JOBS_MAX, WANTED_MAX))
     monkeypatch.setattr("apollofs.fs.agent.away.RETRY_FIRST_S", 0.01)
 
 

@@ -182,6 +182,30 @@ async def test_a_file_that_changes_again_and_again_at_a_site_that_cant_be_read_w
     assert (walk.open, len(backlog)) == (0, 0)
 
 
+async def test_wishes_have_places_of_their_own() -> None:
+    backlog, site = Backlog(4, 2), 7
+
+    async def ask() -> None:
+        for ino in range(1, 10):
+            await backlog.add(job(ino, WANTED))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(backlog) == 2
+        for _ in range(4):
+            with trio.fail_after(10):
+                for each in await backlog.take(10):
+                    backlog.put_off(each, site)  # one waits, the rest is left out, and nobody waits for them
+            await trio.testing.wait_all_tasks_blocked()
+    assert [each.ino for each in await backlog.take(10)] == [9]
+    assert len(backlog) == 2
+    backlog.back(site)
+    with trio.fail_after(10):
+        await backlog.wishes_left_out()
+    assert [each.ino for each in await backlog.take(10)] == [1]
+
+
 async def test_a_rate_is_kept(autojump_clock: trio.testing.MockClock) -> None:
     rate = ByteRate(1000)
     began = trio.current_time()
