@@ -27,10 +27,11 @@ from apollofs.fs.agent.context import AgentContext
 from apollofs.fs.agent.finding import Found, find_bodies
 from apollofs.fs.blob_copies import copy_blob, note_copies, referred_blocks, remove_copy
 from apollofs.fs.blobs import Block, block_of, site_of
-from apollofs.fs.errors import BodyError, CorruptBody, MissingBlob
+from apollofs.fs.errors import BodyError, CorruptBody
 from apollofs.fs.user_error import UserError
 from apollofs.fs.workers import share_out
 from apollofs.metadata.copies import Copies
+from apollofs.metadata.errors import CorruptRecord
 from apollofs.metadata.replicas import Referent
 from apollofs.metadata.store import Compare, Delete, Relation, Target
 
@@ -81,9 +82,10 @@ class _Batch:
 
     async def run(self) -> None:
         context = self._context
-        found = await find_bodies(context.store, context.keys, self._jobs)
+        found = self._sound(await find_bodies(context.store, context.keys, self._jobs))
         blobs = self._wanted_blobs(found)
-        known = await context.replicas.read(blobs)
+        known = await self._read_copies(blobs)
+        blobs = {blob: each for blob, each in blobs.items() if blob in known}
         here = context.site.id
         lacking = {
             blob: each
@@ -102,6 +104,26 @@ class _Batch:
         await self._settle(found)
 
     # -- what is to be copied ----------------------------------------------------------------------------------------
+
+    def _sound(self, found: dict[Job, Found | CorruptRecord]) -> dict[Job, Found]:
+        """Those whose records decode; the others are given up."""
+        for job, body in found.items():
+            if isinstance(body, CorruptRecord):
+                self._again([job], body)
+        return {job: body for job, body in found.items() if isinstance(body, Found)}
+
+    async def _read_copies(self, blobs: dict[int, _Blob]) -> dict[int, Copies]:
+        """Where these blobs are; those of which that does not decode are given up."""
+        try:
+            return await self._context.replicas.read(blobs)
+        except CorruptRecord:
+            known: dict[int, Copies] = {}
+        for number, blob in blobs.items():
+            try:
+                known |= await self._context.replicas.read([number])
+            except CorruptRecord as exc:
+                self._again(blob.jobs, exc)
+        return known
 
     def _wanted_blobs(self, found: dict[Job, Found]) -> dict[int, _Blob]:
         blobs: dict[int, _Blob] = {}
@@ -201,7 +223,7 @@ class _Batch:
         await self._forget_wanted([job for job in self._jobs if job.rank == WANTED and job not in self._failed])
 
     def _gives_up(self, job: Job, why: Exception) -> bool:
-        if job.attempts < GIVE_UP_AFTER or not isinstance(why, (CorruptBody, MissingBlob)):
+        if not isinstance(why, CorruptRecord) and (job.attempts < GIVE_UP_AFTER or not isinstance(why, CorruptBody)):
             return False
         self._context.progress.given_up += 1
         log.error("inode %#x can't be copied: %s", job.ino, why)

@@ -152,8 +152,12 @@ async def _add_all_wanted(context: AgentContext) -> None:
 
 async def _add_wanted(context: AgentContext, wishes: Sequence[KeyValue]) -> None:
     for kv in wishes:
-        parent, name = codec.decode_fields(kv.value)
         ino = context.keys.parse_numbers(kv.key)[1]
+        try:
+            parent, name = codec.decode_fields(kv.value)
+        except (CorruptRecord, ValueError) as exc:
+            log.error("a wish for inode %#x is passed over: %s", ino, exc)
+            continue
         await context.backlog.add(Job(ino, (parent, name) if parent else None, WANTED, time.time_ns()))
 
 

@@ -18,7 +18,7 @@ import trio
 
 from apollofs.fs.agent.backlog import MOVED, Job, Walk
 from apollofs.fs.agent.context import AgentContext
-from apollofs.metadata.errors import NoSuchEntry, StaleInode
+from apollofs.metadata.errors import CorruptRecord, NoSuchEntry, StaleInode
 from apollofs.metadata.listing import listed
 from apollofs.metadata.records import DirectoryEntry
 from apollofs.metadata.session import SessionOptions
@@ -118,15 +118,20 @@ class _TreeWalk:
         return found
 
     async def _list(self, directory: int) -> list[int]:
-        """The files of a directory become jobs; its subdirectories are returned."""
+        """The files of a directory become jobs; its subdirectories are returned. Where a record of it does not decode,
+        what is left of it is given up."""
         below: list[int] = []
         # read as a mount reads: what others hold exclusively is in the store before, and need not be read again to be
         # changed
-        async with aclosing(listed(self._volume, directory)) as pages:
-            async for entries in pages:
-                below += await self._page(directory, entries)
-                for entry in entries:
-                    self._volume.forget(entry.ino)
+        try:
+            async with aclosing(listed(self._volume, directory)) as pages:
+                async for entries in pages:
+                    below += await self._page(directory, entries)
+                    for entry in entries:
+                        self._volume.forget(entry.ino)
+        except CorruptRecord as exc:
+            self._context.progress.given_up += 1
+            log.error("directory %#x can't be listed to its end: %s", directory, exc)
         return below
 
     async def _page(self, directory: int, entries: Sequence[DirectoryEntry]) -> list[int]:
@@ -156,6 +161,10 @@ class _TreeWalk:
         try:
             return await self._volume.placement.inherit_policy(ino, (directory, name), self._number)
         except (StaleInode, NoSuchEntry):
+            return False
+        except CorruptRecord as exc:
+            self._context.progress.given_up += 1
+            log.error("inode %#x can't be given its policy: %s", ino, exc)
             return False
 
     async def _found(self, ino: int, directory: int, name: bytes) -> None:
