@@ -47,13 +47,15 @@ class Walk:
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """`revision`: where the journal speaks of it, 0 if it does not. `since_ns`: when it was committed or asked for."""
+    """`revision`: where the journal speaks of it, 0 if it does not. `since_ns`: when it was committed or asked for.
+    `wish`: mod_revision of the newest wish for it, 0 if there is none."""
 
     ino: int
     location: Location | None
     rank: int
     since_ns: int
     revision: int = 0
+    wish: int = 0
     walks: list[Walk] = field(default_factory=list)
     attempts: int = 0
     taken: bool = False
@@ -63,6 +65,7 @@ class Job:
         self.location = other.location or self.location
         self.since_ns = min(self.since_ns, other.since_ns)
         self.revision = min(filter(None, (self.revision, other.revision)), default=0)
+        self.wish = max(self.wish, other.wish)
         self.walks += other.walks
 
 

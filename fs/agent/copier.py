@@ -33,6 +33,7 @@ from apollofs.fs.workers import share_out
 from apollofs.metadata.copies import Copies
 from apollofs.metadata.errors import CorruptRecord
 from apollofs.metadata.replicas import Referent
+from apollofs.metadata.session import retry
 from apollofs.metadata.store import Compare, Delete, Relation, Target
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ BLOBS_AT_ONCE = 16
 """Of one batch; how many blocks are in memory is bounded apart from that."""
 BATCH_MAX = 30
 """Files that share their requests."""
+FORGET_S = 30.0
 GIVE_UP_AFTER = 3
 """Attempts after which a body that is damaged or missing everywhere is left to the next walk."""
 
@@ -202,13 +204,12 @@ class _Batch:
             self._failed.setdefault(job, why)
 
     async def _settle(self, found: dict[Job, Found]) -> None:
-        context = self._context
+        context, done = self._context, list[Job]()
         for job in self._jobs:
             why = self._failed.get(job)
             if isinstance(why, _OutOfReach):
                 context.progress.failures += 1
-                site = site_of(why.block.blob)
-                if context.backlog.put_off(job, site):
+                if context.backlog.put_off(job, site_of(why.block.blob)):
                     self._watch(why.block)
                 continue
             if why is not None and not self._gives_up(job, why):
@@ -217,10 +218,11 @@ class _Batch:
                 context.backlog.again(job, min(pause_s, RETRY_MAX_S))
                 continue
             context.progress.files += 1
+            done.append(job)
             context.backlog.done(job)
             if job in found:
                 self._note_lag(job, found[job])
-        await self._forget_wanted([job for job in self._jobs if job.rank == WANTED and job not in self._failed])
+        await self._forget_wishes([job for job in done if job.wish])
 
     def _gives_up(self, job: Job, why: Exception) -> bool:
         if not isinstance(why, CorruptRecord) and (job.attempts < GIVE_UP_AFTER or not isinstance(why, CorruptBody)):
@@ -235,12 +237,20 @@ class _Batch:
             progress.lag_s = max(0.0, time.time() - job.since_ns / 1e9)
             progress.late += progress.lag_s > policy.bound_s
 
-    async def _forget_wanted(self, jobs: Sequence[Job]) -> None:
-        """Nobody waits any more: it is here, or has no name. Who asks again meanwhile is told as well."""
-        if jobs:
-            keys, here = self._context.keys, self._context.site.id
-            fence = Compare(keys.agent(here), Target.LEASE, Relation.EQUAL, self._context.session.lease_id)
-            await self._context.store.txn((fence,), [Delete(keys.wanted(here, job.ino)) for job in jobs])
+    async def _forget_wishes(self, jobs: Sequence[Job]) -> None:
+        """Nobody waits any more: it is here, has no name, or can't be had. Who asks again meanwhile is heard again."""
+        if jobs and not await self._forget(jobs) and len(jobs) > 1:
+            for job in jobs:
+                await self._forget([job])
+
+    async def _forget(self, jobs: Sequence[Job]) -> bool:
+        """Whether all these wishes were the newest."""
+        context, here = self._context, self._context.site.id
+        wishes = {context.keys.wanted(here, job.ino): job.wish for job in jobs}
+        compares = [Compare(context.keys.agent(here), Target.LEASE, Relation.EQUAL, context.session.lease_id)]
+        compares += [Compare(key, Target.MOD, Relation.EQUAL, revision) for key, revision in wishes.items()]
+        deletes = [Delete(key) for key in wishes]
+        return (await retry(lambda: context.store.txn(compares, deletes), FORGET_S)).succeeded
 
 
 class _OutOfReach(BodyError):

@@ -158,7 +158,9 @@ async def _add_wanted(context: AgentContext, wishes: Sequence[KeyValue]) -> None
         except (CorruptRecord, ValueError) as exc:
             log.error("a wish for inode %#x is passed over: %s", ino, exc)
             continue
-        await context.backlog.add(Job(ino, (parent, name) if parent else None, WANTED, time.time_ns()))
+        await context.backlog.add(
+            Job(ino, (parent, name) if parent else None, WANTED, time.time_ns(), wish=kv.mod_revision)
+        )
 
 
 async def follow_policies(context: AgentContext) -> None:

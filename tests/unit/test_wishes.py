@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import trio
 import trio.testing
@@ -9,10 +11,12 @@ import trio.testing
 from apollofs.fs.agent.backlog import JOBS_MAX, Backlog
 from apollofs.fs.agent.context import AgentContext
 from apollofs.fs.filesystem import Filesystem
+from apollofs.metadata.errors import OutcomeUnknown
+from apollofs.metadata.memory import MemoryStore, Moment, Request
 from apollofs.metadata.policy import Policy
 from apollofs.metadata.records import ROOT_INO
 from apollofs.metadata.store import Delete, Range, prefix_end
-from tests.support.filesystems import LARGE, content, save
+from tests.support.filesystems import LARGE, USER, close, content, save
 from tests.support.sites import KEYS, A, B, Sites, sites, until_done
 
 __all__ = ["sites"]
@@ -88,3 +92,60 @@ async def test_more_wishes_than_an_agent_looks_at_at_once(sites: Sites, monkeypa
             assert most <= 3
             for ino in inos:
                 assert await sites.copied_to(B, volume, ino)
+
+
+async def test_a_wish_that_comes_while_an_older_one_is_dealt_with_stays(sites: Sites) -> None:
+    arrived, go_on, second = trio.Event(), trio.Event(), trio.Event()
+
+    async def wait() -> None:
+        if go_on.is_set():
+            second.set()
+            await trio.sleep_forever()
+        arrived.set()
+        await go_on.wait()
+
+    await sites.set_policy(READ_B)
+    async with sites.mount(A) as (here, _), sites.mount(B) as (there, asking), sites.agent(B):
+        ino = await save(here, b"f", LARGE)
+        await there.lookup(ROOT_INO, b"f")
+        sites.blobs[B].before_put = wait
+        assert await asking.placement.want_here(ino)
+        with trio.fail_after(60):
+            await arrived.wait()
+            fh = (await here.open(ino, os.O_RDWR, USER)).fh
+            await here.write(fh, 0, LARGE[::-1])
+            await close(here, fh)
+            assert await asking.placement.want_here(ino)
+            go_on.set()
+            await second.wait()
+        assert len(await wishes(sites)) == 1
+
+
+@pytest.mark.parametrize("lost", list(Moment))
+async def test_an_answer_of_etcd_that_is_lost_ends_no_term(sites: Sites, lost: Moment) -> None:
+    lost_answers = 0
+
+    async def hook(moment: Moment, request: Request) -> None:
+        nonlocal lost_answers
+        writes = request.arguments[1] if request.method == "txn" else ()
+        assert isinstance(writes, list | tuple)
+        forgets = any(isinstance(each, Delete) and each.key.startswith(KEYS.wanted_at(B)) for each in writes)
+        if moment is lost and forgets and not lost_answers:
+            lost_answers += 1
+            raise OutcomeUnknown("no answer in time")
+
+    await sites.set_policy(READ_B)
+    assert isinstance(sites.store, MemoryStore)
+    async with (
+        sites.mount(A) as (here, volume),
+        sites.mount(B) as (there, _),
+        sites.agent(B, store=sites.store.another(hook)) as agent,
+    ):
+        ino = await save(here, b"f0", LARGE)
+        assert await content(there, b"f0") == LARGE
+        with trio.fail_after(60):
+            while not lost_answers or await wishes(sites):
+                await trio.testing.wait_all_tasks_blocked(0.001)
+        assert await sites.copied_to(B, volume, ino)
+        await until_done(agent)
+        assert agent.session.alive
