@@ -16,7 +16,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import trio
 
@@ -62,7 +61,10 @@ class _Blob:
 async def copy(context: AgentContext) -> None:
     """The duty: work off the backlog until cancelled. Raises SessionLost, StoreError."""
     async with trio.open_nursery() as nursery:
-        watch = partial(nursery.start_soon, watch_site, context)
+
+        def watch(block: Block) -> None:
+            nursery.start_soon(watch_site, context, block)
+
         nursery.start_soon(_work, context, watch, WANTED)
         for _ in range(context.options.workers):
             nursery.start_soon(_work, context, watch, MOVED)

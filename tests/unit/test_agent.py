@@ -16,6 +16,7 @@ from apollofs.fs.agent.context import AgentContext
 from apollofs.fs.agent.duties import DUTIES
 from apollofs.fs.agent.feed import follow_policies
 from apollofs.fs.agent.rates import ByteRate
+from apollofs.fs.agent.report import report
 from apollofs.fs.filesystem import Filesystem
 from apollofs.fs.user_error import UserError
 from apollofs.metadata.memory import MemoryStore, Moment, Request
@@ -24,8 +25,9 @@ from apollofs.metadata.records import ROOT_INO, RenameFlag
 from apollofs.metadata.store import Delete, Put, Range
 from tests.support.filesystems import LARGE, USER, content, save
 from tests.support.retaining import write
-from tests.support.sites import KEYS, OPTIONS_OF_AGENTS, A, B, C, Sites, sites, until_done
+from tests.support.sites import KEYS, OPTIONS_OF_AGENTS, SITES, A, B, C, Sites, sites, until_done
 from tests.support.values import kv_client
+from tests.support.volumes import VOLUME
 
 __all__ = ["sites"]
 SOON_B = Policy(soon=(B,))
@@ -351,6 +353,11 @@ async def test_what_is_damaged_everywhere_is_given_up_and_said(sites: Sites, mon
         async with sites.agent(B) as agent:
             await until_done(agent)
             assert agent.progress.given_up == 1
+            assert agent.counters()["agent"]["given_up"] == 1
+            while not agent.state.facts.get("given_up"):
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            told = {each["site"]: each["given_up"] for each in await report(sites.store, VOLUME)}
+            assert told == {SITES[A - 1]: 0, SITES[B - 1]: 1, SITES[C - 1]: 0}
         assert not await sites.objects(B)
 
 

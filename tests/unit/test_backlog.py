@@ -11,7 +11,7 @@ from apollofs.fs.agent.state import AgentState, decode_state, encode_state
 
 
 def job(ino: int, rank: int = COMMITTED, revision: int = 0, walks: list[Walk] | None = None) -> Job:
-    return Job(ino, (1, b"%d" % ino), rank, 1000 + ino, revision, walks or [])
+    return Job(ino, (1, b"%d" % ino), rank, 1000 + ino, revision, walks=walks or [])
 
 
 async def test_what_a_reader_waits_for_comes_first() -> None:
