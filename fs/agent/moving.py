@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import stat
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -18,13 +18,17 @@ import trio
 
 from apollofs.fs.agent.backlog import MOVED, Job, Walk
 from apollofs.fs.agent.context import AgentContext
+from apollofs.metadata import codec
 from apollofs.metadata.errors import CorruptRecord, NoSuchEntry, StaleInode
-from apollofs.metadata.listing import listed
+from apollofs.metadata.listing import PAGE_KEYS, listed
+from apollofs.metadata.name_text import name_text
 from apollofs.metadata.records import DirectoryEntry
-from apollofs.metadata.session import SessionOptions
+from apollofs.metadata.session import SessionOptions, retry
+from apollofs.metadata.store import Range, prefix_end
 from apollofs.metadata.volume import Volume, open_volume
 
 log = logging.getLogger(__name__)
+READ_S = 30.0
 TAGS_AT_ONCE = 64
 """They share transactions."""
 
@@ -118,8 +122,8 @@ class _TreeWalk:
         return found
 
     async def _list(self, directory: int) -> list[int]:
-        """The files of a directory become jobs; its subdirectories are returned. Where a record of it does not decode,
-        what is left of it is given up."""
+        """The files of a directory become jobs; its subdirectories are returned. A name whose record does not decode
+        is given up."""
         below: list[int] = []
         # read as a mount reads: what others hold exclusively is in the store before, and need not be read again to be
         # changed
@@ -129,10 +133,35 @@ class _TreeWalk:
                     below += await self._page(directory, entries)
                     for entry in entries:
                         self._volume.forget(entry.ino)
-        except CorruptRecord as exc:
-            self._context.progress.given_up += 1
-            log.error("directory %#x can't be listed to its end: %s", directory, exc)
+        except CorruptRecord:
+            below = []
+            async with aclosing(self._sound(directory)) as pages:
+                async for entries in pages:
+                    below += await self._page(directory, entries)
         return below
+
+    async def _sound(self, directory: int) -> AsyncGenerator[Sequence[DirectoryEntry], None]:
+        """A directory's names as they are in the store, which `listed` has had brought up to date, page by page, but
+        for those whose records do not decode."""
+        keys, progress = self._context.keys, self._context.progress
+        start = prefix = keys.dentries_of(directory)
+        while True:
+            asked = Range(start, prefix_end(prefix), limit=PAGE_KEYS)
+            found = await retry(lambda asked=asked: self._context.store.range(asked), READ_S)  # type: ignore[misc]
+            entries = []
+            for kv in found.kvs:
+                name = keys.parse_dentry(kv.key)[1]
+                try:
+                    dentry = codec.decode_dentry(kv.value, kv.mod_revision)
+                except CorruptRecord as exc:
+                    progress.given_up += 1
+                    log.error("%r in directory %#x can't be copied: %s", name_text(name), directory, exc)
+                else:
+                    entries.append(DirectoryEntry(name, dentry.ino, dentry.file_type, dentry.inode))
+            yield entries
+            if not found.more:
+                return
+            start = found.kvs[-1].key + b"\0"
 
     async def _page(self, directory: int, entries: Sequence[DirectoryEntry]) -> list[int]:
         below: list[int] = []
