@@ -42,8 +42,9 @@ Copied = tuple[tuple[int, tuple[int, ...]], ...]
 @dataclass(slots=True)
 class _Flight:
     """A blob that is being copied to a site; `error`: why it did not get there. Without one and not there: whoever
-    copied was cancelled."""
+    copied was cancelled. `put_s`: how long a block might take."""
 
+    put_s: float
     ended: trio.Event = field(default_factory=trio.Event)
     error: Exception | None = None
 
@@ -129,13 +130,13 @@ class CommitCopies:
                 await self._fly(stored, site, have, put_s)
                 return
             await flight.ended.wait()
-            if flight.error is not None:
+            if flight.error is not None and flight.put_s >= put_s:
                 raise copy(flight.error) from flight.error
 
     async def _fly(self, stored: Sequence[Extent], site: int, have: set[int], put_s: float) -> None:
         blob, length = stored[0].blob, stored[0].blob_length
         referred = referred_blocks(blob, stored, self._source.block_bytes)
-        flight = self._flights[blob, site] = _Flight()
+        flight = self._flights[blob, site] = _Flight(put_s)
         try:
             limits = replace(self._limits, put_s=put_s)
             await copy_blob(self._source, blob, length, referred, site, limits)

@@ -8,8 +8,11 @@ import trio
 import trio.testing
 
 from apollofs.blobstore import BlobStoreUnavailable
+from apollofs.fs.blobs import Block, open_blob_source
+from apollofs.fs.commit_copies import CommitCopies
 from apollofs.fs.errors import BodyUnavailable
 from apollofs.metadata.policy import Policy
+from apollofs.metadata.records import ROOT_INO, Extent
 from tests.support.filesystems import close, create
 from tests.support.sites import A, B, Sites, sites
 
@@ -75,3 +78,31 @@ async def test_that_a_pack_is_not_copied_is_said_to_each(sites: Sites) -> None:
     errors = await close_all(sites, Gate(sites, B, BlobStoreUnavailable("no way there")))
     assert len(errors) == FILES
     assert len({id(each) for each in errors}) == FILES, "an exception is raised once"
+
+
+async def test_whoever_waits_takes_over_where_the_other_is_cancelled(sites: Sites) -> None:
+    await sites.set_policy(Policy(commit=(B,)))
+    gate, told = Gate(sites, B), list[object]()
+    async with sites.mount(A) as (_, volume), open_blob_source(sites.open_store, len(MEMBER), A) as source:
+        copies = CommitCopies(source, volume.placement, None)
+        block = Block(volume.new_blob(), 0, len(MEMBER))
+        await source.put_block(block, MEMBER)
+        extent = Extent(0, len(MEMBER), block.blob, 0, len(MEMBER))
+
+        async def settle(scope: trio.CancelScope) -> None:
+            with scope:
+                told.append(await copies.settle(ROOT_INO, [extent]))
+
+        first, second = trio.CancelScope(), trio.CancelScope()
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(settle, first)
+                await gate.arrived.wait()
+                nursery.start_soon(settle, second)
+                await trio.testing.wait_all_tasks_blocked()
+                first.cancel()
+                gate.open.set()
+        assert told == [((block.blob, (B,)),)]
+        assert await sites.objects(B) == {block.name}
+        await source.delete_block(block)
+        await source.delete_block(block, B)
