@@ -3,7 +3,8 @@
 While a blob is written its blocks go to these sites at the same time (`begin`); before the transaction what is missing
 somewhere is copied (`settle`), and the transaction says who has all of it. So a mount needs no agent for this. Of "any
 N" the nearest sites are taken; one that fails, or takes longer than `BlobSource.haste_s` for a block, is replaced by
-the next. Slow ones are waited for when all have been tried.
+the next. Slow ones are waited for when all have been tried. Of files that share a blob and commit at the same time one
+copies it to a site; the others wait for what becomes of that.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from copy import copy
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -37,6 +39,16 @@ Copied = tuple[tuple[int, tuple[int, ...]], ...]
 """(blob, sites that have all of it besides its own): `BodyChange.copies`."""
 
 
+@dataclass(slots=True)
+class _Flight:
+    """A blob that is being copied to a site; `error`: why it did not get there. Without one and not there: whoever
+    copied was cancelled. `put_s`: how long a block might take."""
+
+    put_s: float
+    ended: trio.Event = field(default_factory=trio.Event)
+    error: Exception | None = None
+
+
 class CommitCopies:
     """Of one mount; `placement` None: there is no policy, ever."""
 
@@ -48,6 +60,8 @@ class CommitCopies:
         self._limits = CopyLimits(trio.CapacityLimiter(BLOCKS_IN_MEMORY), _at_once)
         self._have: dict[int, set[int]] = {}
         """Blob -> the other sites that have all of it, by what this mount has done."""
+        self._flights: dict[tuple[int, int], _Flight] = {}
+        """By blob and site: no more of them than commits under way."""
 
     def begin(self, policy_number: int, blob: int) -> None:
         """The blob is about to be written for a file with this policy: put its blocks elsewhere at the same time. No
@@ -76,8 +90,9 @@ class CommitCopies:
         self._sites = await self._placement.site_ids()
         found = []
         for blob in {extent.blob for extent in stored}:
-            have = self._have.pop(blob, set()) | self._source.end_spread(blob)
-            self._have[blob] = have
+            have = self._have.pop(blob, set())
+            have |= self._source.end_spread(blob)
+            self._have[blob] = have  # the same set for all that commit with it now
             await self._bring(policy, [extent for extent in stored if extent.blob == blob], have)
             found.append((blob, tuple(sorted(have))))
             if self._known is not None:
@@ -107,14 +122,34 @@ class CommitCopies:
             raise BodyUnavailable(f"{1 + len(have)} sites have the bytes; the policy wants {policy.commit_any}")
 
     async def _copy(self, stored: Sequence[Extent], site: int, have: set[int], put_s: float = math.inf) -> None:
+        """Have the blob at `site`, whoever copies it. Raises what that one's copying raises."""
+        blob = stored[0].blob
+        while site not in have:
+            flight = self._flights.get((blob, site))
+            if flight is None:
+                await self._fly(stored, site, have, put_s)
+                return
+            await flight.ended.wait()
+            if flight.error is not None and flight.put_s >= put_s:
+                raise copy(flight.error) from flight.error
+
+    async def _fly(self, stored: Sequence[Extent], site: int, have: set[int], put_s: float) -> None:
         blob, length = stored[0].blob, stored[0].blob_length
         referred = referred_blocks(blob, stored, self._source.block_bytes)
+        flight = self._flights[blob, site] = _Flight(put_s)
         try:
             limits = replace(self._limits, put_s=put_s)
             await copy_blob(self._source, blob, length, referred, site, limits)
+            have.add(site)
         except UserError as exc:
-            raise BodyUnavailable(f"site {site}: {exc}") from exc
-        have.add(site)
+            flight.error = BodyUnavailable(f"site {site}: {exc}")
+            raise flight.error from exc
+        except (BodyError, BlobStoreError, MetadataError) as exc:
+            flight.error = exc
+            raise
+        finally:
+            del self._flights[blob, site]
+            flight.ended.set()
 
 
 async def _at_once(_: int) -> None:

@@ -32,6 +32,7 @@ GAUGES = frozenset(
         ("blob_store", "in_flight"),
         ("agent", "elected"),
         ("agent", "backlog"),
+        ("agent", "sites_away"),
         ("agent", "lag_s"),
         ("agent", "rate"),
     }

@@ -23,6 +23,11 @@ WISHES_MAX = 1024
 """Files that were asked for lately."""
 AGAIN_S = 60.0
 """A file that is read again is asked for again after this."""
+OUTSTANDING_MAX = 256
+"""Wishes of a mount that the agent has not dealt with. What is opened beyond them is asked for when that is done
+again."""
+LOOKED_AT_MAX, LOOK_AGAIN_S = 100, 0.25
+"""Where they are that many, it is looked how many of the oldest are still wanted, no more often than this."""
 LARGE_BLOCKS = 4
 """Less is fetched sooner than an agent has brought it."""
 
@@ -36,7 +41,9 @@ class MountSites:
         self._block_bytes = block_bytes
         self._known = KnownCopies(placement.replicas) if placement is not None else None
         self._wished: dict[int, float] = {}
-        self._nursery: trio.Nursery | None = None
+        self._outstanding: dict[int, bool] = {}
+        """Files that were asked for; whether etcd has said so."""
+        self._look_again_at = 0.0
 
     @property
     def here(self) -> int:
@@ -84,15 +91,35 @@ class MountSites:
             blobs = {extent.blob for extent in inode.extents if site_of(extent.blob) != placement.here}
             known = await placement.replicas.read(blobs)
             if inode.extent_pages or any(placement.here not in copies.complete for copies in known.values()):
-                await placement.want_here(inode.ino)
-                await self._leave_to_agent(placement, large)
+                if await self._ask(placement, inode.ino):
+                    self.arrivals.expect(large)
+                else:
+                    self.arrivals.forget(large)
         except MetadataError as exc:
             self.arrivals.forget(large)
             log.info("inode %#x is not asked for: %s", inode.ino, exc)
 
-    async def _leave_to_agent(self, placement: Placement, large: set[int]) -> None:
-        """If this site has an agent, it brings them."""
-        if large and await placement.has_agent():
-            self.arrivals.expect(large)
-        else:
-            self.arrivals.forget(large)
+    async def _ask(self, placement: Placement, ino: int) -> bool:
+        """Whether this site's agent brings it. Not where too much is asked for already, or there is no agent."""
+        if ino not in self._outstanding and len(self._outstanding) >= OUTSTANDING_MAX:
+            await self._look_at_oldest(placement)
+            if len(self._outstanding) >= OUTSTANDING_MAX:
+                self._wished.pop(ino, None)
+                return False
+        self._outstanding[ino] = False
+        try:
+            has_agent = await placement.want_here(ino)
+        finally:  # who does not know what became of it finds out when it looks
+            self._outstanding[ino] = True
+        if not has_agent:
+            self._outstanding.pop(ino, None)
+        return has_agent
+
+    async def _look_at_oldest(self, placement: Placement) -> None:
+        now = trio.current_time()
+        if now >= self._look_again_at:
+            self._look_again_at = now + LOOK_AGAIN_S
+            oldest = [ino for ino, is_told in self._outstanding.items() if is_told][:LOOKED_AT_MAX]
+            still = await placement.still_wanted(oldest)
+            for ino in set(oldest) - still:
+                self._outstanding.pop(ino, None)

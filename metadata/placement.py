@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import trio
 
 from apollofs.metadata import codec
-from apollofs.metadata.election import read_winner
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.ops.common import Location, Scope
 from apollofs.metadata.ops.policy import InheritPolicy, SetPolicy
 from apollofs.metadata.policy import Policy, PolicyMemory
 from apollofs.metadata.replicas import Replicas
 from apollofs.metadata.session import Session, retry
-from apollofs.metadata.store import Put, Range, Store, prefix_end
+from apollofs.metadata.store import Compare, Put, Range, Relation, Store, Target, prefix_end
 from apollofs.metadata.transact import Operation
 
 T = TypeVar("T")
@@ -64,12 +63,16 @@ class Placement:
         One request. StaleInode, NoSuchEntry: it is gone."""
         return await self._volume.transact(lambda scope: InheritPolicy(scope, ino, location, number))
 
-    async def has_agent(self) -> bool:
-        """Whether this site has an agent now. One request."""
-        return await retry(lambda: read_winner(self._store, self._keys.agent(self.here)), READ_S) is not None
-
-    async def want_here(self, ino: int) -> None:
-        """Ask this site's agent for copies of a file's blobs. One request; the wish ends with the session."""
+    async def want_here(self, ino: int) -> bool:
+        """Ask this site's agent for copies of a file's blobs; False: it has none now. One request; the wish ends with
+        the session. OutcomeUnknown too."""
         value = codec.encode_fields(list(self._volume.place_of(ino) or (0, b"")))
         put = Put(self._keys.wanted(self.here, ino), value, self._volume.session.lease_id)
-        await self._store.txn((), (put,))
+        has_agent = Compare(self._keys.agent(self.here), Target.VERSION, Relation.GREATER, 0)
+        return (await self._store.txn((has_agent,), (put,))).succeeded
+
+    async def still_wanted(self, inos: Sequence[int]) -> set[int]:
+        """Those of up to a hundred files that this site's agent has not dealt with yet. One request."""
+        asked = [Range(self._keys.wanted(self.here, ino), keys_only=True) for ino in inos]
+        result = await retry(lambda: self._store.txn((), asked), READ_S)
+        return {ino for ino, found in zip(inos, result.ranges, strict=True) if found is not None and found.kvs}

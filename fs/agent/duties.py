@@ -12,7 +12,7 @@ import trio
 from apollofs.fs.agent.archiving import archive_log
 from apollofs.fs.agent.context import AgentContext
 from apollofs.fs.agent.copier import copy
-from apollofs.fs.agent.feed import follow_journal, follow_policies, follow_wanted
+from apollofs.fs.agent.feed import follow_journal, follow_policies, follow_wanted, make_up
 from apollofs.fs.agent.moving import move
 from apollofs.fs.agent.state import encode_state
 from apollofs.fs.collecting import collect
@@ -98,6 +98,7 @@ DUTIES: tuple[Duty, ...] = (
     follow_policies,
     follow_journal,
     follow_wanted,
+    make_up,
     move,
     copy,
     collect_garbage,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from apollofs.fs.agent.backlog import Job
 from apollofs.metadata import codec
+from apollofs.metadata.errors import CorruptRecord
 from apollofs.metadata.keys import Keys
 from apollofs.metadata.records import Extent, Inode
 from apollofs.metadata.replicas import Referent
@@ -29,10 +30,11 @@ class Found:
     extents: tuple[Extent, ...]
 
 
-async def find_bodies(store: Store, keys: Keys, jobs: Sequence[Job]) -> dict[Job, Found]:
-    """Those of the jobs' files that have a name and a body in blobs. One request for forty, more for those that have
-    moved or are very fragmented. Raises DeadlineExceeded, StoreError, CorruptRecord."""
-    found: dict[Job, Found] = {}
+async def find_bodies(store: Store, keys: Keys, jobs: Sequence[Job]) -> dict[Job, Found | CorruptRecord]:
+    """Those of the jobs' files that have a name and a body in blobs, and those whose records do not decode, with what
+    is wrong. One request for forty, more for those that have moved or are very fragmented. Raises DeadlineExceeded,
+    StoreError."""
+    found: dict[Job, Found | CorruptRecord] = {}
     left = list(jobs)
     for _ in range(MOVES_MAX):
         moved: list[Job] = []
@@ -44,7 +46,7 @@ async def find_bodies(store: Store, keys: Keys, jobs: Sequence[Job]) -> dict[Job
     return found
 
 
-async def _find(store: Store, keys: Keys, jobs: Sequence[Job], found: dict[Job, Found]) -> list[Job]:
+async def _find(store: Store, keys: Keys, jobs: Sequence[Job], found: dict[Job, Found | CorruptRecord]) -> list[Job]:
     """The files that are elsewhere by now; their jobs say where."""
     asked: list[Range] = []
     for job in jobs:
@@ -56,15 +58,18 @@ async def _find(store: Store, keys: Keys, jobs: Sequence[Job], found: dict[Job, 
     for job in jobs:
         there = next(answers) if job.location is not None else ()
         own, where = next(answers), next(answers)
-        known = _inode_in(job.ino, there, own)
-        if known is not None:
-            inode, referent = known
-            extents = inode.extents if not inode.extent_pages else await _paged(store, keys, inode)
-            if extents:
-                found[job] = Found(referent, inode.policy, extents)
-        elif where and codec.decode_location(where[0].value) != job.location:
-            job.location = codec.decode_location(where[0].value)
-            moved.append(job)
+        try:
+            known = _inode_in(job.ino, there, own)
+            if known is not None:
+                inode, referent = known
+                extents = inode.extents if not inode.extent_pages else await _paged(store, keys, inode)
+                if extents:
+                    found[job] = Found(referent, inode.policy, extents)
+            elif where and codec.decode_location(where[0].value) != job.location:
+                job.location = codec.decode_location(where[0].value)
+                moved.append(job)
+        except CorruptRecord as exc:
+            found[job] = exc
     return moved
 
 

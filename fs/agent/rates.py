@@ -54,7 +54,7 @@ class Progress:
     failures: int = 0
     """Attempts that are repeated."""
     given_up: int = 0
-    """Files whose bodies are damaged or missing everywhere."""
+    """Files whose bodies are damaged or missing everywhere, and records that do not decode."""
     collections: int = 0
     retired: int = 0
     """Checkpoints that retention has removed."""
@@ -93,6 +93,7 @@ class Progress:
             "late_files": self.late,
             "failures": self.failures,
             "given_up": self.given_up,
+            "sites_away": len(backlog.away),
             "collections": self.collections,
             "retired": self.retired,
             "retention_kept": self.retention_kept,

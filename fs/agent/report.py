@@ -14,7 +14,7 @@ from apollofs.metadata.tree import Tree
 
 COUNTERS = (
     *("backlog", "lag_s", "last_lag_s", "rate", "files", "copied_blobs", "copied_bytes", "late_files", "failures"),
-    *("retired", "retention_kept"),
+    *("given_up", "sites_away", "retired", "retention_kept"),
 )
 
 

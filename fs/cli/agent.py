@@ -130,7 +130,10 @@ def status(meta_url: str, password_file: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    columns = ("site", "agent", "backlog", "lag", "rate", "copied", "late", "failures", "retired", "moving", "seen")
+    columns = (
+        *("site", "agent", "backlog", "lag", "rate", "copied", "late", "failures", "given up", "away", "retired"),
+        *("moving", "seen"),
+    )
     print_table(columns, [_row(each) for each in found], empty="no sites")
 
 
@@ -145,6 +148,8 @@ def _row(facts: dict[str, Any]) -> tuple[str, ...]:
         size_text(int(facts["copied_bytes"])),
         str(facts["late_files"]),
         str(facts["failures"]),
+        str(facts["given_up"]),
+        str(facts["sites_away"]),
         str(facts["retired"]),
         facts["moving"] or "-",
         seen,

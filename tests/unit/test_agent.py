@@ -16,16 +16,18 @@ from apollofs.fs.agent.context import AgentContext
 from apollofs.fs.agent.duties import DUTIES
 from apollofs.fs.agent.feed import follow_policies
 from apollofs.fs.agent.rates import ByteRate
+from apollofs.fs.agent.report import report
 from apollofs.fs.filesystem import Filesystem
 from apollofs.fs.user_error import UserError
 from apollofs.metadata.memory import MemoryStore, Moment, Request
 from apollofs.metadata.policy import Policy
 from apollofs.metadata.records import ROOT_INO, RenameFlag
-from apollofs.metadata.store import Range
+from apollofs.metadata.store import Delete, Put, Range
 from tests.support.filesystems import LARGE, USER, content, save
 from tests.support.retaining import write
-from tests.support.sites import KEYS, OPTIONS_OF_AGENTS, A, B, C, Sites, sites, until_done
+from tests.support.sites import KEYS, OPTIONS_OF_AGENTS, SITES, A, B, C, Sites, sites, until_done
 from tests.support.values import kv_client
+from tests.support.volumes import VOLUME
 
 __all__ = ["sites"]
 SOON_B = Policy(soon=(B,))
@@ -351,6 +353,11 @@ async def test_what_is_damaged_everywhere_is_given_up_and_said(sites: Sites, mon
         async with sites.agent(B) as agent:
             await until_done(agent)
             assert agent.progress.given_up == 1
+            assert agent.counters()["agent"]["given_up"] == 1
+            while not agent.state.facts.get("given_up"):
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            told = {each["site"]: each["given_up"] for each in await report(sites.store, VOLUME)}
+            assert told == {SITES[A - 1]: 0, SITES[B - 1]: 1, SITES[C - 1]: 0}
         assert not await sites.objects(B)
 
 
@@ -364,3 +371,25 @@ async def test_the_journal_that_is_gone_is_replaced_by_a_walk(sites: Sites) -> N
         async with sites.agent(B) as second:
             await until_done(second)
             assert await sites.copied_to(B, volume, ino)
+
+
+@pytest.mark.expects_log("can't be copied")
+async def test_records_that_do_not_decode_stop_nothing_else(sites: Sites) -> None:
+    await sites.set_policy(SOON_B)
+    async with sites.mount(A) as (here, volume):
+        await copied_by_a_predecessor(sites, here)
+        await save(here, b"inode", LARGE)
+        ino = await save(here, b"copies", LARGE)
+        blobs = {extent.blob for extent in (await volume.read_body(ino)).inode.extents}
+        good = await save(here, b"good", LARGE)
+        await volume.settle()
+        name = KEYS.dentry(ROOT_INO, b"inode")
+        was = (await sites.store.range(Range(name))).kvs[0].value
+        copies = [KEYS.copies(blob) for blob in blobs]
+        await sites.store.txn((), (Put(name, was[:-3]), *(Put(key, b"?") for key in copies)))
+        async with sites.agent(B) as agent:
+            with trio.fail_after(60):
+                while agent.progress.given_up < 2 or not await sites.copied_to(B, volume, good):
+                    await trio.testing.wait_all_tasks_blocked(0.001)
+            assert agent.session.alive
+        await sites.store.txn((), (Put(name, was), *(Delete(key) for key in copies)))

@@ -14,7 +14,7 @@ from apollofs.metadata.errors import NoSuchEntry
 from apollofs.metadata.memory import MemoryStore, Moment, Request
 from apollofs.metadata.policy import Policy
 from apollofs.metadata.records import ROOT_INO, RenameFlag
-from apollofs.metadata.store import Range
+from apollofs.metadata.store import Put, Range
 from apollofs.metadata.volume import Volume
 from tests.support.filesystems import LARGE, USER, save
 from tests.support.sites import KEYS, A, B, C, Sites, sites, until_done
@@ -140,3 +140,23 @@ async def test_a_walk_does_not_count_for_a_journal_that_is_followed_from_later_o
             await save(there, b"after", LARGE)
             await until_done(agent)
             assert await sites.copied_to(B, volume, between[0])
+
+
+@pytest.mark.expects_log("can't be copied")
+async def test_a_record_that_does_not_decode_does_not_stop_a_walk(sites: Sites) -> None:
+    async with sites.mount(A) as (here, volume):
+        _, _, sub, _ = await nested(here, volume)
+        good = await save(here, b"good", LARGE)
+        beside = await save(here, b"beside", LARGE)
+        await here.rename(ROOT_INO, b"beside", sub, b"beside", RenameFlag(0))
+        await volume.settle()
+        name = KEYS.dentry(sub, b"f")
+        was = (await sites.store.range(Range(name))).kvs[0].value
+        await sites.store.txn((), (Put(name, was[:-3]),))
+        await sites.set_policy(SOON_B)
+        async with sites.agent(B) as agent:
+            await until_done(agent)
+            assert agent.progress.given_up == 1
+            for ino in (good, beside):
+                assert await sites.copied_to(B, volume, ino)
+        await sites.store.txn((), (Put(name, was),))

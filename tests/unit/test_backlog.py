@@ -11,7 +11,7 @@ from apollofs.fs.agent.state import AgentState, decode_state, encode_state
 
 
 def job(ino: int, rank: int = COMMITTED, revision: int = 0, walks: list[Walk] | None = None) -> Job:
-    return Job(ino, (1, b"%d" % ino), rank, 1000 + ino, revision, walks or [])
+    return Job(ino, (1, b"%d" % ino), rank, 1000 + ino, revision, walks=walks or [])
 
 
 async def test_what_a_reader_waits_for_comes_first() -> None:
@@ -71,6 +71,24 @@ async def test_a_million_files_wait_outside() -> None:
             await trio.lowlevel.checkpoint()
 
 
+async def test_what_is_committed_does_not_wait_for_a_walk() -> None:
+    backlog, walk = Backlog(100), Walk()
+
+    async def found(ino: int) -> None:
+        await backlog.add(job(ino, MOVED, walks=[walk]))
+
+    async with trio.open_nursery() as nursery:
+        for ino in range(1, 1000):
+            nursery.start_soon(found, ino)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(backlog) == 50
+        with trio.fail_after(10):
+            for ino in range(1000, 1040):
+                await backlog.add(job(ino, COMMITTED, revision=ino))
+        assert {each.rank for each in await backlog.take(40)} == {COMMITTED}
+        nursery.cancel_scope.cancel()
+
+
 async def test_the_position_waits_for_the_oldest() -> None:
     backlog = Backlog()
     for number in (5, 6, 7):
@@ -121,6 +139,71 @@ async def test_a_walk_waits_for_its_jobs_also_where_others_absorb_them() -> None
         nursery.start_soon(walk.wait)
         await trio.testing.wait_all_tasks_blocked()
         backlog.done(taken)
+
+
+async def test_a_site_that_cant_be_read_takes_no_room_from_others() -> None:
+    backlog, site = Backlog(40), 7
+    with trio.fail_after(10):
+        for revision in range(1, 101):
+            await backlog.add(job(revision, revision=revision))
+            (taken,) = await backlog.take(10)
+            assert backlog.put_off(taken, site) == (revision == 1), "it is news once"
+            backlog.mark(revision)
+    assert (len(backlog), backlog.position, set(backlog.away)) == (10, 0, {site})
+    backlog.back(site)
+    assert not backlog.away
+    for each in await backlog.take(10):
+        backlog.done(each)
+    assert (len(backlog), backlog.position) == (0, 10)
+    owed = await backlog.owed()
+    assert (owed.first, owed.last, backlog.position) == (11, 100, 10)
+    backlog.made_up(50)
+    await backlog.add(job(50, MOVED, 50))
+    backlog.made_up(51)
+    assert backlog.position == 49
+    backlog.made_up(0)
+    backlog.done((await backlog.take(1))[0])
+    assert backlog.position == 100
+
+
+async def test_a_file_that_changes_again_and_again_at_a_site_that_cant_be_read_waits_once() -> None:
+    backlog, site, walk = Backlog(40), 7, Walk()
+    for revision in range(1, 101):
+        await backlog.add(job(1, revision=revision, walks=[walk] if revision == 5 else []))
+        backlog.put_off((await backlog.take(1))[0], site)
+    assert len(backlog) == 1
+    await walk.wait()
+    assert (walk.open, walk.away) == (1, 1)
+    await backlog.add(job(1, WANTED))
+    backlog.back(site)
+    (taken,) = await backlog.take(10)
+    assert (taken.rank, taken.revision, walk.away) == (WANTED, 1, 0)
+    backlog.done(taken)
+    assert (walk.open, len(backlog)) == (0, 0)
+
+
+async def test_wishes_have_places_of_their_own() -> None:
+    backlog, site = Backlog(4, 2), 7
+
+    async def ask() -> None:
+        for ino in range(1, 10):
+            await backlog.add(job(ino, WANTED))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(backlog) == 2
+        for _ in range(4):
+            with trio.fail_after(10):
+                for each in await backlog.take(10):
+                    backlog.put_off(each, site)  # one waits, the rest is left out, and nobody waits for them
+            await trio.testing.wait_all_tasks_blocked()
+    assert [each.ino for each in await backlog.take(10)] == [9]
+    assert len(backlog) == 2
+    backlog.back(site)
+    with trio.fail_after(10):
+        await backlog.wishes_left_out()
+    assert [each.ino for each in await backlog.take(10)] == [1]
 
 
 async def test_a_rate_is_kept(autojump_clock: trio.testing.MockClock) -> None:

@@ -32,7 +32,10 @@ def test_policies_are_set_told_and_cleared(world: tuple[World, str]) -> None:
     assert commands.report("policy", "list", url) == [found]
     status = commands.report("agent", "status", url)
     assert [(each["site"], each["agent"]) for each in status] == [("here", ""), ("east", ""), ("south", "")]
-    assert "never" in commands.run("agent", "status", url)
+    assert all((each["given_up"], each["sites_away"]) == (0, 0) for each in status)
+    shown = commands.run("agent", "status", url)
+    assert "never" in shown
+    assert "given up" in shown
     commands.run("policy", "clear", url, "/")
     assert commands.report("policy", "get", url, "/") == {}
     told = [json.loads(line) for line in commands.run("changes", url, "--json").splitlines()]
