@@ -98,6 +98,11 @@ class FileState:
         return self._doubt is not None
 
     @property
+    def doubt(self) -> object | None:
+        """What is in doubt, if anything is: to be compared by identity."""
+        return self._doubt
+
+    @property
     def is_transacting(self) -> bool:
         """Whether a commit's transaction has been sent and its outcome is not known yet."""
         return self._transaction is not None
@@ -368,6 +373,10 @@ class FileState:
                 self.denied_hook(doubt.change)
             return False
         self._land(doubt.flight, doubt.change.append_from, distance, body)
+        start = self._append_from
+        if fate is not None and start is not None and body.inode.size_bytes < fate.size_bytes:
+            # cut elsewhere since: what was appended after it follows the end
+            self._move_appended(start, max(body.inode.size_bytes, self.staged.map.end_before(start)) - start)
         return True
 
     def _drop_doubt(self) -> None:

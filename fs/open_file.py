@@ -362,6 +362,8 @@ class OpenFile:
             self._tools.growing.discard(self)
             return []
         if self._early is None:
+            if self._committing.locked():
+                return []
             tools = self._tools
             self._early = EarlyBlocks(tools.uploads, self._state.staged, self._new_blob, tools.writer.keep)
             self._state.denied_hook = self._early.forget_blobs
@@ -424,11 +426,11 @@ class OpenFile:
             self._state.rebase(body)
 
     async def _settle_doubt(self) -> None:
-        if self._state.in_doubt:
-            volume = self._tools.volume
+        doubt, volume = self._state.doubt, self._tools.volume
+        if doubt is not None:
             await volume.out_of_doubt()
             body = await volume.read_body(self.ino)
-            if self._state.in_doubt:  # and not lost with its session
+            if self._state.doubt is doubt:  # neither settled by somebody else meanwhile, nor lost with its session
                 self._state.rebase(body, volume.fate_of(self.ino))
 
 

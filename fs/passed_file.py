@@ -31,7 +31,15 @@ from apollofs.fs.taking_over import Taken, TakingOver, as_committed
 from apollofs.fs.working_copy import Moment, WorkingCopy
 from apollofs.fs.writer import CONFLICTS_MAX
 from apollofs.metadata import extents
-from apollofs.metadata.errors import BodyConflict, FileTooLarge, StaleInode, TooManyExtents
+from apollofs.metadata.errors import (
+    BodyConflict,
+    DeadlineExceeded,
+    FileTooLarge,
+    MetadataError,
+    OutcomeUnknown,
+    StaleInode,
+    TooManyExtents,
+)
 from apollofs.metadata.records import FILE_BYTES_MAX, Body, BodyChange, Inode, SetAttr
 
 REST_FACTOR = 20
@@ -182,16 +190,21 @@ class PassedFile(OpenFile):
             if self._attempted is not None:
                 await self._take_over_now()
             before, inode, body = self._state.base(), None, None
-            if size > self.copy.size_bytes:
+            size_before = self.copy.size_bytes
+            if size > size_before:
                 self.copy.resize(size)  # first, as the local disk may not be able to
             if not self._state.orphaned:
                 try:
                     inode, body = await self._resize(change)
                 except StaleInode:
                     self._state.orphan()
+                except MetadataError as exc:
+                    unsure = isinstance(exc, (OutcomeUnknown, DeadlineExceeded))
+                    if size > size_before and self.copy.size_bytes == size and not unsure:
+                        self.copy.resize(size_before)
+                    raise
             self._cut_here(size)
             self._mtime_told_ns = self.copy.moment().mtime_ns
-            self._taken.truncated(size)
             self._state.truncated(size, inode, None)
             if body is not None:
                 # others have changed it too: what they did is newer than the base, which is only cut
@@ -200,6 +213,7 @@ class PassedFile(OpenFile):
         return self.inode
 
     def _cut_here(self, size: int) -> None:
+        self._taken.truncated(size)
         self._stored.forget([(size, max(size, self.copy.size_bytes))])
         self.copy.resize(size)
 
@@ -254,6 +268,12 @@ class PassedFile(OpenFile):
         self.check_usable()
 
     async def _commit_flight(self) -> None:
+        try:
+            await self._commit_copy()
+        finally:
+            self._stored.commit_ended()
+
+    async def _commit_copy(self) -> None:
         began_s = trio.current_time()
         session = self._tools.volume.session
         for _ in range(CONFLICTS_MAX):

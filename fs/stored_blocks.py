@@ -135,7 +135,8 @@ class StoredBlocks:
         self._blob: GrowingBlob | None = None
         self._ahead: GrowingBlob | None = None
         """As `_blob`, for what is stored ahead while a commit is under way, which does not refer to it."""
-        self._committing = False
+        self._commits = 0
+        """How many blocks the commit that is under way is about."""
         self._generation = 0
         self._rewritten: GrowingBlob | None = None
         self._full_before: set[int] = set()
@@ -147,8 +148,7 @@ class StoredBlocks:
 
         Raises BodyUnavailable, BlobStoreFull, StagingFailed, CopyCut; what was stored then is not stored again.
         """
-        self._committing = True
-        count = block_count(size, self._block_bytes)
+        self._commits = count = block_count(size, self._block_bytes)
         self._drop([index for index in self._table if index >= count])
 
         async def one(job: tuple[int, int, BlockPlace | None]) -> None:
@@ -230,7 +230,7 @@ class StoredBlocks:
 
     def _reserve_ahead(self, index: int) -> BlockPlace | None:
         """As `_reserve`, for a whole block that is stored before anybody asks for it."""
-        if not self._committing:
+        if index < self._commits or not self._commits:
             return self._reserve(index, self._block_bytes)
         place, self._ahead = self._next(self._ahead, self._block_bytes)
         return place
@@ -251,11 +251,17 @@ class StoredBlocks:
         for index, stored in self._table.items():
             if index < count and stored.place is not None:
                 stored.place.blob.closed = True
+        late = [index for index, stored in self._table.items() if index >= count and stored.place is not None]
+        self._drop([index for index in late if (place := self._table[index].place) is not None and place.blob.closed])
         still_open = (blob for blob in (self._ahead, self._blob) if blob is not None and not blob.closed)
         self._blob, self._ahead = next(still_open, None), None
         if self._rewritten is not None and self._rewritten.closed:
             self._rewritten = None
-        self._committing = False
+        self.commit_ended()
+
+    def commit_ended(self) -> None:
+        """None is under way."""
+        self._commits = 0
 
     def layout(self, size: int) -> extents.Extents:
         """Where the copy's first `size` bytes are, just after `bring_up`; holes where it has none."""

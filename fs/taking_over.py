@@ -14,10 +14,19 @@ from apollofs.fs.stored_blocks import StoredBlocks
 from apollofs.fs.working_copy import WorkingCopy
 from apollofs.metadata import extents
 from apollofs.metadata.fates import Fate
-from apollofs.metadata.records import Body, BodyChange, InodeFlag
+from apollofs.metadata.records import FILE_BYTES_MAX, Body, BodyChange, InodeFlag
 
 SAME_BY_CHANCE = 16
 """Fewer bytes than these between others that were written here count as written here, though they are as before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Of which version a block of the copy is, but for what was written here."""
+
+    body: Body
+    cut_to: int
+    """So many bytes of the whole version are in the copy; behind them it was cut."""
 
 
 @dataclass(slots=True)
@@ -28,8 +37,10 @@ class Taken:
     """Where what was appended here begins; None: nothing was."""
     size_bytes: int | None = None
     """The size of the version that the copy was brought to; None: still that of the base."""
-    blocks: dict[int, Body] = field(default_factory=dict)
+    blocks: dict[int, Standing] = field(default_factory=dict)
     """By their start, blocks that are of a later version than the base."""
+    cut_to: int = FILE_BYTES_MAX
+    """So many bytes of the base are in the copy still: it was cut since."""
     kept_end: int = 0
     """Up to where there are bytes that were written here, past the end to which others have cut the file."""
 
@@ -37,19 +48,26 @@ class Taken:
         """The copy is of the newest version now, which becomes the base."""
         self.size_bytes = None
         self.blocks.clear()
-        self.kept_end = 0
+        self.kept_end, self.cut_to = 0, FILE_BYTES_MAX
 
     def committed(self, size: int, size_here: int) -> None:
         """The first `size` bytes of the copy are a version; what was appended since is not, if it is longer by now."""
+        self.cut_to = FILE_BYTES_MAX
         appended = self.append_from is not None and size_here > size
         self.append_from = max(size, self.append_from or 0) if appended else None
 
     def truncated(self, size: int) -> None:
         """The copy is to have so many bytes."""
         self.append_from = None
+        self.cut(size)
         self.kept_end = min(self.kept_end, size)
         if self.size_bytes is not None:
             self.size_bytes = size
+
+    def cut(self, size: int) -> None:
+        """Of what the copy was it has no more than so many bytes now."""
+        self.cut_to = min(self.cut_to, size)
+        self.blocks = {start: Standing(each.body, min(each.cut_to, size)) for start, each in self.blocks.items()}
 
 
 def as_committed(change: BodyChange, base: Body, newest: Body, fate: Fate | None) -> Body | None:
@@ -99,6 +117,8 @@ class TakingOver:
         where this one was.
         """
         size, taken = self.newest.inode.size_bytes, self.taken
+        if taken.append_from is not None and taken.append_from >= self.copy.size_bytes:
+            taken.append_from = None
         if taken.append_from is not None and size > taken.append_from:
             await self._move_appended(taken.append_from, size - taken.append_from)
             taken.append_from = size
@@ -106,23 +126,25 @@ class TakingOver:
         grown_here = self.copy.size_bytes > before
         if size > self.copy.size_bytes or (self.clean and not grown_here):
             self._resize(size)
-        known = max(before, size, *(body.inode.size_bytes for body in (self.base, *taken.blocks.values())))
-        for start in await self._blocks(min(known, self.copy.size_bytes)):
-            base = taken.blocks.get(start, self.base)
-            if not self._is_same(base, start):
-                await self._take_block(base, start)
-                taken.blocks[start] = self.newest
-        end = max(size, taken.kept_end)
-        if not grown_here and self.copy.size_bytes > size:
-            self._resize(end)
-        elif taken.append_from is not None and taken.append_from > end:
-            await self._close_up(taken.append_from, end)
-            taken.append_from = end
+        size_here = self.copy.size_bytes
+        versions = (self.base, *(each.body for each in taken.blocks.values()))
+        known = max(before, size, *(body.inode.size_bytes for body in versions))
+        for start in await self._blocks(min(known, size_here)):
+            standing = taken.blocks.get(start, Standing(self.base, taken.cut_to))
+            if not self._is_same(standing, start):
+                await self._take_block(standing, start)
+                taken.blocks[start] = Standing(self.newest, FILE_BYTES_MAX)
+        if taken.append_from is not None and taken.append_from > max(size, taken.kept_end):
+            await self._close_up(taken.append_from, max(size, taken.kept_end))
+        elif not grown_here and size_here > size:
+            end = max(size, taken.kept_end, await self._last_written(size))
+            if self.copy.size_bytes == size_here:  # otherwise it has grown since
+                self._resize(end)
         taken.done()
 
     async def _blocks(self, end: int) -> list[int]:
         """Where the blocks begin, up to `end`, in which any version has data; where all have holes nothing is to do."""
-        bodies = (self.base, self.newest, *self.taken.blocks.values())
+        bodies = (self.base, self.newest, *(each.body for each in self.taken.blocks.values()))
         data = [(extent.offset, extent.end) for body in bodies for extent in body.inode.extents]
         data += [(0, body.inode.size_bytes) for body in bodies if body.inode.is_inline]
         data += await self.copy.data_within(0, end)
@@ -130,14 +152,28 @@ class TakingOver:
         found = {at for low, high in data for at in range(low // step * step, min(high, end), step)}
         return sorted(found)
 
+    async def _last_written(self, start: int) -> int:
+        """The end of the last byte from `start` on that is no zero: what was cut is zeros by now, so it was written
+        here. Found from the back, so that there is little time for more."""
+        for low, high in reversed(await self.copy.data_within(start, self.copy.size_bytes)):
+            for at in reversed(range(low, high, self.block_bytes)):
+                found = len((await self.copy.read(at, min(self.block_bytes, high - at))).rstrip(b"\0"))
+                if found:
+                    return at + found
+        return start
+
     def _resize(self, size: int) -> None:
         self.stored.forget([(size, max(size, self.copy.size_bytes))])
+        if size < self.copy.size_bytes:
+            self.taken.cut(size)
         self.copy.resize(size)
         self.taken.size_bytes = size
 
-    def _is_same(self, base: Body, start: int) -> bool:
-        """Whether both versions refer to the same bytes in the block at `start`."""
-        newest, end = self.newest, start + self.block_bytes
+    def _is_same(self, standing: Standing, start: int) -> bool:
+        """Whether the block at `start` is as in the newest version, but for what was written here."""
+        base, newest, end = standing.body, self.newest, start + self.block_bytes
+        if standing.cut_to < min(end, base.inode.size_bytes):
+            return False
         if newest.inode.size_bytes < min(end, base.inode.size_bytes) and not self.clean:
             return False  # cut elsewhere, also where there was a hole: something may have been written there
         length = min(self.block_bytes, max(base.inode.size_bytes, newest.inode.size_bytes) - start)
@@ -148,10 +184,11 @@ class TakingOver:
     def _pieces(self, body: Body, start: int, length: int) -> list[extents.Piece]:
         return extents.pieces(body.inode.extents, start, length)
 
-    async def _take_block(self, base: Body, start: int) -> None:
+    async def _take_block(self, standing: Standing, start: int) -> None:
         theirs = bytes(await self.reader.pread(self.newest, start, self.block_bytes))
         try:
-            before = bytes(await self.reader.pread(base, start, self.block_bytes))
+            before = bytes(await self.reader.pread(standing.body, start, self.block_bytes))
+            before = before[: max(0, standing.cut_to - start)]
         except MissingBlob:
             before = None  # collected since: nothing tells what was changed here
         # last: the kernel may write to the copy at any moment
@@ -186,9 +223,12 @@ class TakingOver:
 
     async def _close_up(self, start: int, end: int) -> None:
         """Others have cut the file: what was appended here, from `start` on, follows its new end."""
-        size = self.copy.size_bytes
+        at = start
         with trio.CancelScope(shield=True):  # a part of it would be there twice
-            for at in range(start, size, self.block_bytes):
-                await self.copy.write(end + at - start, await self.copy.read(at, min(self.block_bytes, size - at)))
-        self.stored.forget([(end, size)])
-        self._resize(end + size - start)
+            while at < self.copy.size_bytes:
+                data = await self.copy.read(at, self.block_bytes)
+                await self.copy.write(end + at - start, data)
+                at += len(data)
+        self.stored.forget([(end, at)])
+        self.taken.append_from = end
+        self._resize(end + at - start)

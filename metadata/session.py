@@ -305,8 +305,10 @@ class Session:
                 slot.doubtful = slot.doubtful or isinstance(exc, OutcomeUnknown)
                 in_this_slot = slot.doubtful and deadline == math.inf
                 if not (in_this_slot or isinstance(exc, (OutcomeUnknown, StoreUnavailable))):
+                    self._not_sent(slot, record)
                     raise
                 if trio.current_time() > deadline or patience.gives_up(began):
+                    self._not_sent(slot, record)
                     fate = "may have been applied" if slot.doubtful else "was not applied"
                     raise DeadlineExceeded(f"metadata store: {exc} (the operation {fate})") from exc
             await trio.sleep(backoff_s * (0.5 + random.random()))
@@ -316,6 +318,10 @@ class Session:
             return await self._refused(slot, record, outcome)
         self.fates.tell(record, applied=isinstance(outcome, Committed))
         return outcome
+
+    def _not_sent(self, slot: Slot, record: SlotRecord) -> None:
+        if not slot.doubtful:
+            self.fates.tell(record, applied=False)
 
     def _outcome(
         self,

@@ -110,6 +110,8 @@ class CommitBody:
             return
         if change.inline is not None or change.rewrites_all or change.lifts_inline or before.is_inline:
             raise BodyConflict("another mount has changed this body since it was read")
+        if change.append_from is not None and before.size_bytes < change.append_from:
+            raise BodyConflict("another mount has cut the file below where something was appended")
 
     def _overlay(self, before: Inode, after: Inode) -> Inode:
         change = self.change

@@ -13,7 +13,7 @@ from apollofs.fs.open_file import OpenFile
 from apollofs.metadata.errors import OutcomeUnknown
 from apollofs.metadata.fates import FATES_MAX, Fate, Fates
 from apollofs.metadata.journal import Change, Kind, SlotRecord
-from apollofs.metadata.records import ROOT_INO, SetAttr
+from apollofs.metadata.records import ROOT_INO, Body, SetAttr
 from tests.support.bodies import BLOCK, Mount, World, mount, world
 from tests.support.collecting import collect
 
@@ -142,6 +142,36 @@ async def test_a_sync_that_was_interrupted_while_it_was_applied(world: World, mo
     await elsewhere(world, cut_to_nothing)
     await file.commit()
     assert await as_others_read_it(world, file.ino) == b""
+
+
+async def test_a_look_settles_what_was_in_doubt_when_it_began_and_nothing_later(
+    world: World, mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the newest body is read a commit settles it, and is followed by one of unknown outcome, too."""
+    file = await opened(mount, "daemon", b"0" * 300)
+    await file.append(b"A" * 100)
+    await commit_in_doubt(mount, file, "lost")
+    read_body = mount.volume.read_body
+
+    async def read_before_others(ino: int) -> Body:
+        monkeypatch.setattr(mount.volume, "read_body", read_body)
+        body = await read_body(ino)
+        await file.commit()
+        await file.append(b"B" * 100)
+        await commit_in_doubt(mount, file, "applied")
+        return body
+
+    monkeypatch.setattr(mount.volume, "read_body", read_before_others)
+    async with world.mount("other") as other:
+        there = await other.bodies.open((await other.volume.inner.lookup(ROOT_INO, b"f")).ino)
+        await there.append(b"T" * 100)
+        await there.commit()
+    await mount.bodies.refresh(file, await mount.volume.inner.getattr(file.ino))
+    await file.commit()
+    found = await as_others_read_it(world, file.ino)
+    assert sorted((found[at], found.count(found[at])) for at in range(0, len(found), 100)) == sorted(
+        [(ord("0"), 300)] * 3 + [(ord(each), 100) for each in "ABT"]
+    )
 
 
 def test_fates_are_told_and_forgotten() -> None:
