@@ -238,8 +238,8 @@ class FileState:
         """Replace the base by a newer body; what was appended here moves behind what was appended there.
 
         Settles what is in doubt: `fate` is what became of it (None: only `body` can tell), and `body` was read when no
-        late copy of it could arrive any more. Not while a transaction
-        is under way: its outcome may be in `body` already.
+        late copy of it could arrive any more. Not while a transaction is under way: its outcome may be in `body`
+        already.
         """
         if self.orphaned or body.inode.body_version < self.version:
             return

@@ -116,6 +116,10 @@ class _Stored:
         blob, length = self.place.blob, self.footer.data_length
         return (Extent(offset, length, blob.number, self.place.offset, blob.length),)
 
+    @property
+    def is_in_closed_blob(self) -> bool:
+        return self.place is not None and self.place.blob.closed
+
     def is_in(self, blobs: Collection[int]) -> bool:
         return any(extent.blob in blobs for extent in self.where(0))
 
@@ -251,8 +255,7 @@ class StoredBlocks:
         for index, stored in self._table.items():
             if index < count and stored.place is not None:
                 stored.place.blob.closed = True
-        late = [index for index, stored in self._table.items() if index >= count and stored.place is not None]
-        self._drop([index for index in late if (place := self._table[index].place) is not None and place.blob.closed])
+        self._drop([index for index, stored in self._table.items() if index >= count and stored.is_in_closed_blob])
         still_open = (blob for blob in (self._ahead, self._blob) if blob is not None and not blob.closed)
         self._blob, self._ahead = next(still_open, None), None
         if self._rewritten is not None and self._rewritten.closed:

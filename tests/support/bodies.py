@@ -18,6 +18,7 @@ from apollofs.blobstore.memory import MemoryStore as MemoryBlobs
 from apollofs.blobstore.open import wrap
 from apollofs.fs.bodies import Bodies, open_bodies
 from apollofs.fs.config import BodyConfig
+from apollofs.fs.open_file import OpenFile
 from apollofs.metadata.codec import encode_superblock
 from apollofs.metadata.errors import OutcomeUnknown, StoreUnavailable
 from apollofs.metadata.fates import Fate
@@ -199,6 +200,11 @@ class Mount:
         """The committed bytes, read by this mount as of now."""
         body = await self.volume.read_body(ino)
         return bytes(await self.bodies.reader.pread(body, 0, body.inode.size_bytes))
+
+
+async def opened_there(other: Mount, name: bytes = b"f") -> OpenFile:
+    """The file of that name in the root, opened by a mount that may never have seen it."""
+    return await other.bodies.open((await other.volume.inner.lookup(ROOT_INO, name)).ino)
 
 
 class World:

@@ -12,9 +12,10 @@ from apollofs.fs.command_volume import command_record
 from apollofs.metadata.collector import open_collector
 from apollofs.metadata.format import list_sites, pages, read_superblock
 from apollofs.metadata.keys import Keys
-from apollofs.metadata.records import BodyChange
+from apollofs.metadata.records import ROOT_INO, BodyChange
 from apollofs.metadata.store import Put, Store
 from apollofs.metadata.volume import Volume
+from tests.support.bodies import World
 from tests.support.volumes import OPTIONS, VOLUME
 
 KEYS = Keys(VOLUME)
@@ -34,6 +35,14 @@ async def collect(store: Store, blobs: BlockStore, options: CollectOptions = AT_
         open_collector(store, VOLUME, command_record("0"), OPTIONS, options.answer_wait_s) as collector,
     ):
         return await Collection(store, KEYS, collector, source, options).run(await list_sites(store, VOLUME))
+
+
+async def as_others_read_it(world: World, ino: int) -> bytes:
+    """The file `f`, by a mount that knows nothing, after everything has been collected that looks like garbage."""
+    await collect(world.store, world.blobs)
+    async with world.mount("reader") as reader:
+        assert (await reader.volume.inner.lookup(ROOT_INO, b"f")).ino == ino
+        return await reader.content(ino)
 
 
 async def objects(blobs: BlockStore) -> list[str]:

@@ -14,8 +14,8 @@ from apollofs.metadata.errors import OutcomeUnknown
 from apollofs.metadata.fates import FATES_MAX, Fate, Fates
 from apollofs.metadata.journal import Change, Kind, SlotRecord
 from apollofs.metadata.records import ROOT_INO, Body, SetAttr
-from tests.support.bodies import BLOCK, Mount, World, mount, world
-from tests.support.collecting import collect
+from tests.support.bodies import BLOCK, Mount, World, mount, opened_there, world
+from tests.support.collecting import as_others_read_it
 
 __all__ = ["mount", "world"]
 KINDS = ["daemon", "passthrough"]
@@ -42,7 +42,7 @@ async def commit_in_doubt(mount: Mount, file: OpenFile, fault: str) -> None:
 async def elsewhere(world: World, act: Callable[[OpenFile], Awaitable[object]]) -> None:
     """Another mount does something to the file, and commits."""
     async with world.mount("other") as other:
-        there = await other.bodies.open((await other.volume.inner.lookup(ROOT_INO, b"f")).ino)
+        there = await opened_there(other)
         await act(there)
         await there.commit()
         other.bodies.release(there)
@@ -50,14 +50,6 @@ async def elsewhere(world: World, act: Callable[[OpenFile], Awaitable[object]]) 
 
 async def cut_to_nothing(there: OpenFile) -> None:
     await there.truncate(SetAttr(size_bytes=0))
-
-
-async def as_others_read_it(world: World, ino: int) -> bytes:
-    """After everything has been collected that looks like garbage."""
-    await collect(world.store, world.blobs)
-    async with world.mount("reader") as reader:
-        assert (await reader.volume.inner.lookup(ROOT_INO, b"f")).ino == ino
-        return await reader.content(ino)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -120,7 +112,7 @@ async def test_an_append_is_there_once_though_others_have_stored_its_bytes_anew(
         there = other.bodies.pass_through(await other.bodies.open(await other.create()))
         os.pwrite(there.copy.fd, b"." * 300, 0)
         await there.commit()
-        file = await mount.bodies.open((await mount.volume.inner.lookup(ROOT_INO, b"f")).ino)
+        file = await opened_there(mount)
         await file.append(b"<record>")
         await commit_in_doubt(mount, file, "applied")
         os.pwrite(there.copy.fd, b"H", 0)
@@ -163,7 +155,7 @@ async def test_a_look_settles_what_was_in_doubt_when_it_began_and_nothing_later(
 
     monkeypatch.setattr(mount.volume, "read_body", read_before_others)
     async with world.mount("other") as other:
-        there = await other.bodies.open((await other.volume.inner.lookup(ROOT_INO, b"f")).ino)
+        there = await opened_there(other)
         await there.append(b"T" * 100)
         await there.commit()
     await mount.bodies.refresh(file, await mount.volume.inner.getattr(file.ino))

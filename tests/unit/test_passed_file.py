@@ -14,7 +14,7 @@ from apollofs.fs.open_file import OpenFile
 from apollofs.fs.passed_file import PassedFile
 from apollofs.metadata.errors import OutcomeUnknown, StoreUnavailable
 from apollofs.metadata.records import ROOT_INO, SetAttr
-from tests.support.bodies import BLOCK, Mount, World, mount, world
+from tests.support.bodies import BLOCK, Mount, World, mount, opened_there, world
 
 __all__ = ["mount", "world"]
 
@@ -22,10 +22,6 @@ __all__ = ["mount", "world"]
 async def passed(mount: Mount, ino: int) -> PassedFile:
     """The file, opened for writing by passthrough."""
     return mount.bodies.pass_through(await mount.bodies.open(ino))
-
-
-async def opened_there(other: Mount, name: bytes = b"f") -> OpenFile:
-    return await other.bodies.open((await other.volume.inner.lookup(ROOT_INO, name)).ino)
 
 
 def kernel_writes(file: PassedFile, offset: int, data: bytes) -> None:

@@ -111,24 +111,25 @@ async def test_a_policy_that_is_changed_stops_at_once(pair: Pair, apply_while: A
     assert kept(report, 1) == "the policy has just been changed"
 
 
-async def test_a_policy_that_is_set_on_the_way_down_stops_what_is_below(pair: Pair, apply_while: Applied) -> None:
+async def run_below(pair: Pair) -> tuple[int, int, Run]:
+    """A directory with a recursive policy, one in it, and in that one a run with two checkpoints."""
     top = await mkdir(pair.here, b"runs")
     middle = await mkdir(pair.here, b"middle", top)
     run = Run(pair, await mkdir(pair.here, b"run", middle))
     await run.save(1, 2)
     await pair.volume.settle()
     await keep(pair, replace(NOW, is_recursive=True), top)
+    return top, middle, run
+
+
+async def test_a_policy_that_is_set_on_the_way_down_stops_what_is_below(pair: Pair, apply_while: Applied) -> None:
+    _, middle, run = await run_below(pair)
     await apply_while(lambda: keep(pair, replace(NOW, last=9, is_recursive=True), middle))
     assert await run.left() == {1, 2}
 
 
 async def test_what_was_moved_out_of_the_policy_stays(pair: Pair, apply_while: Applied) -> None:
-    top = await mkdir(pair.here, b"runs")
-    middle = await mkdir(pair.here, b"middle", top)
-    run = Run(pair, await mkdir(pair.here, b"run", middle))
-    await run.save(1, 2)
-    await pair.volume.settle()
-    await keep(pair, replace(NOW, is_recursive=True), top)
+    top, _, run = await run_below(pair)
     report = await apply_while(lambda: pair.here.rename(top, b"middle", ROOT_INO, b"saved", RenameFlag(0)))
     assert kept(report, 1) == "the directory has just been moved"
     assert await run.left() == {1, 2}

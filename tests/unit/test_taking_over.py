@@ -13,12 +13,11 @@ import trio.testing
 
 from apollofs.blobstore import BlobStoreUnavailable
 from apollofs.fs.errors import BodyUnavailable
-from apollofs.fs.open_file import OpenFile
 from apollofs.fs.passed_file import PassedFile
 from apollofs.metadata.errors import OutcomeUnknown
-from apollofs.metadata.records import ROOT_INO, SetAttr
-from tests.support.bodies import BLOCK, Mount, World, mount, world
-from tests.support.collecting import collect
+from apollofs.metadata.records import SetAttr
+from tests.support.bodies import BLOCK, Mount, World, mount, opened_there, world
+from tests.support.collecting import as_others_read_it
 
 __all__ = ["mount", "world"]
 BASE = random.Random(1).randbytes(4 * BLOCK)
@@ -31,10 +30,6 @@ async def file(mount: Mount) -> PassedFile:
     assert os.pwrite(file.copy.fd, BASE, 0) == len(BASE)
     await file.commit()
     return file
-
-
-async def opened_there(other: Mount) -> OpenFile:
-    return await other.bodies.open((await other.volume.inner.lookup(ROOT_INO, b"f")).ino)
 
 
 async def taken_over_at_last(world: World, mount: Mount, file: PassedFile) -> None:
@@ -136,14 +131,6 @@ async def cut_elsewhere(world: World, size: int) -> None:
         there = await opened_there(other)
         await there.truncate(SetAttr(size_bytes=size))
         other.bodies.release(there)
-
-
-async def as_others_read_it(world: World, ino: int) -> bytes:
-    """After everything has been collected that looks like garbage."""
-    await collect(world.store, world.blobs)
-    async with world.mount("reader") as reader:
-        assert (await reader.volume.inner.lookup(ROOT_INO, b"f")).ino == ino
-        return await reader.content(ino)
 
 
 @pytest.mark.parametrize("size", [0, BLOCK, BLOCK + 100, 4 * BLOCK - 1])

@@ -15,8 +15,8 @@ from apollofs.fs.errors import BodyUnavailable
 from apollofs.fs.open_file import OpenFile
 from apollofs.fs.passed_file import PassedFile
 from apollofs.metadata.errors import OutcomeUnknown, StoreFull, StoreUnavailable
-from apollofs.metadata.records import ROOT_INO, Body, BodyChange, Inode, SetAttr
-from tests.support.bodies import BLOCK, Mount, World, mount, world
+from apollofs.metadata.records import Body, BodyChange, Inode, SetAttr
+from tests.support.bodies import BLOCK, Mount, World, mount, opened_there, world
 
 __all__ = ["mount", "world"]
 MINE = b"MINE" * 50
@@ -34,10 +34,6 @@ async def passed(mount: Mount, size: int) -> PassedFile:
     os.pwrite(file.copy.fd, b"a" * size, 0)
     await file.commit()
     return file
-
-
-async def opened_there(other: Mount) -> OpenFile:
-    return await other.bodies.open((await other.volume.inner.lookup(ROOT_INO, b"f")).ino)
 
 
 async def write_there(there: OpenFile, offset: int, data: bytes) -> None:
